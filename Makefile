@@ -1,0 +1,36 @@
+# PosBench's front door. `make` lists the verbs; every one of them installs what it needs into .venv first.
+PYTHON   ?= python3
+METHOD   ?= rpe2d
+PROTOCOL ?= shapes
+DATA     ?=
+DEVICES  ?= auto
+NODES    ?= 1
+SEED     ?= 0
+OUT      ?= runs
+# Further dot-list overrides, e.g. SET="train.steps=200 sample.count=64": they make the run a custom one.
+SET      ?=
+
+VENV := .venv
+PY   := $(VENV)/bin/python
+RUN  := $(PY) -m benchmark
+ARGS  = --protocol $(PROTOCOL) --seed $(SEED) --out $(OUT) --devices $(DEVICES) --nodes $(NODES) $(if $(DATA),--data $(DATA)) $(SET)
+
+.DEFAULT_GOAL := help
+.PHONY: help install bench sweep leaderboards list test lint lock clean
+
+help: ## this list
+	@echo "make bench METHOD=rpe2d      one method through every stage, on the embedded data set"
+	@echo
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
+	@echo
+	@echo "Variables: METHOD=$(METHOD) PROTOCOL=$(PROTOCOL) DATA=$(DATA) DEVICES=$(DEVICES) NODES=$(NODES) SEED=$(SEED) OUT=$(OUT) SET='section.key=value ...'"
+
+# The stamp is newer than the lock exactly when the lock is installed, so a second make installs nothing.
+$(VENV)/.installed: requirements.txt requirements-uv.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "PosBench needs Python 3.11 or newer: set PYTHON=python3.x" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.txt
+	$(VENV)/bin/uv pip install --python $(PY) --require-hashes -r requirements.txt
+	@touch $@
+
+install: $(VENV)/.installed ## set up .venv from the locked, hashed requirements

@@ -1,0 +1,110 @@
+"""Encoding: the places where a position can enter a transformer; token coordinates; the rotary tables' arithmetic.
+
+Shapes: B batch, H heads, T tokens (row by row), D width of the core, K width of a head, J = K / 4 frequencies per axis.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Mask = Tensor | Literal["causal"] | None
+
+
+@dataclass
+class Encoding:
+    """What a method hands to the core. The core applies the fields that are there and asks nothing else.
+
+    Attributes:
+        add: [T, D] or [B, T, D], added to the tokens once.
+        rotary: (cos, sin), each [T, K/2] or [B, 1, T, K/2]; entry k turns channels (2k, 2k + 1) of q and k. A table holds
+            each angle once, although it serves two channels: the copies would only be multiplied in vain.
+        mask: one entry a block: None, "causal" (raster order, in the fused kernel), or boolean [T, T], true where a
+            query (row) may look at a key (column).
+        logit_scale: a factor on the attention logits, on top of 1 / sqrt(K).
+    """
+
+    add: Tensor | None = None
+    rotary: tuple[Tensor, Tensor] | None = None
+    mask: Sequence[Mask] | None = None
+    logit_scale: float = 1.0
+
+
+def token_yx(grid_hw: tuple[int, int], device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
+    """Row and column of every token, row by row: two integer tensors [T]."""
+    y, x = torch.meshgrid(*(torch.arange(n, device=device) for n in grid_hw), indexing="ij")
+    return y.flatten(), x.flatten()
+
+
+def frequencies(width: int, base: float, device: torch.device | str | None = None) -> Tensor:
+    """theta_j = base^(-2j / width) for j = 0 .. width/2 - 1 (Su et al. 2021, RoFormer, eq. 15): float64 [width / 2].
+
+    Args:
+        width: channels that one axis turns; even.
+        base: 10000 in language models, often 100 on short grids.
+    """
+    if width % 2:
+        raise ValueError(f"a rotary axis turns pairs of channels: its width must be even, not {width}")
+    exponent = torch.arange(0, width, 2, device=device).double() / width
+    return base**-exponent
+
+
+def rotary(
+    position_y: Tensor, position_x: Tensor, theta_y: Tensor, theta_x: Tensor, scale: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Axial rotary tables: the first half of a head turns with y, the second with x (FiT, rope.py).
+
+    Args:
+        position_y, position_x: [..., T] positions of the tokens; any number type.
+        theta_y, theta_x: [J] frequencies in radians per position.
+        scale: a factor on both tables (YaRN's temperature).
+
+    Returns:
+        (cos, sin), each float32 [..., T, 2J]. Angles are computed in float64, so that large positions lose nothing.
+    """
+    angle = torch.cat(
+        [position_y.double()[..., None] * theta_y.double(), position_x.double()[..., None] * theta_x.double()], -1
+    )
+    return (angle.cos() * scale).float(), (angle.sin() * scale).float()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turns channel pairs (2k, 2k + 1) of x [B, H, T, K] by the angles of cos, sin [T, K/2] or [B, 1, T, K/2]."""
+    even, odd = x[..., 0::2], x[..., 1::2]
+    turned = torch.empty_like(x)
+    turned[..., 0::2] = even * cos - odd * sin
+    turned[..., 1::2] = even * sin + odd * cos
+    return turned
+
+
+def sincos_table(position_y: Tensor, position_x: Tensor, width: int) -> Tensor:
+    """DiT's fixed table (Peebles and Xie 2023; MAE): [T, D] float32.
+
+    The FIRST half of the channels encodes the column; each half is [sin | cos] over omega_k = 10000^(-k / (D / 4)).
+
+    Args:
+        position_y, position_x: [T] positions of the tokens.
+        width: D, divisible by 4.
+    """
+    if width % 4:
+        raise ValueError(f"the sin-cos table needs a width divisible by 4, not {width}")
+    omega = 1.0 / 10000 ** (torch.arange(width // 4, device=position_y.device).double() / (width / 4))
+    halves = [position.double()[:, None] * omega for position in (position_x, position_y)]
+    return torch.cat([part for half in halves for part in (half.sin(), half.cos())], -1).float()
+
+
+def attention_scale(rule: str, tokens: int, trained_tokens: int) -> float:
+    """The protocol's factor on the logits at `tokens` tokens for a model trained at `trained_tokens`.
+
+    "jin": sqrt(ln N / ln N_train) (Jin et al. 2023); "fitv2": max(1, ln N / ln N_train) (FiTv2); "none": 1.
+    At the training size it is exactly 1. A grid of one token has no attention to scale: 1.
+    """
+    if rule == "none" or tokens == trained_tokens or tokens < 2 or trained_tokens < 2:
+        return 1.0
+    growth = math.log(tokens) / math.log(trained_tokens)
+    return {"jin": math.sqrt(growth), "fitv2": max(1.0, growth)}[rule]

@@ -1,0 +1,112 @@
+"""Files and errors: whole or absent on disk, one line for people when something is wrong."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import difflib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class UserError(ValueError):
+    """Something the user can put right. The message is one line: what is wrong, then what would be right."""
+
+
+def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
+    """The error for a name that does not exist: suggests the nearest and lists what there is."""
+    choices = sorted(choices)
+    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    return UserError(f"unknown {kind} '{name}'{hint} (there are: {', '.join(choices) or 'none'})")
+
+
+@contextlib.contextmanager
+def atomic(path: Path | str) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; on success it is flushed to disk and renamed onto it, on failure removed.
+
+    The block writes a file (or creates a folder) at the yielded path. Readers see the old state or the new one, never half.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    inner = draft / path.name
+    try:
+        yield inner
+        if inner.is_file():
+            with open(inner, "rb") as file:
+                os.fsync(file.fileno())
+        elif path.is_dir():
+            shutil.rmtree(path)
+        os.replace(inner, path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Writes `text` as UTF-8 with Unix line ends, atomically."""
+    with atomic(path) as draft:
+        draft.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Writes `value` as JSON with sorted keys, atomically. NaN and infinity are errors: JSON has no such numbers."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(path: Path | str) -> Any:
+    """The JSON value in `path`; a UserError names the file when it is not there or is not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is not there") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON ({error})") from None
+
+
+def digest(value: Any, length: int = 12) -> str:
+    """The first `length` hexadecimal digits of SHA-256 over the canonical JSON of `value`."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def file_hash(path: Path | str) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def code_version(*files: str) -> str:
+    """A hash of what the named source files *do*: comments, docstrings and layout do not change it, code does.
+
+    Args:
+        files: paths relative to the repository, e.g. "benchmark/core.py".
+    """
+
+    def canonical(node: Any) -> Any:
+        if isinstance(node, ast.AST):
+            body = getattr(node, "body", None)
+            if isinstance(body, list) and body and isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                first = body[0]
+                if (
+                    isinstance(first, ast.Expr)
+                    and isinstance(first.value, ast.Constant)
+                    and isinstance(first.value.value, str)
+                ):
+                    node.body = body[1:]
+            # Empty fields are left out, so that grammar fields added by a newer Python do not change the hash.
+            fields = [(name, canonical(value)) for name, value in ast.iter_fields(node) if value not in (None, [])]
+            return [type(node).__name__, *fields]
+        if isinstance(node, list):
+            return [canonical(item) for item in node]
+        return repr(node)
+
+    return digest([canonical(ast.parse((ROOT / file).read_text(encoding="utf-8"))) for file in files])

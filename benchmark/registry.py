@@ -1,0 +1,76 @@
+"""The methods there are: the files of methods/. This is the harness's only reach into that folder."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmark.files import ROOT, UserError, unknown
+
+if TYPE_CHECKING:
+    from benchmark.method import Method
+    from benchmark.protocol import Protocol
+
+FOLDER = ROOT / "methods"
+
+
+def names() -> list[str]:
+    """Every strategy: a file name in methods/."""
+    return sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
+
+
+def check(name: str) -> str:
+    """The name itself; a UserError lists the choices when there is no such method."""
+    if name not in names():
+        raise unknown("method", name, names())
+    return name
+
+
+def load(name: str) -> type[Method]:
+    """The class of a strategy: the one subclass of Method that its file defines and no other class there derives from.
+
+    Raises:
+        UserError: no such file, or not exactly one such class in it.
+    """
+    from benchmark.method import Method
+
+    module = importlib.import_module(f"methods.{check(name)}")
+    own = [value for value in vars(module).values()
+           if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__]  # fmt: skip
+    leaves = [cls for cls in own if not any(other is not cls and issubclass(other, cls) for other in own)]
+    if len(leaves) != 1:
+        raise UserError(f"methods/{name}.py must define exactly one Method, it defines {len(leaves)}")
+    return leaves[0]
+
+
+def trained_name(name: str) -> str:
+    """The method whose checkpoint `name` uses."""
+    return load(name).trains_as or name
+
+
+def build(name: str, protocol: Protocol, train: str, seed: int) -> Method:
+    """The method `name` in a contest, with the contest's hyper-parameters for it, and fresh weights."""
+    return load(name)(protocol, train, seed, protocol.options.get(name, {}))
+
+
+def sources(name: str) -> list[str]:
+    """The file of a method and the files of methods/ it imports, relative to the repository: what its numbers run through."""
+    found: list[str] = []
+    waiting = [check(name)]
+    while waiting:
+        path = f"methods/{waiting.pop()}.py"
+        if path in found:
+            continue
+        found.append(path)
+        for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("methods."):
+                waiting.append(node.module.split(".")[1])
+    return sorted(found)
+
+
+def describe(name: str) -> str:
+    """The first line of a method's docstring: the idea in one sentence. Read without importing torch."""
+    text = Path(FOLDER / f"{check(name)}.py").read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(text)) or "").strip().split("\n")[0]

@@ -1,0 +1,50 @@
+"""Extrapolation: plain axial RoPE; a larger grid simply has larger positions.
+
+Source: axial 2-D RoPE as in FiT (arXiv 2402.12376; whlzy/FiT, rope.py): half of each head turns with y, half with x, with the
+same frequencies in every head and channel pairs (0, 1), (2, 3), ... turned together. Positions are 0 .. grid - 1.
+
+Training: positions 0 .. L - 1. At another grid: nothing changes. Every training-free rotary method derives from this class and
+uses its checkpoint; such a method overrides `theta` (and `temperature`), and must leave the training grid alone exactly.
+Our choice: the base of the frequencies belongs to the protocol (`core.rope_base`), one for all rotary methods of a contest.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from benchmark.encoding import Encoding, frequencies, rotary, token_yx
+from benchmark.method import Draws, Method
+
+
+class Extrapolation(Method):
+    title = "Extrapolation"
+
+    @property
+    def axis_width(self) -> int:
+        """d, the channels of a head that one axis turns."""
+        return self.head_width // 2
+
+    def plain(self, base: float | None = None) -> Tensor:
+        """theta_j = base^(-2j/d), float64 [d / 2] on the method's device."""
+        return frequencies(self.axis_width, base or self.rope_base, self.device)
+
+    def theta(self, trained: int, tested: int, time: float | None) -> Tensor:
+        """The frequencies of one axis in radians per token, float64 [d / 2].
+
+        Args:
+            trained: L, tokens on this axis in training.
+            tested: tokens on this axis now.
+            time: noise level in sampling, where the method is `timed`.
+        """
+        return self.plain()
+
+    def temperature(self, stretch: float) -> float:
+        """A factor on cos and sin, where the larger axis is `stretch` = max(test / train, 1) times the trained one."""
+        return 1.0
+
+    def encode(self, grid_hw: tuple[int, int], *, time: float | None = None, draws: Draws | None = None) -> Encoding:
+        y, x = token_yx(grid_hw, self.device)
+        thetas = [self.theta(trained, tested, time) for trained, tested in zip(self.train_grid, grid_hw, strict=True)]
+        stretch = max(1.0, *(tested / trained for trained, tested in zip(self.train_grid, grid_hw, strict=True)))
+        scale = 1.0 if self.scaled_by_protocol else self.temperature(stretch)
+        return Encoding(rotary=rotary(y, x, *thetas, scale))

@@ -1,0 +1,111 @@
+"""LEDiT: no positional encoding; causal attention and one convolution give the order, at any size.
+
+Source: arXiv 2503.04344 v3 (text; no code is public). Blocks alternate self-attention and causal attention, starting with
+self-attention. The causal mask works in two dimensions; of the paper's four scan variants (d) is the default. One 3x3
+zero-padded convolution after patchify gives locality. Fine-tuning recipe: with probability 0.1 a step uses dilation 2 (padding 2, the
+same weights), never at test. From-scratch recipe (the paper's refinement): LayerNorm after the convolution, a single causal layer,
+no multi-dilation.
+
+Training: own. At another grid: the same rule builds the mask of that grid.
+Our readings: (d) "mask lower-right corner": query (y, x) may not see key (y', x') iff y' > y and x' > x; (b): sees only y' <= y and
+x' <= x; (c): (b) with the 3x3 neighbourhood unmasked. Not stated in the paper and chosen here: the convolution is depthwise, residual
+and starts at zero (options); the single causal layer of the from-scratch recipe is the second block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmark.encoding import Encoding, token_yx
+from benchmark.files import unknown
+from benchmark.method import Draws, Method
+
+SCANS = ("raster", "lower_right", "neighbourhood", "corner")  # the paper's (a), (b), (c), (d)
+RECIPES = ("scratch", "finetune")
+
+
+class LEDiT(Method):
+    title = "LEDiT"
+    note = "no public code"
+
+    @dataclass(frozen=True)
+    class Options:
+        recipe: str = "scratch"  # or "finetune": alternating causal blocks and multi-dilation, no norm
+        scan: str = "corner"
+        causal: bool = True  # off: an ablation
+        convolution: bool = True  # off: an ablation
+        depthwise: bool = True
+        residual: bool = True
+        dilated: float = 0.1  # probability of a dilated step (finetune only)
+
+        def __post_init__(self) -> None:
+            if self.scan not in SCANS:
+                raise unknown("ledit scan", self.scan, SCANS)
+            if self.recipe not in RECIPES:
+                raise unknown("ledit recipe", self.recipe, RECIPES)
+
+    def build(self) -> None:
+        options = self.options
+        if options.convolution:
+            self.stem = Locality(
+                self.protocol.core.width, options.depthwise, options.residual, options.recipe == "scratch"
+            )
+
+    def causal_blocks(self) -> list[int]:
+        """The blocks with causal attention."""
+        depth = self.protocol.core.depth
+        if not self.options.causal:
+            return []
+        return list(range(1, depth, 2)) if self.options.recipe == "finetune" else [1][: depth - 1]
+
+    def encode(self, grid_hw: tuple[int, int], *, time: float | None = None, draws: Draws | None = None) -> Encoding:
+        if self.stem is not None:
+            finetuned = self.options.recipe == "finetune"
+            self.stem.dilation = 2 if finetuned and draws is not None and draws.once() < self.options.dilated else 1
+        causal = self.causal_blocks()
+        mask = "causal" if self.options.scan == "raster" else self.mask(grid_hw) if causal else None
+        return Encoding(mask=[mask if block in causal else None for block in range(self.protocol.core.depth)])
+
+    def mask(self, grid_hw: tuple[int, int]) -> Tensor:
+        """Which key (column) a query (row) may see: boolean [T, T], made once a grid."""
+        key = ("mask", grid_hw, self.device)
+        if key not in self._encodings:
+            self._encodings[key] = scan_mask(self.options.scan, grid_hw, self.device)
+        return self._encodings[key]
+
+
+def scan_mask(scan: str, grid_hw: tuple[int, int], device: torch.device | str | None = None) -> Tensor:
+    """The paper's scan variants (a) to (d) as boolean [T, T], true where a query (row) may see a key (column)."""
+    y, x = token_yx(grid_hw, device)
+    down, right = y[None, :] - y[:, None], x[None, :] - x[:, None]  # from query to key
+    if scan == "raster":
+        return (down < 0) | ((down == 0) & (right <= 0))
+    if scan == "corner":
+        return ~((down > 0) & (right > 0))
+    seen = (down <= 0) & (right <= 0)
+    return seen if scan == "lower_right" else seen | ((down.abs() <= 1) & (right.abs() <= 1))
+
+
+class Locality(nn.Module):
+    """A 3x3 zero-padded convolution over the token grid: [B, D, h, w] -> same."""
+
+    def __init__(self, width: int, depthwise: bool, residual: bool, norm: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1, groups=width if depthwise else 1)
+        self.norm = nn.LayerNorm(width, eps=1e-6) if norm else None
+        self.residual, self.dilation = residual, 1
+        if residual:
+            nn.init.zeros_(self.conv.weight)
+            nn.init.zeros_(self.conv.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Padding equal to the dilation keeps the grid.
+        y = F.conv2d(
+            x, self.conv.weight, self.conv.bias, padding=self.dilation, dilation=self.dilation, groups=self.conv.groups
+        )
+        y = x + y if self.residual else y
+        return y if self.norm is None else self.norm(y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

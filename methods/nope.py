@@ -1,0 +1,18 @@
+"""NoPE: no positional encoding at all; a floor of the tables.
+
+The core is then blind to the order of its tokens: only the patches' content and its neighbours' statistics remain.
+
+Training: own. At another grid: nothing changes.
+"""
+
+from __future__ import annotations
+
+from benchmark.encoding import Encoding
+from benchmark.method import Draws, Method
+
+
+class NoPE(Method):
+    title = "NoPE"
+
+    def encode(self, grid_hw: tuple[int, int], *, time: float | None = None, draws: Draws | None = None) -> Encoding:
+        return Encoding()

@@ -1,0 +1,56 @@
+"""YaRN: bands that turn often inside the training grid stay, slow ones are interpolated, those between are blended.
+
+Source: Peng et al. 2023, arXiv 2309.00071, eqs. 17-23 and the code jquesnelle/yarn; per axis as FiT's `yarn` ("VisionYaRN").
+    theta'_j = theta_j m_j + theta_j / s (1 - m_j),   m_j = 1 - clamp((j - low) / (high - low), 0, 1),
+    low = floor(c(beta_fast)), high = ceil(c(beta_slow)), clamped to [0, d - 1],   c(r) = d ln(L / (2 pi r)) / (2 ln base),
+and cos and sin both times 0.1 ln s + 1 (so the logits by its square), s being the larger axis' stretch.
+With L = 16 and the language models' constants m = (1, 0.5, 0, 0, ...): all but two bands are fully interpolated.
+
+Training: plain RoPE (Extrapolation's checkpoint). At a smaller grid: plain RoPE, no temperature.
+Departure: where the protocol scales the attention of all methods, YaRN's own temperature is off.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from methods.extrapolation import Extrapolation
+
+
+class YaRN(Extrapolation):
+    title = "YaRN"
+    trains_as = "extrapolation"
+
+    @dataclass(frozen=True)
+    class Options:
+        beta_fast: float = 32.0  # turns inside the training grid from which a band stays
+        beta_slow: float = 1.0  # turns up to which a band is interpolated
+        temperature: float = 0.1  # factor of ln s
+
+    def theta(self, trained: int, tested: int, time: float | None) -> Tensor:
+        if tested <= trained:
+            return self.plain()
+        theta, stretch = self.plain(), tested / trained
+        kept = 1 - self.ramp(trained)
+        return theta * kept + theta / stretch * (1 - kept)
+
+    def ramp(self, trained: int) -> Tensor:
+        """0 for bands that stay, 1 for bands that are interpolated: float64 [d / 2]."""
+        d = self.axis_width
+
+        def band(turns: float) -> float:
+            return d * math.log(trained / (2 * math.pi * turns)) / (2 * math.log(self.rope_base))
+
+        low = min(max(math.floor(band(self.options.beta_fast)), 0), d - 1)
+        high = min(max(math.ceil(band(self.options.beta_slow)), 0), d - 1)
+        # The public code's guard against an empty ramp.
+        width = max(high - low, 0.001)
+        j = torch.arange(d // 2, device=self.device).double()
+        return ((j - low) / width).clamp(0, 1)
+
+    def temperature(self, stretch: float) -> float:
+        return self.options.temperature * math.log(stretch) + 1
