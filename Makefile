@@ -34,3 +34,29 @@ $(VENV)/.installed: requirements.txt requirements-uv.txt
 	@touch $@
 
 install: $(VENV)/.installed ## set up .venv from the locked, hashed requirements
+
+bench: $(VENV)/.installed ## one METHOD: shards -> train -> sample -> score -> leaderboard
+	@$(RUN) bench $(METHOD) $(ARGS)
+
+sweep: $(VENV)/.installed ## every method of a PROTOCOL, shared trainings once
+	@$(RUN) sweep $(ARGS)
+
+leaderboards: $(VENV)/.installed ## regenerate leaderboards/ from its records
+	@$(RUN) leaderboards
+
+list: $(VENV)/.installed ## methods, protocols and data sets, and what of them is cached
+	@$(RUN) list --out $(OUT)
+
+test: $(VENV)/.installed ## the test suite
+	@$(VENV)/bin/pytest tests
+
+lint: $(VENV)/.installed ## ruff's checks and formatting
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+
+lock: $(VENV)/.installed ## renew the lock from pyproject.toml
+	$(VENV)/bin/uv pip compile pyproject.toml --group dev --universal --generate-hashes --no-emit-index-url --upgrade -o requirements.txt
+	echo uv | $(VENV)/bin/uv pip compile - --universal --generate-hashes --no-header --no-emit-index-url -o requirements-uv.txt
+
+clean: ## remove runs/ and .venv
+	rm -rf runs $(VENV) .pytest_cache .ruff_cache .hypothesis

@@ -21,6 +21,14 @@ class UserError(ValueError):
     """Something the user can put right. The message is one line: what is wrong, then what would be right."""
 
 
+class Stopped(Exception):
+    """A person or a scheduler asked for an end; everything was saved, and the next run continues."""
+
+    def __init__(self, message: str, code: int = 130) -> None:
+        super().__init__(message)
+        self.code = code  # of the process: 128 + the signal's number
+
+
 def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
     """The error for a name that does not exist: suggests the nearest and lists what there is."""
     choices = sorted(choices)

@@ -33,6 +33,7 @@ SOLVERS = {"flow": ("euler", "heun"), "ddpm": ("ddpm", "ddim")}
 @dataclass
 class Data:
     card: str = "shapes"  # a file name in datasets/
+    count: int = 0  # training images of a drawn data set; 0 takes the card's
     representation: str = "pixels"  # what the core sees: pixels, or latents of the card's autoencoder
     factor: int = 1  # pixels per latent and axis: 1 for pixels, 8 for Stable Diffusion's autoencoder
 
@@ -115,7 +116,10 @@ class Protocol:
     switches: Switches = field(default_factory=Switches)
     options: dict[str, dict[str, Any]] = field(default_factory=dict)  # hyper-parameters of methods in this contest
     methods: list[str] = field(default_factory=list)  # what a sweep runs; empty means every file of methods/
+    ranked: bool = True  # whether its records belong into leaderboards/
     custom: bool = False  # made with overrides: never written into leaderboards/
+    source: str = ""  # what `load` was given, and the overrides: enough to load the same rules in another process
+    overrides: list[str] = field(default_factory=list)
 
     @property
     def hash(self) -> str:
@@ -125,7 +129,8 @@ class Protocol:
     def rules(self) -> dict[str, Any]:
         """All that could change a number, as plain values."""
         rules = dataclasses.asdict(self)
-        return {key: rules[key] for key in rules if key not in ("name", "title", "methods", "custom")}
+        about = ("name", "title", "methods", "ranked", "custom", "source", "overrides")
+        return {key: rules[key] for key in rules if key not in about}
 
     def pairs(self) -> list[tuple[str, str]]:
         """Every (training size, test size), in the order of the file."""
@@ -201,7 +206,9 @@ def load(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Protocol:
         _check_assignment(assignment)
     outside = path.parent.resolve() != FOLDER.resolve()
     try:
-        schema = OmegaConf.structured(Protocol(name=path.stem, title="", cells={}, custom=bool(overrides) or outside))
+        schema = OmegaConf.structured(
+            Protocol(path.stem, "", {}, custom=bool(overrides) or outside, source=name, overrides=list(overrides))
+        )
         merged = OmegaConf.merge(schema, OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
         protocol = OmegaConf.to_object(merged)
     except (OmegaConfBaseException, ValueError, TypeError, KeyError) as error:

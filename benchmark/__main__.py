@@ -1,0 +1,292 @@
+"""The verbs: `python -m benchmark <verb> --help`. `make` is the front door to the same."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from benchmark import progress, protocol, registry
+from benchmark.files import Stopped, UserError
+
+app = typer.Typer(
+    name="python -m benchmark",
+    help="PosBench: every strategy for positions in a Diffusion Transformer, on one core, at every train -> test resolution.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Method = Annotated[str, typer.Argument(help="a file name in methods/; `list` shows them", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value ...; any makes the run a custom one", show_default=False)]
+ProtocolName = Annotated[str, typer.Option("--protocol", help="a file name in benchmark/protocols/, or a YAML file")]
+Seed = Annotated[int, typer.Option(min=0, help="of training, sampling and the cells")]
+Out = Annotated[Path, typer.Option(help="where runs are kept")]
+Data = Annotated[str, typer.Option(help="the data set's images, or a folder of shards; the embedded one needs none")]
+Devices = Annotated[str, typer.Option(help="'auto', or a number of devices on each node")]
+Nodes = Annotated[int, typer.Option(help="machines")]
+Train = Annotated[str, typer.Option("--train", help="only this training size, such as 32x32")]
+Test = Annotated[str, typer.Option("--test", help="only this test size, such as 64x48")]
+
+
+def run_of(out: Path, data: str, devices: str, nodes: int):
+    from benchmark.train import Run
+
+    return Run(out, data, devices, nodes)
+
+
+def chosen(rules: protocol.Protocol, methods: list[str], seed: int, train: str, test: str):
+    """The cells that the options name."""
+    from benchmark import sweep
+
+    cells = [
+        cell
+        for cell in sweep.cells_of(rules, methods, seed)
+        if (not train or cell.train == train) and (not test or cell.test == test)
+    ]
+    if not cells:
+        pairs = ", ".join(f"{a} -> {b}" for a, b in rules.pairs())
+        raise UserError(f"{rules.name} has no cell {train or '*'} -> {test or '*'} (there are: {pairs})")
+    return cells
+
+
+@app.command()
+def shards(protocol_name: ProtocolName = "shapes", data: Data = "", out: Out = Path("runs"), overrides: Overrides = None) -> None:
+    """Write a protocol's data set as webdataset shards with an index."""
+    from benchmark.train import prepared
+
+    prepared(protocol.load(protocol_name, overrides or ()), run_of(out, data, "1", 1))
+
+
+@app.command()
+def train(
+    method: Method,
+    overrides: Overrides = None,
+    protocol_name: ProtocolName = "shapes",
+    seed: Seed = 0,
+    train: Train = "",
+    out: Out = Path("runs"),
+    data: Data = "",
+    devices: Devices = "auto",
+    nodes: Nodes = 1,
+) -> None:
+    """Train the checkpoint that a method uses, or continue its training."""
+    from benchmark.train import train as fit
+
+    rules = protocol.load(protocol_name, overrides or ())
+    registry.check(method)
+    for size in dict.fromkeys(cell.train for cell in chosen(rules, [method], seed, train, "")):
+        progress.say(f"weights in {fit(rules, method, size, seed, run_of(out, data, devices, nodes))}")
+
+
+@app.command()
+def sample(
+    method: Method,
+    overrides: Overrides = None,
+    protocol_name: ProtocolName = "shapes",
+    seed: Seed = 0,
+    train: Train = "",
+    test: Test = "",
+    out: Out = Path("runs"),
+    data: Data = "",
+    devices: Devices = "auto",
+    nodes: Nodes = 1,
+) -> None:
+    """Draw the images of a method's cells from its trained weights."""
+    from benchmark import sweep
+
+    rules = protocol.load(protocol_name, overrides or ())
+    registry.check(method)
+    for cell in chosen(rules, [method], seed, train, test):
+        progress.say(f"images in {sweep.sample(rules, cell, run_of(out, data, devices, nodes))}")
+
+
+@app.command()
+def score(
+    method: Annotated[str, typer.Argument(help="a method whose cells are sampled; or give --samples", show_default=False)] = "",
+    overrides: Overrides = None,
+    protocol_name: ProtocolName = "shapes",
+    seed: Seed = 0,
+    train: Train = "",
+    test: Test = "",
+    out: Out = Path("runs"),
+    data: Data = "",
+    samples: Annotated[str, typer.Option(help="anybody's images: an evaluator .npz or a folder of pictures")] = "",
+    reference: Annotated[str, typer.Option(help="reference statistics (.npz), or real images, for --samples")] = "",
+    detector: Annotated[str, typer.Option(help="inception, dinov2 or shapes, for --samples")] = "inception",
+    weights: Annotated[str, typer.Option(help="the detector's weight file; default DETECTOR_WEIGHTS or its download")] = "",
+) -> None:
+    """Score a method's cells; or, with --samples and --reference, images made by anybody."""
+    if samples or reference:
+        if not (samples and reference) or method:
+            raise UserError("scoring files takes --samples and --reference, and no method")
+        print_scores(samples, reference, detector, weights)
+        return
+    if not method:
+        raise UserError("give a method, or --samples FILE --reference FILE")
+    from benchmark import sweep
+
+    rules = protocol.load(protocol_name, overrides or ())
+    registry.check(method)
+    run = run_of(out, data, "auto", 1)
+    for cell in chosen(rules, [method], seed, train, test):
+        sweep.score(rules, cell, sweep.sample(rules, cell, run), run)
+
+
+def print_scores(samples: str, reference: str, detector: str, weights: str) -> None:
+    """Scores files and prints a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from benchmark.score import score_files
+
+    with progress.stage("features", 1, "image") as stage:
+
+        def report(done: int, total: int) -> None:
+            stage.total = total
+            stage.set(done)
+
+        result = score_files(samples, reference, detector, weights or None, report=report)
+    table = Table(title=f"{samples}: {result['count']} images against {reference}, detector {detector}")
+    for column in ("score", "value", "low", "high"):
+        table.add_column(column, justify="left" if column == "score" else "right")
+    for name, entry in result["scores"].items():
+        table.add_row(name, *(f"{entry[key]:.4f}" if entry.get(key) is not None else "" for key in ("value", "low", "high")))
+    Console().print(table)
+
+
+@app.command()
+def bench(
+    method: Method,
+    overrides: Overrides = None,
+    protocol_name: ProtocolName = "shapes",
+    seed: Seed = 0,
+    out: Out = Path("runs"),
+    data: Data = "",
+    devices: Devices = "auto",
+    nodes: Nodes = 1,
+) -> None:
+    """Everything for one method: shards, training, samples, scores, records, leaderboard."""
+    rules = protocol.load(protocol_name, overrides or ())
+    registry.check(method)
+    contest(rules, [method], seed, run_of(out, data, devices, nodes))
+
+
+@app.command()
+def sweep(
+    overrides: Overrides = None,
+    protocol_name: ProtocolName = "shapes",
+    methods: Annotated[str, typer.Option(help="only these, separated by commas")] = "",
+    seed: Seed = 0,
+    out: Out = Path("runs"),
+    data: Data = "",
+    devices: Devices = "auto",
+    nodes: Nodes = 1,
+) -> None:
+    """Everything for all methods of a protocol; shared trainings run once, failures do not stop the others."""
+    from benchmark import sweep
+
+    rules = protocol.load(protocol_name, overrides or ())
+    names = [registry.check(name) for name in methods.split(",")] if methods else sweep.contestants(rules)
+    contest(rules, names, seed, run_of(out, data, devices, nodes))
+
+
+def contest(rules: protocol.Protocol, methods: list[str], seed: int, run) -> None:
+    """Runs methods through every stage, then shows the table and what was written."""
+    from rich.console import Console
+
+    from benchmark import leaderboard, record, sweep
+
+    failures = sweep.bench(rules, methods, seed, run)
+    written = sweep.finish(rules, run)
+    folder = sweep.records_folder(rules, run)
+    values = [record.read(path, rules) for path in sorted((folder / rules.name).glob("*/*.json"))]
+    Console(width=None if sys.stdout.isatty() else 160).print(leaderboard.rich_table(rules, values))
+    progress.say(f"records  {folder / rules.name}")
+    progress.say(f"samples  {run.out / 'cells' / rules.name} (grid.png in each)")
+    for path in written:
+        progress.say(f"wrote    {path}")
+    if failures:
+        raise UserError(f"{len(failures)} cells failed: " + "; ".join(f"{cell}: {reason}" for cell, reason in failures[:5]))
+
+
+@app.command()
+def leaderboards(
+    check: Annotated[bool, typer.Option(help="write nothing; fail where a file differs from its records")] = False,
+) -> None:
+    """Regenerate the leaderboards from the committed records."""
+    from benchmark import leaderboard
+
+    for path in leaderboard.generate(check=check):
+        print(path)
+
+
+@app.command(name="list")
+def list_(out: Out = Path("runs")) -> None:
+    """Methods, protocols and data sets, with what of them is cached."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    table = Table(title="methods", title_justify="left")
+    for column in ("name", "idea", "trained"):
+        table.add_column(column)
+    for name in registry.names():
+        done = {path.parent.parent.name for path in out.glob(f"trainings/*/{name}-*/weights.safetensors")}
+        table.add_row(name, registry.describe(name), ", ".join(sorted(done)))
+    console.print(table)
+    table = Table(title="protocols", title_justify="left")
+    for column in ("name", "title", "hash", "cells", "sampled"):
+        table.add_column(column)
+    for name in protocol.names():
+        rules = protocol.load(name)
+        drawn = len(list(out.glob(f"cells/{name}/*/samples.json")))
+        table.add_row(name, rules.title, rules.hash, str(len(rules.pairs())), str(drawn or ""))
+    console.print(table)
+    table = Table(title="data sets", title_justify="left")
+    for column in ("name", "description", "shards"):
+        table.add_column(column)
+    import yaml
+
+    from benchmark.files import ROOT
+
+    for path in sorted((ROOT / "datasets").glob("*.yaml")):
+        card = yaml.safe_load(path.read_text(encoding="utf-8"))
+        written = [str(found.parent) for found in out.glob(f"data/{path.stem}-*/manifest.json")]
+        table.add_row(path.stem, str(card.get("description", "")), ", ".join(sorted(written)))
+    console.print(table)
+
+
+def stop(number: int, frame: object) -> NoReturn:
+    """Ctrl-C and SIGTERM. Files are whole or absent, so leaving is safe everywhere; training puts its own handler on top."""
+    raise Stopped("stopped; what was finished is kept, and the same command continues", 128 + number)
+
+
+def main() -> int:
+    """Runs the command line; errors for people become one line and exit code 2."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Stopped as reason:
+        print(reason, file=sys.stderr)
+        return reason.code
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"error: no space left on the device ({error.filename or os.getcwd()}); free some and run again", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

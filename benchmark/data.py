@@ -1,0 +1,348 @@
+"""Reading: shards -> batches, where every batch is a function of the global step.
+
+order = f(seed, epoch), position = f(step): an epoch visits each sample at most once, in an order of its own; it has
+floor(N / B) steps, and the rest, another one each epoch, is left out. So any step can be asked for without replaying those
+before it, and neither workers nor ranks nor interruptions move a sample.
+
+Legend: B the global batch, N samples in the set, [h, w] pixels, y before x.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from benchmark.files import ROOT, UserError, unknown
+from benchmark.shards import DAMAGE, KINDS, Card, Damaged, Index, center_crop, decoded, resized, shuffled
+
+__all__ = ["AUGMENTATIONS", "Batches", "Card", "Index", "Loader", "Transform", "card", "cards", "center_crop", "order"]
+
+CARDS = ROOT / "datasets"
+GROUP = 8  # shards whose samples are mixed: large enough for many classes, small enough to be cached when remote
+BITS = 32  # of a seed and of an epoch: together they are one word of a generator's key
+
+
+# --- Cards -----------------------------------------------------------------------------------------------------------
+
+
+def cards() -> list[str]:
+    """The data sets there are: the files of datasets/."""
+    return sorted(path.stem for path in CARDS.glob("*.yaml"))
+
+
+def card(name: str) -> Card:
+    """Reads a card.
+
+    Args:
+        name: a file name in datasets/ without its ending, or the path of a YAML file elsewhere.
+
+    Raises:
+        UserError: unknown name or field, or a value of the wrong kind.
+    """
+    import yaml
+
+    path = Path(name) if name.endswith((".yaml", ".yml")) else CARDS / f"{name}.yaml"
+    if not path.is_file():
+        raise unknown("data set", name, cards())
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML ({str(error).splitlines()[0]})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold fields such as `name: ...`")
+    for key in values:
+        if key not in Card.__dataclass_fields__:
+            raise unknown(f"field of {path.name}", str(key), Card.__dataclass_fields__)
+    values = {"name": path.stem, **values}
+    if values.get("kind") not in KINDS:
+        raise unknown(f"kind of {path.name}", str(values.get("kind")), KINDS)
+    for key in ("size", "range", "classes"):
+        if isinstance(values.get(key), list):
+            values[key] = tuple(values[key])
+    result = Card(**values)
+    if not isinstance(result.count, int) or result.count < 0 or not isinstance(result.classes, int | tuple):
+        raise UserError(f"{path}: `count` is a number of images; `classes` is a list of names or a number")
+    if result.size is not None and (len(result.size) != 2 or min(result.size) < 1):
+        raise UserError(f"{path}: `size` is [height, width]")
+    return result
+
+
+# --- Order -----------------------------------------------------------------------------------------------------------
+
+
+def order(index: Index, seed: int, epoch: int, group: int = GROUP) -> np.ndarray:
+    """The samples of an epoch, int64 [N], each once: shards permuted, then samples mixed within groups of shards.
+
+    It sorts raw words of a counter-based generator, which are the same on every platform and in every NumPy (`shuffled`).
+    """
+    _check(seed, epoch)
+    key = (seed << BITS) | epoch
+    shards = len(index.counts)
+    place = np.empty(shards, np.int64)
+    place[shuffled(shards, key, 2**64 - 1)] = np.arange(shards)  # the place of each shard in this epoch
+    group_of_sample = np.repeat(place // group, index.counts)
+    mixed = shuffled(len(index), key, 2**64 - 2)
+    return mixed[np.argsort(group_of_sample[mixed], kind="stable")]
+
+
+def uniforms(seed: int, epoch: int, number: int, count: int) -> np.ndarray:
+    """Uniform numbers in [0, 1), float64 [count]: what is random about a sample in an epoch."""
+    key = np.array([(seed << BITS) | epoch, number], np.uint64)
+    return (np.random.Philox(key=key).random_raw(count) >> np.uint64(11)) * 2.0**-53
+
+
+def _check(seed: int, epoch: int) -> None:
+    if not (0 <= seed < 2**BITS and 0 <= epoch < 2**BITS):
+        raise UserError(f"the reader's seed must be in [0, 2^{BITS}); it is {seed}")
+
+
+# --- Augmentations ---------------------------------------------------------------------------------------------------
+
+Crop = tuple[int, int, int, int, int, int]  # original h, w; top, left of the window in it; target h, w
+
+
+def _center_crop(image: Image.Image, size_hw: tuple[int, int], draws: np.ndarray) -> tuple[Image.Image, Crop]:
+    """Plain reading: ADM's crop, which the model is told is the whole picture."""
+    return center_crop(image, size_hw), (*size_hw, 0, 0, *size_hw)
+
+
+def _random_resize_crop(
+    image: Image.Image, size_hw: tuple[int, int], draws: np.ndarray, largest: float = 1.5
+) -> tuple[Image.Image, Crop]:
+    """A random window of the picture at a random size: RPE-2D's augmentation, reimplemented from its abstract.
+
+    The picture is resized to cover the target r times, r uniform in [1, `largest`] (for a square target: its short side
+    in [S, largest S]); then a window of the target's size is cut anywhere.
+    """
+    if not largest >= 1:
+        raise UserError(f"random_resize_crop: largest is {largest}, must be at least 1")
+    height, width = size_hw
+    scale = max(height / image.height, width / image.width) * (1 + (largest - 1) * draws[0])
+    full_h, full_w = max(round(image.height * scale), height), max(round(image.width * scale), width)
+    top, left = int(draws[1] * (full_h - height + 1)), int(draws[2] * (full_w - width + 1))
+    window = resized(image, (full_h, full_w)).crop((left, top, left + width, top + height))
+    return window, (full_h, full_w, top, left, height, width)
+
+
+Augmentation = Callable[..., tuple[Image.Image, Crop]]
+AUGMENTATIONS: dict[str, Augmentation] = {"center_crop": _center_crop, "random_resize_crop": _random_resize_crop}
+DRAWS = 4  # uniform numbers for one sample: the flip, and three for its augmentation
+
+
+@dataclass(frozen=True)
+class Transform:
+    """From a stored picture to the model's: augmentation and random flip.
+
+    Args:
+        size_hw: target (h, w).
+        augmentation: a name in AUGMENTATIONS.
+        options: of the augmentation.
+        flip: whether to mirror half of the pictures.
+
+    Raises:
+        UserError: unknown augmentation or option.
+    """
+
+    size_hw: tuple[int, int]
+    augmentation: str = "center_crop"
+    options: dict[str, Any] = field(default_factory=dict)
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        if self.augmentation not in AUGMENTATIONS:
+            raise unknown("augmentation", self.augmentation, AUGMENTATIONS)
+        code = AUGMENTATIONS[self.augmentation].__code__
+        known = code.co_varnames[3 : code.co_argcount]  # after the picture, the size and the draws
+        for name in self.options:
+            if name not in known:
+                raise unknown(f"option of {self.augmentation}", name, known)
+
+    def __call__(self, image: Image.Image, draws: np.ndarray) -> tuple[np.ndarray, Crop]:
+        """(uint8 [h, w, 3], crop record) from DRAWS uniform numbers."""
+        picture, crop = AUGMENTATIONS[self.augmentation](image, self.size_hw, draws[1:], **self.options)
+        if self.flip and draws[0] < 0.5:
+            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            full_h, full_w, top, left, height, width = crop
+            crop = (full_h, full_w, top, full_w - width - left, height, width)  # the window's place in the mirrored picture
+        return np.asarray(picture), crop
+
+
+# --- Batches ---------------------------------------------------------------------------------------------------------
+
+
+class Batches(Dataset):
+    """Batches by global step: `batches[step]` is this rank's part of that step's batch, a function of the arguments alone.
+
+    A batch is a dict:
+        image  float32 [B, C, h, w] in [-1, 1]; of latents: their mean, scaled, with `std` of the same shape beside it
+        label  int64 [B]
+        crop   float32 [B, 6]: original (h, w), the crop's (top, left) in it, target (h, w), in pixels after resizing
+        key    list of B keys
+        step   the global step
+        rows   (first row of this rank, rows of the global batch)
+    and with `on_corrupt="skip"`, where there were any: skipped, the names of the samples that were left out.
+
+    Args:
+        index: the shards.
+        batch: over all ranks.
+        seed: of the order and of the augmentations.
+        rank: this process, of `world`, which must divide `batch`.
+        transform: for pictures; None for latents, where the sizes are what they are and `flip` picks the stored mirror.
+        on_corrupt: "error", or "skip": a sample that cannot be decoded is replaced by the next one in order.
+
+    Raises:
+        UserError: a batch that ranks cannot share or the set cannot fill, or an unknown `on_corrupt`.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        batch: int,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        transform: Transform | None = None,
+        flip: bool = True,
+        on_corrupt: str = "error",
+    ) -> None:
+        if on_corrupt not in ("error", "skip"):
+            raise unknown("data.on_corrupt", on_corrupt, ("error", "skip"))
+        if batch % world:
+            raise UserError(f"a batch of {batch} cannot be shared equally by {world} processes")
+        if not 1 <= batch <= len(index):
+            raise UserError(f"a batch of {batch} needs as many samples; {index.folder} has {len(index)}")
+        assert 0 <= rank < world
+        assert (transform is None) == (index.kind == "latents"), "pictures have a transform, latents have none"
+        _check(seed, 0)
+        self.index, self.batch, self.seed, self.rank, self.world = index, batch, seed, rank, world
+        self.transform, self.flip, self.on_corrupt = transform, flip, on_corrupt
+        self.epoch_steps = len(index) // batch
+        self._order: tuple[int, np.ndarray] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_order": None}  # each process makes its own
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The samples of an epoch, int64 [N]; the latest is kept."""
+        if self._order is None or self._order[0] != epoch:
+            self._order = (epoch, order(self.index, self.seed, epoch))
+        return self._order[1]
+
+    def numbers(self, step: int) -> np.ndarray:
+        """The samples of a step's global batch, int64 [B]."""
+        epoch, position = divmod(step, self.epoch_steps)
+        return self.order(epoch)[position * self.batch : (position + 1) * self.batch]
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        epoch, position = divmod(step, self.epoch_steps)
+        share = self.batch // self.world
+        first = self.rank * share
+        ordered = self.order(epoch)
+        samples, skipped = [], []
+        for row in range(share):
+            place = position * self.batch + first + row
+            while True:
+                number = int(ordered[place % len(ordered)])
+                try:
+                    samples.append(self._sample(number, epoch))
+                    break
+                except Damaged as error:
+                    if self.on_corrupt == "error" or len(skipped) >= len(ordered):
+                        raise
+                    skipped.append(str(error))
+                    logging.getLogger(__name__).warning("skipped: %s", error)
+                    place += 1
+        keys, labels, images, crops = zip(*samples, strict=True)
+        batch = {
+            "label": torch.tensor(labels, dtype=torch.int64),
+            "crop": torch.tensor(crops, dtype=torch.float32),
+            "key": list(keys),
+            "step": step,
+            "rows": (first, self.batch),
+        }
+        stacked = torch.from_numpy(np.stack(images))
+        if self.transform is None:
+            mean, std = (stacked.float() * self.index.manifest["scale"]).unbind(1)
+            batch |= {"image": mean.contiguous(), "std": std.contiguous()}
+        else:
+            batch["image"] = stacked.permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1)
+        return batch | ({"skipped": skipped} if skipped else {})
+
+    def _sample(self, number: int, epoch: int) -> tuple[str, int, np.ndarray, Crop]:
+        """(key, label, pixels or latents, crop record)."""
+        sample = self.index[number]
+        draws = uniforms(self.seed, epoch, number, DRAWS)
+        try:
+            if self.transform is None:
+                pair = np.load(io.BytesIO(sample.data), allow_pickle=False)  # [mirrored or not, mean or std, C, h, w]
+                size = tuple(self.index.manifest["size"])
+                return sample.key, sample.label, pair[int(self.flip and draws[0] < 0.5)], (*size, 0, 0, *size)
+            image = decoded(sample.data, sample.member)
+        except DAMAGE as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise Damaged(f"{self.index.folder}/{sample.shard}: sample '{sample.key}' is damaged ({reason})") from None
+        return sample.key, sample.label, *self.transform(image, draws)
+
+    def loader(self, start: int = 0, stop: int | None = None, workers: int = 0, **options: Any) -> Loader:
+        """A torch DataLoader over the steps `start` .. `stop` - 1 (without end for None), in order.
+
+        Args:
+            workers: processes that decode; 0 decodes in this one.
+            options: further ones of DataLoader, such as pin_memory.
+        """
+        return Loader(self, start, stop, workers, **options)
+
+
+class Loader(DataLoader):
+    """A DataLoader whose items are whole batches, in the order of their steps.
+
+    It has no length: how many steps a training takes is the trainer's business. Lightning must not replace its sampler
+    (`use_distributed_sampler=False`), for `Batches` already gives each rank its own rows.
+    """
+
+    def __init__(self, batches: Batches, start: int, stop: int | None, workers: int, **options: Any) -> None:
+        options = {"persistent_workers": workers > 0, **options}
+        super().__init__(
+            _Guarded(batches), batch_size=None, sampler=_Steps(start, stop), num_workers=workers, collate_fn=_as_is, **options
+        )
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in super().__iter__():
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
+class _Guarded(Dataset):
+    """Hands errors for people over as values: raised in a worker, they would arrive wrapped in its traceback."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __getitem__(self, step: int) -> dict[str, Any] | UserError:
+        try:
+            return self.batches[step]
+        except UserError as error:
+            return error
+
+
+class _Steps(Sampler):
+    def __init__(self, start: int, stop: int | None) -> None:
+        self.start, self.stop = start, stop
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.count(self.start) if self.stop is None else iter(range(self.start, self.stop))
+
+
+def _as_is(batch: Any) -> Any:
+    return batch

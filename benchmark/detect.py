@@ -1,0 +1,299 @@
+"""Detectors: networks that turn uint8 images into the features that scores are made of, behind one interface.
+
+A detector is called with uint8 [B, 3, H, W] and returns a dict of float32 tensors, as far as it has them:
+
+    features   [B, D]   for FID, precision and recall, KID
+    spatial    [B, S]   for sFID
+    logits     [B, C]   for the inception score: without bias, as the field's evaluator takes them
+    predicted  [B]      the class it sees, as a number of the data set's classes
+    objects    [B]      how many objects it sees
+
+Detectors stay outside Lightning modules: callbacks that average weights would copy them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import pickle
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from benchmark import classifier
+from benchmark.files import UserError, atomic, file_hash, unknown
+
+WEIGHTS_VARIABLE = "DETECTOR_WEIGHTS"
+TIMEOUT = 15  # seconds without an answer, after which a download has failed
+RANDOM = "random"  # as weights: an untrained network, for tests; its scores mean nothing
+
+
+class Detector:
+    """What all detectors share; subclasses fill `network` and `widths` and answer `look`.
+
+    Args:
+        weights: path of a weight file; None takes the detector's own (see `find_weights`), "random" none at all.
+        device: where the network runs. Results come back on the same device.
+    """
+
+    name: str
+    widths: dict[str, int]  # output -> width; 0 for one number per image
+    network: nn.Module
+    hash: str  # the first 12 hexadecimal digits of the SHA-256 of the weights
+
+    def __init__(self, weights: str | None = None, device: torch.device | str = "cpu"):
+        raise NotImplementedError
+
+    def look(self, images: Tensor) -> dict[str, Tensor]:
+        """The outputs for checked images [B, 3, H, W] on the detector's device."""
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Outputs for uint8 images [B, 3, H, W].
+
+        Raises:
+            UserError: images are not uint8, not [B, 3, H, W], or there are none.
+        """
+        if images.dtype != torch.uint8:
+            raise UserError(f"detectors take uint8 images (0 to 255), not {images.dtype}")
+        if images.ndim != 4 or images.shape[1] != 3:
+            hint = ": that is NHWC, permute it" if images.ndim == 4 and images.shape[3] == 3 else ""
+            raise UserError(f"detectors take images as [B, 3, H, W], not {list(images.shape)}{hint}")
+        if not len(images):
+            raise UserError("there are no images in this batch")
+        with exact_float32():
+            outputs = self.look(images.to(self.device))
+        assert outputs.keys() == self.widths.keys(), (outputs.keys(), self.widths)
+        return {name: value.float() for name, value in outputs.items()}
+
+
+@contextlib.contextmanager
+def exact_float32() -> Iterator[None]:
+    """Turns off TF32 and automatic mixed precision: both move features by about 1e-3."""
+    matmul = torch.backends.cuda.matmul.allow_tf32
+    cudnn = torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
+
+
+class Inception(Detector):
+    """Inception-v3 of the field's evaluator (guided-diffusion), in torch-fidelity's translation, its own resize included.
+
+    The resize is TensorFlow 1's: bilinear to 299 x 299, no half-pixel centres, no antialiasing. Spatial features are the
+    first seven channels of Mixed_6d.branch1x1 after its ReLU (mixed_6/conv there), flattened as rows, columns, channels.
+    """
+
+    name = "inception"
+    widths = {"features": 2048, "spatial": 17 * 17 * 7, "logits": 1008}
+
+    def __init__(self, weights: str | None = None, device: torch.device | str = "cpu"):
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+
+        class Network(FeatureExtractorInceptionV3):
+            """The extractor as constructed, without weights: they are put in later, from a checked file."""
+
+            def load_state_dict(self, state_dict, strict=True, assign=False):
+                return super().load_state_dict(state_dict, strict and bool(state_dict), assign)
+
+        path = find_weights(self.name, weights, URL_INCEPTION_V3, sha256=url_hash(URL_INCEPTION_V3))
+        empty = io.BytesIO()
+        torch.save({}, empty)
+        empty.seek(0)
+        with untrained():
+            self.network = Network("inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=empty)
+            he_initialise(self.network)
+        self.hash = load_into(self.network, path, self.name)
+        self.network.eval().to(device)
+        self._spatial: list[Tensor] = []
+        self.network.Mixed_6d.branch1x1.register_forward_hook(lambda module, inputs, output: self._spatial.append(output))
+
+    def look(self, images: Tensor) -> dict[str, Tensor]:
+        self._spatial.clear()
+        features, logits = self.network(images)
+        (branch,) = self._spatial  # [B, 192, 17, 17]
+        spatial = branch[:, :7].permute(0, 2, 3, 1).flatten(1)
+        self._spatial.clear()
+        return {"features": features, "spatial": spatial, "logits": logits}
+
+
+class Dinov2(Detector):
+    """DINOv2 ViT-L/14 of timm, for FD-DINOv2 (Stein et al. 2023): agrees with people's judgement better than Inception.
+
+    Images are resized to 224 x 224, bicubic with antialiasing, and normalised with ImageNet's mean and deviation; the
+    feature is the class token after the last norm. timm resamples the position embedding from its 37 x 37 grid.
+    """
+
+    name = "dinov2"
+    widths = {"features": 1024}
+    model = "vit_large_patch14_dinov2.lvd142m"
+    url = f"https://huggingface.co/timm/{model}/resolve/main/model.safetensors"
+
+    def __init__(self, weights: str | None = None, device: torch.device | str = "cpu"):
+        import timm
+
+        from timm.models.vision_transformer import checkpoint_filter_fn
+
+        path = find_weights(self.name, weights, self.url, file=f"{self.model}.safetensors")
+        with untrained():
+            self.network = timm.create_model(self.model, img_size=224, num_classes=0, global_pool="token")
+        self.hash = load_into(self.network, path, self.name, checkpoint_filter_fn)
+        self.network.eval().requires_grad_(False).to(device)
+        mean, deviation = timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
+        self.mean = torch.tensor(mean, device=device)[:, None, None]
+        self.deviation = torch.tensor(deviation, device=device)[:, None, None]
+
+    def look(self, images: Tensor) -> dict[str, Tensor]:
+        x = nn.functional.interpolate(images.float() / 255, (224, 224), mode="bicubic", antialias=True)
+        return {"features": self.network((x - self.mean) / self.deviation)}
+
+
+class Shapes(Detector):
+    """The classifier of the embedded data set; knows the classes and the number of objects."""
+
+    name = "shapes"
+
+    def __init__(self, weights: str | None = None, device: torch.device | str = "cpu"):
+        if weights == RANDOM:
+            with untrained():
+                self.network = classifier.Classifier().eval().requires_grad_(False).to(device)
+            self.hash = state_hash(self.network)
+        else:
+            self.network = classifier.load(weights or classifier.WEIGHTS, device)
+            self.hash = file_hash(weights or classifier.WEIGHTS)[:12]
+        with torch.inference_mode():
+            outputs = self.look(torch.zeros(1, 3, 16, 16, dtype=torch.uint8, device=self.device))
+        self.widths = {name: value.shape[1] if value.ndim == 2 else 0 for name, value in outputs.items()}
+
+    def look(self, images: Tensor) -> dict[str, Tensor]:
+        outputs = dict(self.network(images))
+        outputs["predicted"] = outputs["logits"].argmax(dim=1)
+        outputs["logits"] = outputs["logits"] - self.network.head.bias
+        return outputs
+
+
+DETECTORS: dict[str, type[Detector]] = {cls.name: cls for cls in (Inception, Dinov2, Shapes)}
+
+
+def load(name: str, weights: str | Path | None = None, device: torch.device | str = "cpu") -> Detector:
+    """A detector by name.
+
+    Args:
+        weights: path of its weight file. None: the file that the variable DETECTOR_WEIGHTS names; without it, the
+            detector's own file, downloaded once.
+
+    Raises:
+        UserError: unknown name, or weights that are missing, damaged or of another network.
+    """
+    if name not in DETECTORS:
+        raise unknown("detector", name, DETECTORS)
+    return DETECTORS[name](str(weights) if weights else os.environ.get(WEIGHTS_VARIABLE) or None, device)
+
+
+def url_hash(url: str) -> str:
+    """The start of the file's SHA-256, which is the last part of its name, as in weights-inception-2015-12-05-6726825d.pth."""
+    return Path(url).stem.rpartition("-")[2]
+
+
+def find_weights(name: str, weights: str | None, url: str, file: str | None = None, sha256: str = "") -> Path | None:
+    """The path of a detector's weight file: the one given, or its own in torch's cache, downloaded if it is not there.
+
+    None for "random".
+
+    Args:
+        weights: a path given by the user, or None.
+        url: where the detector's own file is published.
+        file: its name in the cache, the URL's by default.
+        sha256: the start of its hash, if one is published; a file that differs is refused.
+    """
+    if weights == RANDOM:
+        return None
+    if weights is not None:
+        if not Path(weights).is_file():
+            raise UserError(f"the weights of detector '{name}' are not at {weights}; give the path of a file there is")
+        return Path(weights)
+    path = Path(torch.hub.get_dir()) / "checkpoints" / (file or Path(url).name)
+    expected = f" (SHA-256 {sha256}...)" if sha256 else ""
+    if not path.is_file():
+        try:
+            with atomic(path) as draft:
+                with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, open(draft, "wb") as target:
+                    shutil.copyfileobj(answer, target)
+                check_hash(draft, sha256, url)
+        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+            reason = getattr(error, "reason", None) or error
+            raise UserError(
+                f"the weights of detector '{name}' could not be downloaded ({reason}): put {url}{expected} at {path}, "
+                f"or name a file by {WEIGHTS_VARIABLE}=PATH"
+            ) from None
+    else:
+        check_hash(path, sha256, str(path))
+    return path
+
+
+def check_hash(path: Path, sha256: str, where: str) -> None:
+    found = file_hash(path)
+    if not found.startswith(sha256):
+        raise UserError(f"{where} is damaged: its SHA-256 is {found[:12]}..., expected {sha256}...; remove and fetch it again")
+
+
+def load_into(
+    network: nn.Module, path: Path | None, name: str, translate: Callable[[dict, nn.Module], dict] | None = None
+) -> str:
+    """Puts a weight file (safetensors, or a pickled dict of tensors) into a detector's network and returns its hash.
+
+    Args:
+        path: the file; None leaves the network untrained.
+        translate: from the file's state dict to the network's.
+    """
+    if path is None:
+        return state_hash(network)
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        network.load_state_dict(translate(state, network) if translate else state)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, ValueError, LookupError, TypeError,
+            AttributeError, EOFError) as error:  # fmt: skip
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        raise UserError(f"{path} does not hold the weights of detector '{name}' ({reason})") from None
+    return file_hash(path)[:12]
+
+
+def state_hash(network: nn.Module) -> str:
+    """The first 12 hexadecimal digits of the SHA-256 of a network's tensors."""
+    state = hashlib.sha256()
+    for key, value in network.state_dict().items():
+        state.update(key.encode())
+        state.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return state.hexdigest()[:12]
+
+
+@contextlib.contextmanager
+def untrained() -> Iterator[None]:
+    """The same untrained network every time, without touching the caller's random state."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def he_initialise(network: nn.Module) -> None:
+    """Convolutions that keep the variance of activations: with torch's default an untrained deep net is constant."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")

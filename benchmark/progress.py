@@ -1,0 +1,140 @@
+"""Progress for people: one live display in a terminal, plain lines where there is none. Knows no stage by name."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+PLAIN_EVERY = 15.0  # seconds between two lines where there is no terminal
+
+
+class Stage:
+    """A counted piece of work. `advance` is called as it goes on; figures such as the loss are shown beside the count.
+
+    Args:
+        title: what is being done, such as "train extrapolation 32x32".
+        total: of the count.
+        unit: what is counted, such as "step".
+        start: the count that an earlier, interrupted run had reached; speed and time left do not count it.
+    """
+
+    def __init__(self, title: str, total: int, unit: str, start: int = 0) -> None:
+        self.title, self.total, self.unit = title, total, unit
+        self.start = self.done = start
+        self.figures = ""
+        self.began = time.monotonic()
+
+    def advance(self, count: int = 1, figures: str = "") -> None:
+        self.set(self.done + count, figures)
+
+    def set(self, done: int, figures: str = "") -> None:
+        self.done = done
+        self.figures = figures or self.figures
+        self.show()
+
+    def show(self) -> None:
+        """Draws the state. Overridden by the two displays."""
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since this run began the work."""
+        return time.monotonic() - self.began
+
+    @property
+    def speed(self) -> float:
+        """Units a second in this run."""
+        return (self.done - self.start) / max(self.elapsed, 1e-9)
+
+    @property
+    def left(self) -> float | None:
+        """Seconds to go at this run's speed; None before there is one."""
+        return (self.total - self.done) / self.speed if self.done > self.start else None
+
+    def line(self) -> str:
+        """The state as one plain line."""
+        left = "" if self.left is None else f"  {clock(self.left)} left"
+        figures = f"  {self.figures}" if self.figures else ""
+        speed = f"  {self.speed:.3g} {self.unit}/s" if self.done > self.start else ""
+        return f"{self.title}  {self.done}/{self.total} {self.unit}{'s' if self.total != 1 else ''}{speed}{figures}{left}"
+
+
+class Silent(Stage):
+    """For every rank but the first."""
+
+
+class Plain(Stage):
+    """A line now and then."""
+
+    last = 0.0
+
+    def show(self) -> None:
+        now = time.monotonic()
+        if self.done >= self.total or now - (self.last or self.began) >= PLAIN_EVERY:
+            self.last = now
+            print(self.line(), flush=True)
+
+
+class Live(Stage):
+    """A bar in a terminal, redrawn in place."""
+
+    def open(self) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self.bars = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}s"),
+            TextColumn("[cyan]{task.fields[speed]}"),
+            TextColumn("[magenta]{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TextColumn("[green]{task.fields[left]}"),
+            expand=True,
+        )
+        self.task = self.bars.add_task(
+            self.title, total=self.total, completed=self.start, unit=self.unit, speed="", figures="", left=""
+        )
+        self.bars.start()
+
+    def show(self) -> None:
+        left = "" if self.left is None else f"{clock(self.left)} left"
+        speed = f"{self.speed:.3g}/s" if self.done > self.start else ""
+        self.bars.update(self.task, completed=self.done, speed=speed, figures=self.figures, left=left)
+
+
+@contextmanager
+def stage(title: str, total: int, unit: str = "step", start: int = 0) -> Iterator[Stage]:
+    """Shows a piece of work while the block runs: live in a terminal, else as lines, on the first rank only."""
+    if not first_rank():
+        yield Silent(title, total, unit, start)
+        return
+    if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
+        yield Plain(title, total, unit, start)
+        return
+    live = Live(title, total, unit, start)
+    live.open()
+    try:
+        yield live
+    finally:
+        live.bars.stop()
+
+
+def say(message: str) -> None:
+    """One line to the person, from the first rank only."""
+    if first_rank():
+        print(message, flush=True)
+
+
+def first_rank() -> bool:
+    """Whether this process speaks for all: it is the only one, or rank 0 of them (Lightning, torchrun and SLURM's variables)."""
+    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID") if "RANK" not in os.environ else ("RANK",)
+    return all(os.environ.get(name, "0") == "0" for name in names)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:02:03 or 2:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,458 @@
+"""Records: one JSON per (protocol, method, training size, test size, seed), checked by name before anybody believes it.
+
+    leaderboards/records/<protocol>/<method>/<training size>-<test size>-s<seed>.json
+
+`scores` null means that the cell failed; a file that is absent means that it was not run. Tables are made from records
+alone, so this file knows neither torch nor methods.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import re
+import subprocess
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from benchmark import files, protocol
+from benchmark.files import UserError
+
+SCHEMA = 1
+FOLDER = files.ROOT / "leaderboards" / "records"
+LIBRARIES = ("torch", "torchvision", "lightning", "torchmetrics", "timm", "diffusers", "torch-fidelity", "numpy")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column: its title, which way is better ("↓", "↑" or "" for neither), and the values that are possible."""
+
+    title: str
+    arrow: str
+    low: float = -math.inf
+    high: float = math.inf
+    required: bool = False  # with low, high and replicates
+
+
+METRICS = {
+    "fid": Metric("FID", "↓", low=0, required=True),
+    "is": Metric("IS", "↑", low=1, required=True),
+    "sfid": Metric("sFID", "↓", low=0),
+    "precision": Metric("Precision", "↑", low=0, high=1),
+    "recall": Metric("Recall", "↑", low=0, high=1),
+    "kid": Metric("KID", "↓"),  # unbiased, so a little below zero is possible
+    "fid_inf": Metric("FID∞", "↓"),  # extrapolated, so a little below zero is possible
+    "spectrum": Metric("Spectrum", "↓", low=0),
+    "top1": Metric("Top-1", "↑", low=0, high=1),
+    "objects": Metric("Objects", "", low=0),
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """A validated record. `value` is the whole JSON; the fields repeat what tables ask for all the time."""
+
+    protocol: str
+    method: str
+    title: str
+    note: str
+    train: str
+    test: str
+    seed: int
+    count: int
+    scores: dict[str, dict[str, Any]] | None  # None: the cell failed
+    stale: bool  # the code behind the number is no longer the code in this checkout
+    value: dict[str, Any]
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        """(training size, test size)."""
+        return self.train, self.test
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The schema: sections are exact sets of keys, leaves are (what is expected, how to see it).
+
+Leaf = tuple[str, Callable[[Any], bool]]
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _matches(pattern: str) -> Callable[[Any], bool]:
+    compiled = re.compile(pattern)
+    return lambda value: isinstance(value, str) and compiled.fullmatch(value) is not None
+
+
+def _optional(leaf: Leaf) -> Leaf:
+    return f"{leaf[0]} or null", lambda value: value is None or leaf[1](value)
+
+
+def _plain(value: Any) -> bool:
+    """Numbers are finite and texts short, at any depth: what a method's options may hold."""
+    if isinstance(value, dict):
+        return all(len(key) <= 100 and _plain(item) for key, item in value.items())
+    if isinstance(value, list):
+        return all(map(_plain, value))
+    return value is None or isinstance(value, bool) or _number(value) or (isinstance(value, str) and len(value) <= 300)
+
+
+NAME: Leaf = ("a name of [a-z0-9_]+", _matches(r"[a-z0-9_]{1,64}"))
+TITLE: Leaf = ("one line of 1 to 80 characters", lambda v: isinstance(v, str) and 1 <= len(v) <= 80 and v.isprintable())
+TEXT: Leaf = ("one line of at most 300 characters", lambda v: isinstance(v, str) and len(v) <= 300 and v.isprintable())
+HASH: Leaf = ("8 to 64 hexadecimal digits", _matches(r"[0-9a-f]{8,64}"))
+SIZE: Leaf = ("HEIGHTxWIDTH in pixels", _matches(r"[1-9]\d{0,4}x[1-9]\d{0,4}"))
+COUNT: Leaf = ("a whole number of at least 1", lambda v: _whole(v) and v >= 1)
+NATURAL: Leaf = ("a whole number of at least 0", lambda v: _whole(v) and v >= 0)
+HOURS: Leaf = ("a number of hours of at least 0", lambda v: _number(v) and v >= 0)
+OPTIONS: Leaf = ("an object of plain JSON values", lambda v: isinstance(v, dict) and _plain(v))
+FLAG: Leaf = ("true or false", lambda v: isinstance(v, bool))
+VERSIONS: Leaf = (
+    "an object of versions",
+    lambda v: isinstance(v, dict) and all(TITLE[1](key) and TITLE[1](item) for key, item in v.items()),
+)
+SOURCES: Leaf = (
+    "a list of files in benchmark/ and methods/",
+    lambda v: isinstance(v, list) and len(v) > 0 and all(map(_matches(r"(benchmark|methods)(/[a-z0-9_]+)+\.py"), v)),
+)
+
+SHAPE: dict[str, Any] = {
+    "schema": ("the number 1", lambda v: _whole(v) and v == SCHEMA),
+    "protocol": {"name": ("a protocol's name", _matches(r"[a-z0-9_-]{1,64}")), "hash": HASH},
+    "method": {"name": NAME, "title": TITLE, "trained_as": NAME, "options": OPTIONS, "note": TEXT},
+    "cell": {"train": SIZE, "test": SIZE},
+    "seed": NATURAL,
+    "code": {"version": HASH, "files": SOURCES, "commit": _optional(HASH), "dirty": FLAG},
+    "training": {
+        "fingerprint": HASH,
+        "steps": NATURAL,
+        "parameters": COUNT,
+        "hours": _optional(HOURS),
+        "loss": _optional(("a number", _number)),
+    },
+    "data": {"card": ("a card's name", _matches(r"[a-z0-9_-]{1,64}")), "hash": HASH},
+    "reference": {"hash": HASH, "count": COUNT},
+    "detector": {"name": ("a detector's name", _matches(r"[a-z0-9_-]{1,64}")), "hash": HASH},
+    "count": COUNT,
+    "scores": ("an object or null", lambda v: v is None or isinstance(v, dict)),
+    "uncertainty": {
+        "method": TEXT,
+        "resamples": COUNT,
+        "level": ("a number between 0 and 1", lambda v: _number(v) and 0 < v < 1),
+    },
+    "hours": {"sample": HOURS, "score": HOURS},
+    "hardware": {"device": TITLE, "name": TEXT, "count": COUNT},
+    "libraries": VERSIONS,
+}
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _keys(value: Any, expected: Iterable[str], where: str, optional: Iterable[str] = ()) -> None:
+    """Exactly the expected keys, and perhaps the optional ones."""
+    if not isinstance(value, dict):
+        raise UserError(f"{where} must be an object, not {_show(value)}")
+    missing = [key for key in expected if key not in value]
+    if missing:
+        raise UserError(f"{where} lacks {', '.join(missing)}")
+    extra = sorted(set(value) - set(expected) - set(optional))
+    if extra:
+        raise UserError(f"{where} has unknown keys: {', '.join(map(_show, extra))}")
+
+
+def _fit(value: Any, shape: Any, where: str) -> None:
+    if isinstance(shape, dict):
+        _keys(value, shape, where)
+        for key, inner in shape.items():
+            _fit(value[key], inner, key if where == "the record" else f"{where}.{key}")
+    elif not shape[1](value):
+        raise UserError(f"{where} must be {shape[0]}, not {_show(value)}")
+
+
+def _fit_scores(scores: dict[str, Any], resamples: int) -> None:
+    required = [name for name, metric in METRICS.items() if metric.required]
+    _keys(scores, required, "scores", METRICS)
+    for name, score in scores.items():
+        metric, where = METRICS[name], f"scores.{name}"
+        interval = ("low", "high", "replicates")
+        _keys(score, ("value", *interval) if metric.required else ("value",), where, interval)
+        if ("low" in score) != ("high" in score):
+            raise UserError(f"{where} has one end of its interval only")
+        replicates = score.get("replicates", [])
+        if "replicates" in score and (not isinstance(replicates, list) or len(replicates) != resamples):
+            raise UserError(f"{where}.replicates must be a list of {resamples} numbers")
+        for number in (*(score[key] for key in ("value", "low", "high") if key in score), *replicates):
+            if not _number(number):
+                raise UserError(f"{where} must hold finite numbers, not {_show(number)}")
+        if not metric.low <= score["value"] <= metric.high:  # replicates may overshoot, a value cannot
+            possible = f"a {metric.title} lies in [{metric.low:g}, {metric.high:g}]"
+            raise UserError(f"{where}.value is {score['value']:g}: {possible}")
+        if score.get("low", 0) > score.get("high", math.inf):
+            raise UserError(f"{where} has an interval with its ends the wrong way round")
+
+
+def validate(value: Any, rules: protocol.Protocol) -> None:
+    """Raises a UserError that names the first key which breaks the schema or the rules of the contest."""
+    if isinstance(value, dict) and "schema" in value and value["schema"] != SCHEMA:
+        raise UserError(f"schema {_show(value['schema'])} is unknown: this version reads schema {SCHEMA}")
+    _fit(value, SHAPE, "the record")
+    if value["protocol"]["name"] != rules.name:
+        raise UserError(f"protocol.name is '{value['protocol']['name']}', expected '{rules.name}'")
+    if value["protocol"]["hash"] != rules.hash:
+        raise UserError(
+            f"protocol.hash is {value['protocol']['hash']}, but the rules of '{rules.name}' now have {rules.hash}: "
+            "the record belongs to other rules, run the cell again"
+        )
+    cell = (value["cell"]["train"], value["cell"]["test"])
+    if cell not in rules.pairs():
+        raise UserError(f"cell {cell[0]} -> {cell[1]} is not in protocol '{rules.name}'")
+    for where, found, expected in (
+        ("count", value["count"], rules.sample.count),
+        ("reference.count", value["reference"]["count"], rules.score.reference),
+        ("detector.name", value["detector"]["name"], rules.score.detector),
+        ("data.card", value["data"]["card"], rules.data.card),
+    ):
+        if found != expected:
+            raise UserError(f"{where} is {_show(found)}, but protocol '{rules.name}' says {_show(expected)}")
+    if value["scores"] is not None:
+        _fit_scores(value["scores"], value["uncertainty"]["resamples"])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Building and writing
+
+
+def rounded(value: Any) -> Any:
+    """`value` with every float at 6 significant digits, at any depth. Done once, when a record is built."""
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item) for item in value]
+    if isinstance(value, float) and math.isfinite(value):
+        return float(f"{value:.6g}")
+    return value
+
+
+def git_state(*folders: str) -> tuple[str | None, bool]:
+    """(commit, whether tracked or new files in `folders` differ from it); (None, False) outside a repository."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *arguments], cwd=files.ROOT, capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "--verify", "HEAD")
+    return commit, commit is not None and bool(git("status", "--porcelain", "--", *folders))
+
+
+def build(
+    rules: protocol.Protocol,
+    *,
+    method: dict[str, Any],
+    train: str,
+    test: str,
+    seed: int,
+    code_files: Iterable[str],
+    training: dict[str, Any],
+    data_hash: str,
+    reference: dict[str, Any],
+    detector: dict[str, Any],
+    scores: dict[str, Any] | None,
+    uncertainty: dict[str, Any],
+    hours: dict[str, float],
+    hardware: dict[str, Any],
+) -> dict[str, Any]:
+    """A validated record, rounded once; the arguments are the sections of the schema that only the caller knows.
+
+    Args:
+        rules: the contest; its name, hash, data card and number of samples are filled in from it.
+        code_files: the files that the number runs through, relative to the repository.
+        scores: {metric: {"value", and perhaps "low", "high", "replicates"}}, or None for a cell that failed.
+
+    Raises:
+        UserError: a section breaks the schema, e.g. a score that is NaN.
+    """
+    sources = sorted(set(code_files))
+    commit, dirty = git_state("benchmark", "methods", "datasets")
+    libraries = {name: metadata.version(name) for name in LIBRARIES}
+    value = rounded(
+        {
+            "schema": SCHEMA,
+            "protocol": {"name": rules.name, "hash": rules.hash},
+            "method": method,
+            "cell": {"train": train, "test": test},
+            "seed": seed,
+            "code": {"version": files.code_version(*sources), "files": sources, "commit": commit, "dirty": dirty},
+            "training": training,
+            "data": {"card": rules.data.card, "hash": data_hash},
+            "reference": reference,
+            "detector": detector,
+            "count": rules.sample.count,
+            "scores": scores,
+            "uncertainty": uncertainty,
+            "hours": hours,
+            "hardware": hardware,
+            "libraries": libraries,
+        }
+    )
+    validate(value, rules)
+    return value
+
+
+def location(value: dict[str, Any]) -> Path:
+    """Where a record lies, relative to the folder of records."""
+    cell = value["cell"]
+    name = f"{cell['train']}-{cell['test']}-s{value['seed']}.json"
+    return Path(value["protocol"]["name"], value["method"]["name"], name)
+
+
+def write(value: dict[str, Any], folder: Path | str = FOLDER) -> Path:
+    """Writes a record to its place below `folder`, atomically, and returns its path."""
+    path = Path(folder) / location(value)
+    files.write_json(path, value)
+    return path
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def _no_constant(text: str) -> float:
+    raise UserError(f"holds {text}, which is not a number")
+
+
+def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise UserError("has a key twice")
+    return value
+
+
+@functools.cache
+def _version_now(*sources: str) -> str | None:
+    """The version of the files as they are in this checkout; None when one is gone."""
+    try:
+        return files.code_version(*sources)
+    except FileNotFoundError:
+        return None
+
+
+def parse(text: str, rules: protocol.Protocol) -> Record:
+    """The validated record in a JSON text."""
+    try:
+        value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_twins)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"is not valid JSON ({error})") from None
+    return from_value(value, rules)
+
+
+def from_value(value: Any, rules: protocol.Protocol) -> Record:
+    """A record from its JSON value, validated."""
+    validate(value, rules)
+    code, method, cell = value["code"], value["method"], value["cell"]
+    return Record(
+        protocol=rules.name,
+        method=method["name"],
+        title=method["title"],
+        note=method["note"],
+        train=cell["train"],
+        test=cell["test"],
+        seed=value["seed"],
+        count=value["count"],
+        scores=value["scores"],
+        stale=code["version"] != _version_now(*code["files"]),
+        value=value,
+    )
+
+
+def read(path: Path | str, rules: protocol.Protocol | None = None) -> Record:
+    """Reads and validates one record, wherever it lies.
+
+    Args:
+        rules: the contest; by default the committed protocol that the record's folder names.
+
+    Raises:
+        UserError: names the file and what is wrong with it.
+    """
+    path = Path(path)
+    try:
+        found = parse(path.read_text(encoding="utf-8"), rules or protocol.load(path.parts[-3]))
+    except FileNotFoundError:
+        raise UserError(f"{path} is not there") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 ({error})") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return found
+
+
+def read_all(folder: Path | str = FOLDER) -> list[Record]:
+    """Every record below a folder, in the order of protocol, method, cell and seed, whatever order the disk has.
+
+    Raises:
+        UserError: names every file that is not a valid record, that lies in another place than its content says, or
+            that was made with other data, another detector or another reference than its neighbours.
+    """
+    folder = Path(folder)
+    rules: dict[str, protocol.Protocol] = {}
+    found: list[Record] = []
+    problems: list[str] = []
+    for path in sorted(folder.rglob("*")):
+        place = path.relative_to(folder)
+        if path.is_dir() or any(part.startswith(".") for part in place.parts):
+            continue
+        try:
+            if len(place.parts) != 3 or path.suffix != ".json":
+                raise UserError(f"{path} is not <protocol>/<method>/<training size>-<test size>-s<seed>.json")
+            name = place.parts[0]
+            if name not in rules:
+                rules[name] = protocol.load(name)
+            record = read(path, rules[name])
+            if location(record.value) != place:
+                raise UserError(f"{path} holds another cell: its place would be {location(record.value)}")
+            found.append(record)
+        except UserError as error:
+            problems.append(str(error))
+    problems += _disagreements(found)
+    if problems:
+        more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise UserError(f"{len(problems)} refused: {'; '.join(problems[:10])}{more}")
+    order = {name: {pair: place for place, pair in enumerate(rules[name].pairs())} for name in rules}
+    return sorted(found, key=lambda r: (r.protocol, r.method, order[r.protocol][r.pair], r.seed))
+
+
+def _disagreements(records: list[Record]) -> list[str]:
+    """Records that may not share a table with the others of their contest, in the words of a refusal.
+
+    The side with fewer records is named (the later in the order of paths where both have as many).
+    """
+    groups: dict[tuple[str, str], dict[str, list[Record]]] = {}
+    for record in records:
+        value = record.value
+        for where, shown in (
+            ("data.hash", value["data"]["hash"]),
+            ("detector.hash", value["detector"]["hash"]),
+            ("uncertainty", json.dumps(value["uncertainty"], sort_keys=True)),
+            (f"reference.hash at {record.test}", value["reference"]["hash"]),
+        ):
+            groups.setdefault((record.protocol, where), {}).setdefault(shown, []).append(record)
+    problems = []
+    for (_, where), sides in groups.items():
+        _, *others = sorted(sides.items(), key=lambda side: -len(side[1]))
+        for shown, members in others:
+            problems += [f"{location(r.value)}: {where} is {shown}, unlike the other records'" for r in members]
+    return problems

@@ -1,0 +1,175 @@
+"""Sampling, one stage: weights in, images out as chunks of one forward batch each; every image from its own seed.
+
+A chunk is whole or absent, so an interrupted cell continues, and any number of processes shares one: process r of n draws the
+missing chunks r, r + n, ... The forward batch is the protocol's, so the same images come out however many processes there are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor
+
+from benchmark import data, progress, registry
+from benchmark.files import UserError, atomic, code_version, digest, read_json, write_json
+from benchmark.protocol import Protocol, size_hw
+from benchmark.train import REPORT, WEIGHTS, Run, has_bf16, load_weights
+
+CODE = tuple(f"benchmark/{name}.py" for name in ("encoding", "core", "diffusion", "method", "sample"))
+CHUNKS, GRID, DONE = "chunks", "grid.png", "samples.json"
+GRID_IMAGES = 32
+
+
+def fingerprint(protocol: Protocol, name: str, train: str, test: str, seed: int, training: str) -> str:
+    """A hash of everything the images of a cell depend on; `training` is the fingerprint of the weights."""
+    return digest(
+        {
+            "training": training,
+            "method": name,
+            "options": dataclasses.asdict(registry.load(name).make_options(protocol.options.get(name, {}))),
+            "sizes": [train, test],
+            "largest_grid": protocol.largest_grid(train),
+            "rules": protocol.sampling(),
+            "seed": seed,
+            "code": code_version(*CODE, *registry.sources(name)),
+        }
+    )
+
+
+def cell_folder(protocol: Protocol, name: str, train: str, test: str, seed: int, training: str, run: Run) -> Path:
+    """Where a cell's files lie."""
+    mark = fingerprint(protocol, name, train, test, seed, training)
+    return run.out / "cells" / protocol.name / f"{name}-{train}-{test}-s{seed}-{mark}"
+
+
+def chunk_path(folder: Path, number: int) -> Path:
+    return folder / CHUNKS / f"chunk-{number:05}.npy"
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a cell's images are all there."""
+    return (folder / DONE).is_file()
+
+
+def sample(protocol: Protocol, name: str, train: str, test: str, seed: int, training: Path, run: Run) -> Path:
+    """Draws the images of a cell, or finds them drawn.
+
+    Args:
+        training: the folder of the weights.
+
+    Returns:
+        the cell's folder: chunks/chunk-00000.npy ... (uint8 [n, H, W, 3]), grid.png, samples.json.
+    """
+    if not (training / WEIGHTS).is_file():
+        raise UserError(f"{training} has no {WEIGHTS}; run `python -m benchmark train {name}` first")
+    report = read_json(training / REPORT)
+    folder = cell_folder(protocol, name, train, test, seed, report["fingerprint"], run)
+    title = f"sample {name} {train} -> {test}"
+    if is_whole(folder):
+        progress.say(f"{title}: whole already, skipped ({folder})")
+        return folder
+    fabric = launched(run)
+    method = registry.build(name, protocol, train, seed)
+    load_weights(method, training, report["fingerprint"])
+    method = method.to(fabric.device).eval()
+    decode = decoder(protocol, fabric.device)
+    config = protocol.sample
+    numbers = [number for number in range(-(-config.count // config.batch)) if not chunk_path(folder, number).is_file()]
+    own = numbers[fabric.global_rank :: fabric.world_size]
+    began = time.monotonic()
+    with progress.stage(title, len(own) * config.steps, "step") as stage, torch.inference_mode(), autocast(config.precision, fabric):
+        for number in own:
+            first = number * config.batch
+            indices = range(first, min(first + config.batch, config.count))
+            images = to_uint8(decode(method.generate(test, seed, indices, stage.advance)))
+            with atomic(chunk_path(folder, number)) as draft, open(draft, "wb") as file:
+                np.save(file, images)
+    add_hours(folder, fabric.global_rank, (time.monotonic() - began) / 3600)
+    fabric.barrier()
+    if fabric.is_global_zero:
+        finish(folder, protocol, test)
+    fabric.barrier()
+    return folder
+
+
+def launched(run: Run) -> Fabric:
+    """Fabric on the run's devices: one process each, started by it, by torchrun or by a cluster's scheduler."""
+    fabric = Fabric(accelerator="auto", devices=run.count, num_nodes=run.nodes, strategy="ddp" if run.several else "auto")
+    fabric.launch()
+    return fabric
+
+
+@contextlib.contextmanager
+def autocast(precision: str, fabric: Fabric) -> Iterator[None]:
+    """bfloat16 autocast where the protocol asks for it and the machine has it."""
+    with torch.autocast(fabric.device.type, torch.bfloat16, enabled=precision == "bf16" and has_bf16()):
+        yield
+
+
+def decoder(protocol: Protocol, device: torch.device):
+    """The map from what the core draws to pictures [B, 3, H, W] in about [-1, 1]: the card's autoencoder, or nothing."""
+    if protocol.data.representation == "pixels":
+        return lambda x: x
+    from diffusers import AutoencoderKL
+
+    name = data.card(protocol.data.card).autoencoder
+    vae = AutoencoderKL.from_pretrained(name).to(device).eval()
+
+    def decode(latents: Tensor) -> Tensor:
+        # One picture at a time: the decoder's activations at 1024 pixels fill a device.
+        with torch.autocast(device.type, enabled=False):
+            return torch.cat([vae.decode(one[None] / vae.config.scaling_factor).sample for one in latents.float()])
+
+    return decode
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """[B, 3, H, W] in about [-1, 1] -> uint8 [B, H, W, 3]: trunc(127.5 x + 128), clamped (DiT, the evaluator's rule)."""
+    if not torch.isfinite(images).all():
+        raise UserError("the model drew values that are not numbers; its training may have diverged")
+    return (127.5 * images.float() + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def add_hours(folder: Path, rank: int, hours: float) -> None:
+    """Adds to the device-hours that this rank has spent on the cell over all runs."""
+    path = folder / f"hours-{rank}.json"
+    before = read_json(path) if path.is_file() else 0.0
+    write_json(path, before + hours)
+
+
+def finish(folder: Path, protocol: Protocol, test: str) -> None:
+    """Checks that every chunk is there, draws the grid, and marks the cell as whole."""
+    config = protocol.sample
+    chunks = -(-config.count // config.batch)
+    missing = [number for number in range(chunks) if not chunk_path(folder, number).is_file()]
+    if missing:
+        raise UserError(f"{folder} lacks chunks {missing[:5]}: another process did not finish; run the command again")
+    hours = sum(read_json(path) for path in folder.glob("hours-*.json"))
+    images: list[np.ndarray] = []
+    for number in range(chunks):
+        images.extend(np.load(chunk_path(folder, number)))
+        if len(images) >= GRID_IMAGES:
+            break
+    save_grid(images[:GRID_IMAGES], folder / GRID)
+    write_json(folder / DONE, {"count": config.count, "size": list(size_hw(test)), "hours": hours})
+
+
+def save_grid(images: list[np.ndarray], path: Path, columns: int = 8, gap: int = 2) -> None:
+    """Images uint8 [H, W, 3] in rows of `columns`, as PNG. With 8 classes a column is a class."""
+    from PIL import Image
+
+    height, width = images[0].shape[:2]
+    rows = -(-len(images) // columns)
+    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
+    for number, image in enumerate(images):
+        y, x = (number // columns) * (height + gap), (number % columns) * (width + gap)
+        sheet[y : y + height, x : x + width] = image
+    with atomic(path) as draft:
+        Image.fromarray(sheet).save(draft, format="PNG", optimize=True)

@@ -1,0 +1,255 @@
+"""The stage graph: which trainings and cells a contest needs, which are missing, and running them here.
+
+Stages meet only in files, so every one of them is skipped where its output is whole, and continues where it was interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmark import progress, record, registry
+from benchmark.files import ROOT, UserError, code_version, digest, read_json, write_json
+from benchmark.protocol import Protocol, size_hw
+
+if TYPE_CHECKING:
+    from benchmark.detect import Detector
+    from benchmark.reference import Reference
+    from benchmark.train import Run
+
+BOARDS = ROOT / "leaderboards"
+SCORING = tuple(f"benchmark/{name}.py" for name in ("shapes", "classifier", "detect", "metrics", "reference", "score"))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a table: a method, trained at one size and tested at another, under one seed."""
+
+    method: str
+    train: str
+    test: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.train} -> {self.test} seed {self.seed}"
+
+
+def cells_of(protocol: Protocol, methods: Sequence[str], seed: int) -> list[Cell]:
+    """Every cell of the methods, in the order of the protocol."""
+    return [Cell(method, train, test, seed) for method in methods for train, test in protocol.pairs()]
+
+
+def contestants(protocol: Protocol) -> list[str]:
+    """The methods that a sweep of the protocol runs."""
+    return [registry.check(name) for name in protocol.methods] or registry.names()
+
+
+def records_folder(protocol: Protocol, run: Run) -> Path:
+    """Where records go: into leaderboards/, or beside the run for custom rules and contests that are not ranked."""
+    if protocol.custom or not protocol.ranked:
+        return run.out / "records" / protocol.hash
+    return BOARDS / "records"
+
+
+def train(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> dict[tuple[str, str], Path]:
+    """Trains what the methods need, each shared checkpoint once: {(trained method, training size): folder}."""
+    from benchmark.train import train
+
+    needed = dict.fromkeys((registry.trained_name(method), size) for method in methods for size in protocol.cells)
+    return {(name, size): train(protocol, name, size, seed, run) for name, size in needed}
+
+
+def sample(protocol: Protocol, cell: Cell, run: Run) -> Path:
+    """Draws a cell's images from its finished training."""
+    from benchmark import data
+    from benchmark.sample import sample
+    from benchmark.train import fingerprint, is_whole, prepared
+
+    name = registry.trained_name(cell.method)
+    mark = fingerprint(protocol, name, cell.train, cell.seed, data.Index(prepared(protocol, run, False)).manifest["fingerprint"])
+    training = run.out / "trainings" / protocol.name / f"{name}-{cell.train}-s{cell.seed}-{mark}"
+    if not is_whole(training):
+        raise UserError(f"{name} is not trained at {cell.train} with seed {cell.seed}; run `python -m benchmark train` first")
+    return sample(protocol, cell.method, cell.train, cell.test, cell.seed, training, run)
+
+
+def reference(protocol: Protocol, test: str, detector: Detector, run: Run) -> Reference:
+    """The reference statistics of a test size, cached."""
+    from benchmark import data
+    from benchmark.reference import Scenes, make, open_source
+
+    card = data.card(protocol.data.card)
+    if card.kind == "shapes":
+        source = Scenes()
+    elif run.data:
+        source = open_source(run.data)
+    else:
+        raise UserError(f"the reference of {card.name} is made from its images: give their folder as DATA")
+    count, nearest = protocol.score.reference, min(protocol.score.nearest, protocol.score.reference)
+    with progress.stage(f"reference {card.name} {test}", count, "image") as stage:
+        return make(source, size_hw(test), detector, count, nearest, run.out / "references", report=lambda done, _: stage.set(done))
+
+
+def score(protocol: Protocol, cell: Cell, folder: Path, run: Run) -> dict[str, Any]:
+    """Scores a cell's images and writes its record, or finds it scored.
+
+    Returns:
+        the record.
+    """
+    import numpy as np
+    import torch
+
+    from benchmark import data, detect, train
+    from benchmark import sample as sampling
+    from benchmark import score as scoring
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    detector = detect.load(protocol.score.detector, device=device)
+    sources = sorted({*train.CODE, *sampling.CODE, *SCORING, *registry.sources(cell.method)})
+    mark = digest([protocol.hash, detector.hash, code_version(*sources), run.data])
+    done = folder / f"record-{mark}.json"
+    destination = records_folder(protocol, run)
+    if done.is_file():
+        progress.say(f"score {cell}: whole already, skipped")
+        value = read_json(done)
+        record.write(value, destination)
+        return value
+    began = time.monotonic()
+    real = reference(protocol, cell.test, detector, run)
+    images = scoring.open_images(folder)
+    features_at = scoring.features_folder(folder, detector)
+    with progress.stage(f"score {cell}", protocol.sample.count, "image") as stage:
+        scoring.extract(images, detector, features_at, report=lambda done, _: stage.set(done))
+    options = scoring.Options(splits=protocol.score.splits, nearest=protocol.score.nearest)
+    card = data.card(protocol.data.card)
+    labels = np.arange(protocol.sample.count) % protocol.core.classes if card.kind == "shapes" else None
+    scores = scoring.score(scoring.Features(features_at, images), real, labels, options, device)
+    value = build_record(protocol, cell, folder, sources, scores, scoring.uncertainty(options), detector, real,
+                         (time.monotonic() - began) / 3600, run)  # fmt: skip
+    write_json(done, value)
+    path = record.write(value, destination)
+    progress.say(f"record {path}")
+    return value
+
+
+def build_record(protocol: Protocol, cell: Cell, folder: Path, sources: list[str], scores: dict[str, Any] | None,
+                 uncertainty: dict[str, Any], detector: Detector, real: Reference, hours: float, run: Run) -> dict[str, Any]:  # fmt: skip
+    """The record of a scored cell."""
+    import dataclasses
+
+    import torch
+
+    from benchmark import data
+    from benchmark.sample import DONE
+    from benchmark.train import REPORT, fingerprint, prepared
+
+    cls = registry.load(cell.method)
+    trained = registry.trained_name(cell.method)
+    data_hash = data.Index(prepared(protocol, run, False)).manifest["fingerprint"]
+    mark = fingerprint(protocol, trained, cell.train, cell.seed, data_hash)
+    report = read_json(run.out / "trainings" / protocol.name / f"{trained}-{cell.train}-s{cell.seed}-{mark}" / REPORT)
+    cuda = torch.cuda.is_available()
+    return record.build(
+        protocol,
+        method={
+            "name": cell.method,
+            "title": cls.title,
+            "trained_as": trained,
+            "options": dataclasses.asdict(cls.make_options(protocol.options.get(cell.method, {}))),
+            "note": cls.note,
+        },
+        train=cell.train,
+        test=cell.test,
+        seed=cell.seed,
+        code_files=sources,
+        training={key: report[key] for key in ("fingerprint", "steps", "parameters", "hours", "loss")},
+        data_hash=data_hash,
+        reference={"hash": real.hash, "count": real.count},
+        detector={"name": detector.name, "hash": detector.hash},
+        scores=scores,
+        uncertainty=uncertainty,
+        hours={"sample": read_json(folder / DONE)["hours"], "score": hours},
+        hardware={
+            "device": "cuda" if cuda else "cpu",
+            "name": torch.cuda.get_device_name() if cuda else processor(),
+            "count": run.count * run.nodes,
+        },
+    )
+
+
+def processor() -> str:
+    """The processor's name, as the operating system gives it."""
+    info = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def bench(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> list[tuple[Cell, str]]:
+    """All stages for the methods: shards, trainings, samples, scores, records.
+
+    A failure is kept and the other methods go on.
+
+    Returns:
+        (cell, reason) of every cell that failed.
+    """
+    failures: list[tuple[Cell, str]] = []
+    for method in methods:
+        cells = cells_of(protocol, [method], seed)
+        for size in protocol.cells:
+            try:
+                stage("train", protocol, method, seed, run, train=size)
+            except (UserError, subprocess.CalledProcessError) as error:
+                failures += [(cell, str(error)) for cell in cells if cell.train == size]
+                progress.say(f"failed: train {method} {size}: {error}")
+        lost = {cell for cell, _ in failures}
+        for cell in cells:
+            if cell in lost:
+                continue
+            try:
+                folder = stage("sample", protocol, method, seed, run, cell=cell)
+                score(protocol, cell, folder, run)
+                keep_grid(protocol, cell, folder, run)
+            except (UserError, subprocess.CalledProcessError) as error:
+                failures.append((cell, str(error)))
+                progress.say(f"failed: {cell}: {error}")
+    return failures
+
+
+def stage(verb: str, protocol: Protocol, method: str, seed: int, run: Run, train: str = "", cell: Cell | None = None) -> Path:
+    """One stage, here; with several devices in processes of its own, which its launcher multiplies."""
+    from benchmark.train import train as fit
+
+    if run.several and "LOCAL_RANK" not in os.environ:
+        size = ["--train", train or cell.train] + (["--test", cell.test] if cell else [])
+        where = ["--seed", str(seed), "--out", str(run.out), "--devices", run.devices, "--nodes", str(run.nodes)]
+        command = [sys.executable, "-m", "benchmark", verb, method, *size, *where, *(["--data", run.data] if run.data else [])]
+        subprocess.run([*command, "--protocol", protocol.source, *protocol.overrides], check=True)
+    if verb == "train":
+        return fit(protocol, method, train, seed, run)
+    return sample(protocol, cell, run)
+
+
+def finish(protocol: Protocol, run: Run) -> list[Path]:
+    """Copies the grids of a ranked contest beside its records and regenerates the leaderboards; returns what was written."""
+    from benchmark import leaderboard
+
+    if records_folder(protocol, run) != BOARDS / "records":
+        return []
+    return leaderboard.generate()
+
+
+def keep_grid(protocol: Protocol, cell: Cell, folder: Path, run: Run) -> None:
+    """Puts a ranked cell's grid beside the records, for the page."""
+    if records_folder(protocol, run) == BOARDS / "records":
+        target = BOARDS / "grids" / protocol.name / cell.method / f"{cell.train}-{cell.test}-s{cell.seed}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / "grid.png", target)
+

@@ -1,0 +1,355 @@
+"""Training, one stage: shards in, averaged weights out; stopped at any moment it continues with the same bits.
+
+Exactness rests on three rules: order = f(seed, epoch), position = f(global step), noise = f(seed, global step). So a checkpoint holds
+weights, their average and the optimizer, and nothing about data or random state.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import pickle
+import signal
+import time
+import warnings
+import zipfile
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from benchmark import data, progress, registry, shards
+from benchmark.files import Stopped, UserError, atomic, code_version, digest, read_json, write_json
+from benchmark.method import Method
+from benchmark.protocol import Protocol
+
+# What a training's numbers run through, besides the method's own files.
+CODE = tuple(f"benchmark/{name}.py" for name in ("encoding", "core", "diffusion", "method", "shapes", "data", "train"))
+SAVE_EVERY = timedelta(minutes=2)  # work that a kill can cost
+WEIGHTS, REPORT, CHECKPOINTS = "weights.safetensors", "training.json", "checkpoints"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Where and on what a stage runs: nothing here changes a number.
+
+    Attributes:
+        out: the folder of runs.
+        data: the source of the data set, or a folder of shards; "" where the card needs none.
+        devices: "auto", or how many on each node.
+        nodes: machines.
+    """
+
+    out: Path = Path("runs")
+    data: str = ""
+    devices: str = "auto"
+    nodes: int = 1
+
+    def __post_init__(self) -> None:
+        if self.devices != "auto" and not (self.devices.isdigit() and int(self.devices) > 0):
+            raise UserError(f"DEVICES is 'auto' or a number of devices on each node, not '{self.devices}'")
+        if self.nodes < 1:
+            raise UserError(f"NODES is a number of machines, not {self.nodes}")
+
+    @property
+    def count(self) -> int:
+        """Devices on each node; "auto" is every GPU, or the processor as one."""
+        return max(torch.cuda.device_count(), 1) if self.devices == "auto" else int(self.devices)
+
+    @property
+    def several(self) -> bool:
+        """Whether a stage runs in several processes."""
+        return self.nodes * self.count > 1
+
+
+def prepared(protocol: Protocol, run: Run, verbose: bool = True) -> Path:
+    """The protocol's shards: those of `run.data`, or written now from what the card says."""
+    if run.data and (Path(run.data) / "manifest.json").is_file():
+        return Path(run.data)
+    card = data.card(protocol.data.card)
+    if protocol.data.count:
+        card = dataclasses.replace(card, count=protocol.data.count)
+    found = shards.source(card, run.data or None)
+    with progress.stage(f"shards {card.name}", max(len(found), 1), "image") as stage:
+        written = shards.prepare(card, run.data or None, run.out / "data", workers=2, progress=lambda done, total: stage.set(done))
+    if verbose:
+        progress.say(str(written))
+    return written.folder
+
+
+def fingerprint(protocol: Protocol, name: str, train: str, seed: int, data_hash: str) -> str:
+    """A hash of everything the training of method `name` depends on."""
+    cls = registry.load(name)
+    assert cls.trains_as is None
+    return digest(
+        {
+            "rules": protocol.training(train),
+            "method": name,
+            "options": dataclasses.asdict(cls.make_options(protocol.options.get(name, {}))),
+            "seed": seed,
+            "data": data_hash,
+            "code": code_version(*CODE, *registry.sources(name)),
+        }
+    )
+
+
+def train(protocol: Protocol, name: str, train_size: str, seed: int, run: Run) -> Path:
+    """Trains the method whose checkpoint `name` uses, or finds it trained.
+
+    Returns:
+        the folder with the averaged weights (weights.safetensors) and the report (training.json).
+
+    Raises:
+        UserError: data or checkpoint are not what they should be, or the loss is not a number.
+        Stopped: asked to end; saved.
+    """
+    name = registry.trained_name(name)
+    shard_folder = prepared(protocol, run)
+    index = data.Index(shard_folder)
+    _check_data(protocol, index)
+    mark = fingerprint(protocol, name, train_size, seed, index.manifest["fingerprint"])
+    folder = run.out / "trainings" / protocol.name / f"{name}-{train_size}-s{seed}-{mark}"
+    if is_whole(folder):
+        progress.say(f"train {name} {train_size}: whole already, skipped ({folder})")
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    method = registry.build(name, protocol, train_size, seed)
+    if protocol.train.init:
+        from benchmark import checkpoint
+
+        checkpoint.initialise(method, protocol.train.init)
+    _fit(method, protocol, index, folder, mark, name, seed, run)
+    return folder
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a training is done: both of its files are there."""
+    return (folder / WEIGHTS).is_file() and (folder / REPORT).is_file()
+
+
+def _check_data(protocol: Protocol, index: data.Index) -> None:
+    latents = protocol.data.representation == "latents"
+    if latents != (index.kind == "latents"):
+        made = "make latents" if latents else "make shards"
+        raise UserError(f"{index.folder} holds {index.kind}, the protocol trains on {protocol.data.representation}: see {made}")
+    classes = index.manifest.get("classes", [])
+    count = classes if isinstance(classes, int) else len(classes)
+    if count > protocol.core.classes:
+        raise UserError(f"{index.folder} has {count} classes, the protocol's core has {protocol.core.classes}")
+
+
+def _fit(method: Method, protocol: Protocol, index: data.Index, folder: Path, mark: str, name: str, seed: int, run: Run) -> None:
+    config = protocol.train
+    # Lightning's hints about workers and loggers are for people who write the loop themselves.
+    for logger in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+    keeper = Keeper(folder / CHECKPOINTS)
+    resumed = newest(folder / CHECKPOINTS, mark)
+    if resumed[1] >= config.steps:  # killed between the last step and the writing of the weights
+        content = torch.load(resumed[0], map_location="cpu", weights_only=True)
+        method.load_state_dict(content["state_dict"])
+        save(method, folder, mark, name, content["callbacks"][Watch.__qualname__])
+        return
+    with progress.stage(f"train {name} {method.train_size} seed {seed}", config.steps, "step", resumed[1]) as stage:
+        trainer = Trainer(
+            max_steps=config.steps,
+            max_epochs=-1,
+            accelerator="auto",
+            devices=run.count,
+            num_nodes=run.nodes,
+            strategy="ddp" if run.several else "auto",
+            precision="bf16-mixed" if config.precision == "bf16" and has_bf16() else "32-true",
+            gradient_clip_val=config.clip or None,
+            callbacks=[
+                WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(config.ema)),
+                Watch(stage, mark, config.batch),
+                keeper,
+                ModelCheckpoint(folder / CHECKPOINTS, "{step}", train_time_interval=SAVE_EVERY, monitor="step", mode="max", save_top_k=2),
+            ],  # fmt: skip
+            logger=TensorBoardLogger(folder, name="", version="log"),
+            log_every_n_steps=50,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+        )
+        loader = Reader(method, index, resumed[1])
+        trainer.fit(method, loader, ckpt_path=resumed[0], weights_only=True)
+    if keeper.stopped:
+        raise Stopped(f"stopped at step {trainer.global_step} of {config.steps}; the same command continues")
+    if trainer.is_global_zero:
+        watch = next(callback for callback in trainer.callbacks if isinstance(callback, Watch))
+        save(method, folder, mark, name, watch.state_dict())
+    trainer.strategy.barrier()
+
+
+class Reader:
+    """The training batches from a step on, made once the trainer knows this process' rank. Lightning iterates it once."""
+
+    def __init__(self, method: Method, index: data.Index, start: int) -> None:
+        self.method, self.index, self.start = method, index, start
+
+    def __iter__(self):
+        method, trainer = self.method, self.method.trainer
+        config = method.protocol.train
+        transform = None
+        if self.index.kind != "latents":
+            augmentation, options = method.augmentation
+            size_hw = tuple(int(n) for n in method.train_size.split("x"))
+            transform = data.Transform(size_hw, augmentation, flip=config.flip, options=options)
+        batches = data.Batches(
+            self.index, config.batch, method.seed, trainer.global_rank, trainer.world_size, transform, flip=config.flip
+        )
+        return iter(batches.loader(self.start, config.steps, workers=1))
+
+
+def newest(folder: Path, mark: str) -> tuple[str | None, int]:
+    """The newest checkpoint that can be read, and its step; (None, 0) where there is none.
+
+    Raises:
+        UserError: a checkpoint of another training.
+    """
+    found = sorted(folder.glob("step=*.ckpt"), key=lambda path: int(path.stem.split("=")[1].split("-")[0]), reverse=True)
+    for path in found:
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile):
+            progress.say(f"{path} is damaged; looking for an earlier one")
+            continue
+        if content.get("fingerprint") != mark:
+            raise UserError(f"{path} belongs to another training; remove it or choose another OUT")
+        progress.say(f"continuing from step {content['global_step']} ({path})")
+        return str(path), content["global_step"]
+    return None, 0
+
+
+class Watch(Callback):
+    """Shows progress, counts hours over all runs, and stops at a loss that is not a number."""
+
+    every = 16  # steps between two looks at the losses: looking waits for the device
+
+    def __init__(self, stage: progress.Stage, mark: str, batch: int) -> None:
+        self.stage, self.mark, self.batch = stage, mark, batch
+        self.pending: list[tuple[int, torch.Tensor, list[str]]] = []
+        self.before = 0.0  # seconds of earlier runs
+        self.began = time.monotonic()
+        self.loss = math.nan  # running mean over about the last hundred steps
+
+    @property
+    def seconds(self) -> float:
+        return self.before + time.monotonic() - self.began
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.pending.append((batch["step"], outputs["loss"].detach(), batch["key"]))
+        if len(self.pending) >= self.every or trainer.global_step >= module.protocol.train.steps:
+            self.look()
+            speed = self.stage.speed * self.batch
+            module.log("images_per_second", speed)
+            self.stage.set(trainer.global_step, f"loss {self.loss:.4f}")
+
+    def look(self) -> None:
+        """Reads the losses since the last look."""
+        for step, loss, keys in self.pending:
+            value = float(loss)
+            if not math.isfinite(value):
+                shown = ", ".join(keys[:8]) + (", ..." if len(keys) > 8 else "")
+                raise UserError(f"the loss is {value} at step {step}; samples of the batch: {shown}. A smaller train.lr may help")
+            self.loss = value if math.isnan(self.loss) else 0.99 * self.loss + 0.01 * value
+        self.pending.clear()
+
+    def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.look()  # what is not a number is never saved
+        checkpoint["fingerprint"] = self.mark
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds, "loss": self.loss}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.before, self.loss = state_dict["seconds"], state_dict["loss"]
+
+
+class Keeper(Callback):
+    """Saves and ends cleanly at Ctrl-C or SIGTERM: between two steps, on every rank at the same one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.asked = self.stopped = False
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        # Lightning's own handlers raise inside a step, after which weights and their average may disagree.
+        self.handlers = {number: signal.signal(number, self.ask) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(self, number: int, frame: Any) -> None:
+        self.asked = True
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.strategy.reduce_boolean_decision(self.asked, all=False) and trainer.global_step < module.protocol.train.steps:
+            trainer.save_checkpoint(self.folder / f"step={trainer.global_step}.ckpt")
+            self.stopped = trainer.should_stop = True
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+
+def save(method: Method, folder: Path, mark: str, name: str, watched: dict[str, float]) -> None:
+    """Writes the averaged weights (Lightning put them into the module at the end) and the report."""
+    state = {key: value.detach().cpu().contiguous() for key, value in method.state_dict().items()}
+    about = {"fingerprint": mark, "method": name, "train": method.train_size, "seed": str(method.seed)}
+    with atomic(folder / WEIGHTS) as draft:
+        safetensors.torch.save_file(state, draft, metadata={"posbench": json.dumps(about)})
+    report = {
+        **about,
+        "seed": method.seed,
+        "steps": method.protocol.train.steps,
+        "parameters": sum(value.numel() for value in state.values()),
+        "hours": watched["seconds"] / 3600,
+        "loss": watched["loss"],
+    }
+    write_json(folder / REPORT, report)
+
+
+def load_weights(method: Method, folder: Path, mark: str | None = None) -> dict[str, Any]:
+    """Puts a training's averaged weights into `method` and returns the report.
+
+    Raises:
+        UserError: the file is truncated, or of another method or core.
+    """
+    report = read_json(folder / REPORT)
+    path = folder / WEIGHTS
+    try:
+        state = safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); remove {folder} to train again") from None
+    if mark is not None and report["fingerprint"] != mark:
+        raise UserError(f"{path} is of another training ({report['fingerprint']}, not {mark}); remove {folder} to train again")
+    own = method.state_dict()
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    wrong = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
+    if missing or extra or wrong:
+        raise UserError(
+            f"{path} is of another method or core: missing {missing[:3]}, not expected {extra[:3]}, of another shape {wrong[:3]}"
+        )
+    method.load_state_dict(state)
+    return report
+
+
+def has_bf16() -> bool:
+    """Whether this machine multiplies in bfloat16: a GPU since Ampere, or a processor with AVX512-BF16 or AMX."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    if torch.backends.mps.is_available():
+        return False
+    capability = torch.backends.cpu.get_cpu_capability()
+    return "AVX512" in capability and torch.cpu._is_avx512_bf16_supported()
