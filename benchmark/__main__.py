@@ -35,10 +35,10 @@ Train = Annotated[str, typer.Option("--train", help="only this training size, su
 Test = Annotated[str, typer.Option("--test", help="only this test size, such as 64x48")]
 
 
-def run_of(out: Path, data: str, devices: str, nodes: int):
+def run_of(out: Path, data: str, devices: str, nodes: int, **options):
     from benchmark.train import Run
 
-    return Run(out, data, devices, nodes)
+    return Run(out, data, devices, nodes, **options)
 
 
 def chosen(rules: protocol.Protocol, methods: list[str], seed: int, train: str, test: str):
@@ -75,14 +75,17 @@ def train(
     data: Data = "",
     devices: Devices = "auto",
     nodes: Nodes = 1,
+    every_steps: Annotated[int, typer.Option(min=1, help="save a checkpoint after so many steps")] = 5000,
+    every_minutes: Annotated[float, typer.Option(help="save a checkpoint after so many minutes")] = 2.0,
 ) -> None:
     """Train the checkpoint that a method uses, or continue its training."""
     from benchmark.train import train as fit
 
     rules = protocol.load(protocol_name, overrides or ())
     registry.check(method)
+    run = run_of(out, data, devices, nodes, every_steps=every_steps, every_minutes=every_minutes)
     for size in dict.fromkeys(cell.train for cell in chosen(rules, [method], seed, train, "")):
-        progress.say(f"weights in {fit(rules, method, size, seed, run_of(out, data, devices, nodes))}")
+        progress.say(f"weights in {fit(rules, method, size, seed, run)}")
 
 
 @app.command()
@@ -214,6 +217,61 @@ def contest(rules: protocol.Protocol, methods: list[str], seed: int, run) -> Non
         progress.say(f"wrote    {path}")
     if failures:
         raise UserError(f"{len(failures)} cells failed: " + "; ".join(f"{cell}: {reason}" for cell, reason in failures[:5]))
+
+
+@app.command()
+def reference(
+    source: Annotated[str, typer.Argument(help="real images: 'shapes', a folder of pictures, or of shards")],
+    size: Annotated[str, typer.Argument(help="HEIGHTxWIDTH in pixels, such as 512x384")],
+    count: Annotated[int, typer.Option(min=2, help="how many images")] = 50_000,
+    nearest: Annotated[int, typer.Option(help="how many of them for precision and recall")] = 10_000,
+    detector: Annotated[str, typer.Option(help="inception, dinov2 or shapes")] = "inception",
+    weights: Annotated[str, typer.Option(help="the detector's weight file; default DETECTOR_WEIGHTS or its download")] = "",
+    out: Out = Path("runs"),
+) -> None:
+    """Make the reference statistics of real images at any size (ADM's centre crop)."""
+    import torch
+
+    from benchmark import detect
+    from benchmark.reference import make, open_source
+
+    size_hw = protocol.size_hw(size)
+    found = open_source(source)
+    eye = detect.load(detector, weights or None, "cuda" if torch.cuda.is_available() else "cpu")
+    with progress.stage(f"reference {source} {size}", count, "image") as stage:
+        made = make(found, size_hw, eye, count, nearest, out / "references", report=lambda done, _: stage.set(done))
+    enlarged = f", {made.meta['upsampled']} of them enlarged" if made.meta["upsampled"] else ""
+    progress.say(f"reference {made.hash} of {made.count} images{enlarged} in {out / 'references'}")
+
+
+@app.command()
+def export(
+    samples: Annotated[str, typer.Argument(help="a cell's folder, or a folder of pictures")],
+    file: Annotated[Path, typer.Argument(help="the evaluator's .npz to write (arr_0, uint8 [N, H, W, 3])")],
+) -> None:
+    """Write samples as the field's evaluator reads them, without holding them in memory."""
+    from benchmark.score import export_npz, open_images
+
+    images = open_images(samples)
+    export_npz(images, file)
+    progress.say(f"{images.count} images in {file}")
+
+
+@app.command()
+def detector(
+    out: Annotated[Path | None, typer.Option(help="the file to write; default the shipped one")] = None,
+    steps: Annotated[int, typer.Option(min=0, help="of training; 0 takes the default")] = 0,
+    seed: Seed = 0,
+) -> None:
+    """Train the detector of the embedded data set and measure it at every size."""
+    from rich.console import Console
+
+    from benchmark import classifier
+
+    count = steps or classifier.STEPS
+    with progress.stage("detector", count) as stage:
+        stated = classifier.train(out or classifier.WEIGHTS, count, seed, lambda done, loss: stage.set(done, f"loss {loss:.3f}"))
+    Console().print(stated)
 
 
 @app.command()

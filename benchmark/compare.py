@@ -34,7 +34,7 @@ def draws(replicate: int, count: int) -> np.ndarray:
     A function of the two arguments alone, on numpy's frozen generator, so that it is the same for every method, machine
     and numpy version.
     """
-    generator = np.random.RandomState([replicate, count])  # noqa: NPY002  (its stream is frozen, Generator's is not)
+    generator = np.random.RandomState([replicate, count])  # its stream is frozen, Generator's is not
     return np.bincount(generator.randint(0, count, count), minlength=count)
 
 

@@ -1,4 +1,4 @@
-"""Detectors: networks that turn uint8 images into the features that scores are made of, behind one interface.
+"""Detectors: networks that turn uint8 images into the features that scores are made of, behind one interface; and spectra.
 
 A detector is called with uint8 [B, 3, H, W] and returns a dict of float32 tensors, as far as it has them:
 
@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import http.client
 import io
 import os
 import pickle
 import shutil
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -102,7 +102,6 @@ class Inception(Detector):
     """
 
     name = "inception"
-    widths = {"features": 2048, "spatial": 17 * 17 * 7, "logits": 1008}
 
     def __init__(self, weights: str | None = None, device: torch.device | str = "cpu"):
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
@@ -113,6 +112,7 @@ class Inception(Detector):
             def load_state_dict(self, state_dict, strict=True, assign=False):
                 return super().load_state_dict(state_dict, strict and bool(state_dict), assign)
 
+        self.widths = {"features": 2048, "spatial": 17 * 17 * 7, "logits": 1008}
         path = find_weights(self.name, weights, URL_INCEPTION_V3, sha256=url_hash(URL_INCEPTION_V3))
         empty = io.BytesIO()
         torch.save({}, empty)
@@ -142,18 +142,17 @@ class Dinov2(Detector):
     """
 
     name = "dinov2"
-    widths = {"features": 1024}
     model = "vit_large_patch14_dinov2.lvd142m"
     url = f"https://huggingface.co/timm/{model}/resolve/main/model.safetensors"
 
     def __init__(self, weights: str | None = None, device: torch.device | str = "cpu"):
         import timm
-
         from timm.models.vision_transformer import checkpoint_filter_fn
 
         path = find_weights(self.name, weights, self.url, file=f"{self.model}.safetensors")
         with untrained():
             self.network = timm.create_model(self.model, img_size=224, num_classes=0, global_pool="token")
+        self.widths = {"features": self.network.num_features}
         self.hash = load_into(self.network, path, self.name, checkpoint_filter_fn)
         self.network.eval().requires_grad_(False).to(device)
         mean, deviation = timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
@@ -189,6 +188,50 @@ class Shapes(Detector):
         return outputs
 
 
+def log_spectrum(images: Tensor) -> Tensor:
+    """Radial power spectrum of images in decibels; needs no detector and works on rectangles.
+
+    The image's mean is taken off, a separable Hann window is applied (the edges of a photograph do not meet, and without a
+    window that step would cover the high frequencies), and |FFT|^2 is divided by the window's energy: grey levels squared,
+    white noise of variance v gives v at every frequency. Channels are averaged. Frequency is sqrt(fy^2 + fx^2) in cycles
+    per pixel, fy = row / H, fx = column / W, so that it means the same on both axes of a rectangle; bin b = 1 .. K holds
+    what rounds to b / min(H, W), with K = min(H, W) // 2, so that the last one ends at the Nyquist frequency. Before
+    the logarithm 1/12 is added, the variance of rounding to whole grey levels, below which nothing can be told.
+
+    Args:
+        images: uint8 [n, C, H, W].
+
+    Returns:
+        10 log10(power), float32 [n, K].
+    """
+    height, width = images.shape[-2:]
+    short = min(height, width)
+    bins = short // 2
+    device = images.device
+    window = torch.hann_window(height, dtype=torch.float64, device=device)[:, None] * torch.hann_window(
+        width, dtype=torch.float64, device=device
+    )
+    frequency = torch.hypot(
+        torch.fft.fftfreq(height, dtype=torch.float64, device=device)[:, None],
+        torch.fft.rfftfreq(width, dtype=torch.float64, device=device)[None, :],
+    )
+    # A real image has a symmetric spectrum; every column but the first (and, for even widths, the last) stands for two.
+    weight = torch.full((width // 2 + 1,), 2.0, dtype=torch.float64, device=device)
+    weight[0] = 1
+    if width % 2 == 0:
+        weight[-1] = 1
+    index = (frequency * short).round().long()
+    inside = (index >= 1) & (index <= bins)
+    index, weight = (index[inside] - 1), weight.expand(height, -1)[inside]
+    share = torch.zeros(bins, dtype=torch.float64, device=device).index_add_(0, index, weight)
+    x = images.to(torch.float32)
+    x = (x - x.mean(dim=(-2, -1), keepdim=True)) * window.float()
+    power = torch.fft.rfft2(x).abs().square().double().mean(dim=1) / window.square().sum()  # [n, H, W // 2 + 1]
+    binned = torch.zeros(len(images), bins, dtype=torch.float64, device=device)
+    binned.index_add_(1, index, power[:, inside] * weight)
+    return (10 * (binned / share + 1 / 12).log10()).float()
+
+
 DETECTORS: dict[str, type[Detector]] = {cls.name: cls for cls in (Inception, Dinov2, Shapes)}
 
 
@@ -196,15 +239,15 @@ def load(name: str, weights: str | Path | None = None, device: torch.device | st
     """A detector by name.
 
     Args:
-        weights: path of its weight file. None: the file that the variable DETECTOR_WEIGHTS names; without it, the
-            detector's own file, downloaded once.
+        weights: path of its weight file. None: its own, which is shipped with the project (shapes), or else the file that the
+            variable DETECTOR_WEIGHTS names, or else one that is downloaded once. "random": see `Detector`.
 
     Raises:
         UserError: unknown name, or weights that are missing, damaged or of another network.
     """
     if name not in DETECTORS:
         raise unknown("detector", name, DETECTORS)
-    return DETECTORS[name](str(weights) if weights else os.environ.get(WEIGHTS_VARIABLE) or None, device)
+    return DETECTORS[name](None if weights is None else str(weights), device)
 
 
 def url_hash(url: str) -> str:
@@ -213,9 +256,9 @@ def url_hash(url: str) -> str:
 
 
 def find_weights(name: str, weights: str | None, url: str, file: str | None = None, sha256: str = "") -> Path | None:
-    """The path of a detector's weight file: the one given, or its own in torch's cache, downloaded if it is not there.
+    """The path of a detector's weight file: the one given or in DETECTOR_WEIGHTS, or its own in torch's cache.
 
-    None for "random".
+    Its own is downloaded if it is not there. None stands for "random".
 
     Args:
         weights: a path given by the user, or None.
@@ -223,6 +266,7 @@ def find_weights(name: str, weights: str | None, url: str, file: str | None = No
         file: its name in the cache, the URL's by default.
         sha256: the start of its hash, if one is published; a file that differs is refused.
     """
+    weights = weights or os.environ.get(WEIGHTS_VARIABLE) or None
     if weights == RANDOM:
         return None
     if weights is not None:
@@ -236,9 +280,12 @@ def find_weights(name: str, weights: str | None, url: str, file: str | None = No
             with atomic(path) as draft:
                 with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, open(draft, "wb") as target:
                     shutil.copyfileobj(answer, target)
+                    expected_bytes = answer.headers.get("Content-Length")
+                if expected_bytes and draft.stat().st_size != int(expected_bytes):
+                    raise ConnectionError(f"it broke off after {draft.stat().st_size} of {expected_bytes} bytes")
                 check_hash(draft, sha256, url)
-        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-            reason = getattr(error, "reason", None) or error
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", None) or error  # of a URLError
             raise UserError(
                 f"the weights of detector '{name}' could not be downloaded ({reason}): put {url}{expected} at {path}, "
                 f"or name a file by {WEIGHTS_VARIABLE}=PATH"

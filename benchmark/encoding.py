@@ -6,7 +6,7 @@ Shapes: B batch, H heads, T tokens (row by row), D width of the core, K width of
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -54,32 +54,42 @@ def frequencies(width: int, base: float, device: torch.device | str | None = Non
     return base**-exponent
 
 
-def rotary(
-    position_y: Tensor, position_x: Tensor, theta_y: Tensor, theta_x: Tensor, scale: float = 1.0
-) -> tuple[Tensor, Tensor]:
+def rotary(rows: Tensor, columns: Tensor, theta_y: Tensor, theta_x: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
     """Axial rotary tables: the first half of a head turns with y, the second with x (FiT, rope.py).
 
     Args:
-        position_y, position_x: [..., T] positions of the tokens; any number type.
+        rows, columns: [..., h] and [..., w] positions on the two axes; any number type.
         theta_y, theta_x: [J] frequencies in radians per position.
         scale: a factor on both tables (YaRN's temperature).
 
     Returns:
-        (cos, sin), each float32 [..., T, 2J]. Angles are computed in float64, so that large positions lose nothing.
+        (cos, sin), each float32 [..., h w, 2J]. Angles are computed in float64, so that large positions lose nothing.
     """
-    angle = torch.cat(
-        [position_y.double()[..., None] * theta_y.double(), position_x.double()[..., None] * theta_x.double()], -1
-    )
-    return (angle.cos() * scale).float(), (angle.sin() * scale).float()
+    h, w = rows.shape[-1], columns.shape[-1]
+    # Trigonometry once an axis, not once a token.
+    angle_y = (rows.double()[..., None] * theta_y.double())[..., :, None, :]  # [..., h, 1, J]
+    angle_x = (columns.double()[..., None] * theta_x.double())[..., None, :, :]  # [..., 1, w, J]
+
+    def table(function: Callable[[Tensor], Tensor]) -> Tensor:
+        y, x = ((function(angle) * scale).float() for angle in (angle_y, angle_x))
+        grid = (*y.shape[:-3], h, w, y.shape[-1])
+        return torch.cat([y.expand(grid), x.expand(grid)], -1).flatten(-3, -2)
+
+    return table(torch.cos), table(torch.sin)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns channel pairs (2k, 2k + 1) of x [B, H, T, K] by the angles of cos, sin [T, K/2] or [B, 1, T, K/2]."""
-    even, odd = x[..., 0::2], x[..., 1::2]
-    turned = torch.empty_like(x)
-    turned[..., 0::2] = even * cos - odd * sin
-    turned[..., 1::2] = even * sin + odd * cos
-    return turned
+def rotate(x: Tensor, turns: Tensor) -> Tensor:
+    """Turns channel pairs (2k, 2k + 1) of x [..., T, K] by angles given as cos and sin: turns [..., T, K/2, 2].
+
+    Computed in float32 whatever the type of x, which the result keeps.
+    """
+    pairs = x.unflatten(-1, (-1, 2)).float()
+    if torch.compiler.is_compiling():  # the compiler fuses real numbers, and not complex ones
+        (even, odd), (cos, sin) = pairs.unbind(-1), turns.unbind(-1)
+        turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1)
+    else:  # a product of complex numbers reads the channels in the order they lie in: several times faster on a CPU
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turns))
+    return turned.flatten(-2).to(x.dtype)
 
 
 def sincos_table(position_y: Tensor, position_x: Tensor, width: int) -> Tensor:

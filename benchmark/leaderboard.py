@@ -21,7 +21,7 @@ from benchmark.files import UserError
 from benchmark.protocol import Protocol
 from benchmark.published import Published, PublishedTable
 from benchmark.record import METRICS, Record
-from benchmark.table import Column, Entry, Table
+from benchmark.table import Entry, Table
 
 if TYPE_CHECKING:
     import rich.table
@@ -40,7 +40,7 @@ MEANING = {
     "fid_inf": "FID extrapolated to infinitely many samples.",
     "spectrum": "Distance of the radial power spectrum to the reference's: blur and ringing.",
     "top1": "The share of samples in which the detector sees the class that was asked for.",
-    "objects": "Objects seen per sample, where the truth is 1: duplicated or lost objects.",
+    "objects": "How far the number of objects that the detector sees is from the one that there should be: copies and losses.",
 }
 
 
@@ -147,17 +147,9 @@ def _contest(board: Table, figures: Published, notes: str, pictures: Sequence[st
     return lines
 
 
-def _ours_at(board: Table | None, source: PublishedTable) -> dict[str, Column]:
-    """Our columns that stand beside a published table: those with its training size, by test size; with records only."""
-    if board is None or not board.rows:
-        return {}
-    return {column.test: column for column in board.pairs if column.train == source.train}
-
-
 def _published(source: PublishedTable, figures: Published, board: Table | None) -> list[str]:
     """A paper's table, with our FID and IS beside it where records exist."""
-    ours = _ours_at(board, source)
-    rows_of_ours = {row.method: row for row in board.rows} if board else {}
+    ours = published.beside(board, source)
     lines = [
         f"### {escape(source.paper)}, table {escape(source.table)}: trained at {escape(source.train)}",
         "",
@@ -177,7 +169,7 @@ def _published(source: PublishedTable, figures: Published, board: Table | None) 
             cell = row.cells.get(size)
             cells += ["–", "–"] if cell is None else [f"{cell[0]:g}", f"{cell[2]:g}"]
             if size in ours:
-                cells += _beside(rows_of_ours.get(row.ours), ours[size])
+                cells += published.ours(board, row.ours, ours[size])
         rows.append(cells)
     for gap in figures.absent:
         if source.leaderboard in gap.leaderboards:
@@ -185,7 +177,7 @@ def _published(source: PublishedTable, figures: Published, board: Table | None) 
             for size in source.sizes:
                 cells += ["none", "none"]
                 if size in ours:
-                    cells += _beside(rows_of_ours.get(gap.ours), ours[size])
+                    cells += published.ours(board, gap.ours, ours[size])
             rows.append(cells)
     lines += _grid(header, rows)
     header = ["Method in the paper"]
@@ -199,12 +191,6 @@ def _published(source: PublishedTable, figures: Published, board: Table | None) 
             cells += ["–"] * 3 if cell is None else [f"{cell[1]:g}", f"{cell[3]:g}", f"{cell[4]:g}"]
         rows.append(cells)
     return lines + _grid(header, rows)
-
-
-def _beside(row: table.Row | None, column: Column) -> list[str]:
-    if row is None:
-        return ["–", "–"]
-    return [table.show(row.entries[metric, column], 2)[0] for metric in ("fid", "is")]
 
 
 def _figures(name: str, figures: Published, board: Table | None) -> list[str]:
@@ -338,14 +324,14 @@ def _json(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def boards_of(records: Sequence[Record], figures: Published) -> dict[str, Table | None]:
-    """The table of every protocol there is, and None for a leaderboard that is the papers' alone.
+    """The table of every ranked protocol, and None for a leaderboard that is the papers' alone.
 
     Those with records come first, then by name.
     """
-    known = protocol.names()
+    known = {name: rules for name in protocol.names() if (rules := protocol.load(name)).ranked}
     found: dict[str, Table | None] = {}
     for name in sorted({*known, *figures.leaderboards()}):
-        found[name] = table.build(protocol.load(name), records) if name in known else None
+        found[name] = table.build(known[name], records) if name in known else None
     return dict(sorted(found.items(), key=lambda item: not (item[1] and item[1].rows)))
 
 

@@ -248,6 +248,7 @@ def validate(protocol: Protocol) -> None:
         if value not in choices:
             raise unknown(key, value, choices)
     need(bool(protocol.cells), "has no cells")
+    need((protocol.data.representation == "pixels") == (protocol.data.factor == 1), "data.factor is 1 for pixels only")
     for train, tests in protocol.cells.items():
         need(len(set(tests)) == len(tests), f"a test size of {train} is listed twice")
         for size in [train, *tests]:
@@ -263,7 +264,6 @@ def validate(protocol: Protocol) -> None:
         raise unknown(f"solver for the {protocol.objective.name} objective", protocol.sample.solver, solvers)
     shifted = protocol.switches.timestep_shift != "none"
     need(not shifted or protocol.objective.name == "flow", "switches.timestep_shift is for flow models only")
-    need((protocol.data.representation == "pixels") == (protocol.data.factor == 1), "data.factor is 1 for pixels only")
     need(0 <= protocol.objective.class_dropout < 1, "objective.class_dropout must be in [0, 1)")
     need(0 <= protocol.train.ema < 1, "train.ema must be in [0, 1)")
     for name, value in (("train.steps", protocol.train.steps), ("train.batch", protocol.train.batch),

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmark import files, protocol
+from benchmark import files, protocol, table
 from benchmark.files import UserError
 from benchmark.table import Column, Table
 
@@ -82,7 +82,7 @@ class Published:
     predictions: list[Prediction]
 
     def leaderboards(self) -> list[str]:
-        return sorted({table.leaderboard for table in self.tables})
+        return sorted({item.leaderboard for item in self.tables})
 
 
 @functools.cache
@@ -93,8 +93,8 @@ def load(path: Path | str = FILE) -> Published:
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         tables = [
-            PublishedTable(**{**table, "rows": [PublishedRow(**{"ours": "", **row}) for row in table["rows"]]})
-            for table in content["tables"]
+            PublishedTable(**{**item, "rows": [PublishedRow(**{"ours": "", **row}) for row in item["rows"]]})
+            for item in content["tables"]
         ]
         found = Published(
             tables,
@@ -105,9 +105,9 @@ def load(path: Path | str = FILE) -> Published:
         raise UserError(f"{path} is not there") from None
     except (yaml.YAMLError, TypeError, KeyError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a file of published tables ({' '.join(str(error).split())})") from None
-    for table in found.tables:
-        for row in table.rows:
-            where = f"{path}: {table.id}: {row.name}"
+    for item in found.tables:
+        for row in item.rows:
+            where = f"{path}: {item.id}: {row.name}"
             if row.training not in TRAININGS:
                 raise files.unknown(f"training in {where}", row.training, TRAININGS)
             for size, cell in row.cells.items():
@@ -115,9 +115,24 @@ def load(path: Path | str = FILE) -> Published:
                 if cell is not None and (len(cell) != len(METRICS) or not all(map(_is_number, cell))):
                     raise UserError(f"{where} at {size} must hold {len(METRICS)} numbers or null")
     for prediction in found.predictions:
-        if prediction.table not in {table.id for table in found.tables}:
-            raise files.unknown(f"table in {path}", prediction.table, [table.id for table in found.tables])
+        if prediction.table not in {item.id for item in found.tables}:
+            raise files.unknown(f"table in {path}", prediction.table, [item.id for item in found.tables])
     return found
+
+
+def beside(board: Table | None, source: PublishedTable) -> dict[str, Column]:
+    """Our columns that belong beside a published table, by test size: those with its training size, once records exist."""
+    if board is None or not board.rows:
+        return {}
+    return {column.test: column for column in board.pairs if column.train == source.train}
+
+
+def ours(board: Table, method: str, column: Column) -> list[str]:
+    """[FID, IS] of our method beside a published row, as text."""
+    row = next((row for row in board.rows if row.method == method), None)
+    if row is None:
+        return ["–", "–"]
+    return [table.show(row.entries[metric, column], 2)[0] for metric in ("fid", "is")]
 
 
 def _is_number(value: Any) -> bool:
@@ -158,25 +173,25 @@ def kendall(theirs: Sequence[float], ours: np.ndarray) -> np.ndarray:
     return score / len(pairs)
 
 
-def agreements(table: Table, published: Published) -> list[Agreement]:
+def agreements(board: Table, published: Published) -> list[Agreement]:
     """How our order at each size ratio agrees with the published one, for the contests that claim to predict it."""
     found = []
     for prediction in published.predictions:
-        if not fnmatch.fnmatchcase(table.rules.name, prediction.contests):
+        if not fnmatch.fnmatchcase(board.rules.name, prediction.contests):
             continue
         source = next(item for item in published.tables if item.id == prediction.table)
         rows = [row for row in source.rows if row.training == prediction.training and row.ours]
         for size in source.sizes:
             theirs = {row.ours: row.cells[size][0] for row in rows if row.cells.get(size)}
             wanted = Column("beyond", source.train, size)
-            for column in table.pairs:
+            for column in board.pairs:
                 if column.is_square and column.ratio_label == wanted.ratio_label:
-                    found.append(_agreement(table, column, source, size, theirs))
+                    found.append(_agreement(board, column, source, size, theirs))
     return found
 
 
-def _agreement(table: Table, column: Column, source: PublishedTable, size: str, theirs: dict[str, float]) -> Agreement:
-    entries = {row.method: row.entries["fid", column] for row in table.rows if ("fid", column) in row.entries}
+def _agreement(board: Table, column: Column, source: PublishedTable, size: str, theirs: dict[str, float]) -> Agreement:
+    entries = {row.method: row.entries["fid", column] for row in board.rows if ("fid", column) in row.entries}
     have = {method: entry for method, entry in entries.items() if entry.value is not None}
     methods = sorted((method for method in theirs if method in have), key=lambda method: theirs[method])
     order = [theirs[method] for method in methods]

@@ -29,7 +29,7 @@ LIBRARIES = ("torch", "torchvision", "lightning", "torchmetrics", "timm", "diffu
 
 @dataclass(frozen=True)
 class Metric:
-    """A column: its title, which way is better ("↓", "↑" or "" for neither), and the values that are possible."""
+    """A measure: its title, which way is better ("↓" or "↑"), and the values that are possible."""
 
     title: str
     arrow: str
@@ -48,7 +48,7 @@ METRICS = {
     "fid_inf": Metric("FID∞", "↓"),  # extrapolated, so a little below zero is possible
     "spectrum": Metric("Spectrum", "↓", low=0),
     "top1": Metric("Top-1", "↑", low=0, high=1),
-    "objects": Metric("Objects", "", low=0),
+    "objects": Metric("Object error", "↓", low=0),
 }
 
 
@@ -82,6 +82,13 @@ Leaf = tuple[str, Callable[[Any], bool]]
 
 def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _numbers(value: Any, count: int) -> bool:
+    """Whether `value` is a list of `count` finite numbers; quick, since a record has thousands."""
+    if not isinstance(value, list) or len(value) != count or not set(map(type, value)) <= {int, float}:
+        return False
+    return all(map(math.isfinite, value))
 
 
 def _whole(value: Any) -> bool:
@@ -187,18 +194,17 @@ def _fit_scores(scores: dict[str, Any], resamples: int) -> None:
     for name, score in scores.items():
         metric, where = METRICS[name], f"scores.{name}"
         interval = ("low", "high", "replicates")
-        _keys(score, ("value", *interval) if metric.required else ("value",), where, interval)
+        _keys(score, ("value", *interval) if metric.required else ("value",), where, (*interval, "deviation"))
         if ("low" in score) != ("high" in score):
             raise UserError(f"{where} has one end of its interval only")
-        replicates = score.get("replicates", [])
-        if "replicates" in score and (not isinstance(replicates, list) or len(replicates) != resamples):
-            raise UserError(f"{where}.replicates must be a list of {resamples} numbers")
-        for number in (*(score[key] for key in ("value", "low", "high") if key in score), *replicates):
-            if not _number(number):
-                raise UserError(f"{where} must hold finite numbers, not {_show(number)}")
+        for key in ("value", "low", "high", "deviation"):
+            if key in score and not _number(score[key]):
+                raise UserError(f"{where}.{key} must be a finite number, not {_show(score[key])}")
         if not metric.low <= score["value"] <= metric.high:  # replicates may overshoot, a value cannot
             possible = f"a {metric.title} lies in [{metric.low:g}, {metric.high:g}]"
             raise UserError(f"{where}.value is {score['value']:g}: {possible}")
+        if "replicates" in score and not _numbers(score["replicates"], resamples):
+            raise UserError(f"{where}.replicates must be a list of {resamples} finite numbers")
         if score.get("low", 0) > score.get("high", math.inf):
             raise UserError(f"{where} has an interval with its ends the wrong way round")
 
@@ -213,7 +219,7 @@ def validate(value: Any, rules: protocol.Protocol) -> None:
     if value["protocol"]["hash"] != rules.hash:
         raise UserError(
             f"protocol.hash is {value['protocol']['hash']}, but the rules of '{rules.name}' now have {rules.hash}: "
-            "the record belongs to other rules, run the cell again"
+            "the record belongs to other rules, run the cell again or remove it"
         )
     cell = (value["cell"]["train"], value["cell"]["test"])
     if cell not in rules.pairs():
@@ -323,7 +329,10 @@ def location(value: dict[str, Any]) -> Path:
 def write(value: dict[str, Any], folder: Path | str = FOLDER) -> Path:
     """Writes a record to its place below `folder`, atomically, and returns its path."""
     path = Path(folder) / location(value)
-    files.write_json(path, value)
+    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
+    # A list without lists or objects in it goes on one line: records are mostly replicates. Strings hold no raw line end.
+    text = re.sub(r"\[\n([^\[\]{}]*)\n *\]", lambda found: f"[{' '.join(map(str.strip, found[1].splitlines()))}]", text)
+    files.write_text(path, text + "\n")
     return path
 
 
@@ -421,6 +430,8 @@ def read_all(folder: Path | str = FOLDER) -> list[Record]:
             name = place.parts[0]
             if name not in rules:
                 rules[name] = protocol.load(name)
+            if not rules[name].ranked:
+                raise UserError(f"{path} belongs to protocol '{name}', which is not ranked and has no leaderboard")
             record = read(path, rules[name])
             if location(record.value) != place:
                 raise UserError(f"{path} holds another cell: its place would be {location(record.value)}")

@@ -23,15 +23,15 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from benchmark import shapes
-from benchmark.detect import Detector
+from benchmark.detect import Detector, log_spectrum
 from benchmark.files import UserError, atomic, code_version, digest, file_hash
-from benchmark.metrics import FrechetDistance, Moments, log_spectrum
+from benchmark.metrics import FrechetDistance, Moments
 from benchmark.protocol import size_name
 from benchmark.shards import Index, center_crop
 
 FOLDER = Path("runs/references")
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-CODE = tuple(f"benchmark/{name}.py" for name in ("reference", "detect", "metrics", "classifier"))
+CODE = tuple(f"benchmark/{name}.py" for name in ("reference", "detect", "classifier"))
 WORKERS = 8  # threads that decode and resize
 SUBSET_SEED = 0
 

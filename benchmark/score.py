@@ -22,8 +22,8 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from benchmark import detect, reference
-from benchmark.detect import Detector
-from benchmark.files import UserError, atomic, digest
+from benchmark.detect import Detector, log_spectrum
+from benchmark.files import UserError, atomic, code_version, digest
 from benchmark.metrics import (
     FrechetDistance,
     FrechetInfluence,
@@ -33,7 +33,6 @@ from benchmark.metrics import (
     frechet_distance,
     infinity_sizes,
     kernel_distance,
-    log_spectrum,
     precision_recall,
     spectrum_distance,
     with_interval,
@@ -41,6 +40,7 @@ from benchmark.metrics import (
 from benchmark.protocol import size_name
 from benchmark.reference import Reference, image_files, open_image, subset
 
+CODE = ("benchmark/detect.py", "benchmark/classifier.py")  # what features run through
 UNIT_BYTES, UNIT_IMAGES = 1 << 27, 500  # limits of a unit of work: 128 MiB of pixels, 500 images
 INFINITY_SEED = 1
 FID_INFINITY_LEAST = 20  # images, below which N / 10 is no sample
@@ -227,8 +227,8 @@ def export_npz(images: Images, path: Path | str) -> None:
 
 
 def features_folder(out: Path | str, detector: Detector) -> Path:
-    """Where the features of samples lie below a cell's folder."""
-    return Path(out) / "features" / f"{detector.name}-{detector.hash}"
+    """Where the features of samples lie below a cell's folder: a name for the weights and the code behind them."""
+    return Path(out) / "features" / f"{detector.name}-{detector.hash}-{code_version(*CODE)[:6]}"
 
 
 def extract(

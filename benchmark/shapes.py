@@ -23,7 +23,7 @@ SPLITS = ("train", "reference", "detector", "heldout")
 SIDE_MIN, OBJECTS_MAX = 8, 4
 GOLDEN_COS36, GOLDEN_SIN36 = 0.8090169943749475, 0.5877852522924731  # the wedges of a five-pointed star
 SQRT3_2 = 0.8660254037844386
-ROOM = np.float32(1.12)  # the reach of the farthest corner over a shape's radius
+ROOM = np.float32(1.21)  # the reach of the farthest corner over a shape's radius
 
 Array = np.ndarray
 
@@ -42,7 +42,7 @@ def _square(x: Array, y: Array) -> Array:
 
 
 def _triangle(x: Array, y: Array) -> Array:
-    y = y - 0.2  # the centroid lies below the middle of the height
+    y = y - 0.1  # the centroid lies below the middle of the height
     return np.maximum(np.abs(x) * SQRT3_2 - y * 0.5, y) - 0.575
 
 
@@ -74,7 +74,7 @@ def _crescent(x: Array, y: Array) -> Array:
 
 
 def _bars(x: Array, y: Array) -> Array:
-    return _box(np.abs(x) - 0.6, y, 0.28, 0.95)
+    return _box(np.abs(x) - 0.59, y, 0.26, 0.86)
 
 
 OUTLINES: dict[str, Callable[[Array, Array], Array]] = {

@@ -124,483 +124,9 @@ class Source:
         """A JSON value that changes when the source does; cheap, so no picture is read for it."""
         raise NotImplementedError
 
-    def prepare(self, workers: int) -> None:
-        """Looks into the source. Only when shards are missing, for it may take minutes."""
-
-    def __len__(self) -> int:
-        raise NotImplementedError
-
-    def part(self, start: int, stop: int) -> Iterable[Item]:
-        raise NotImplementedError
-
-
-class Drawn(Source):
-    """The embedded data set: scenes of a split, drawn at the card's size."""
-
-    kind = "shapes"
-
-    def __init__(self, card: Card) -> None:
-        if card.size is None or card.count < 1:
-            raise UserError(f"card {card.name}: drawn pictures need a `size` and a `count`")
-        if card.class_count != len(shapes.CLASSES):
-            raise UserError(f"card {card.name}: says {card.class_count} classes; shapes has {len(shapes.CLASSES)}")
-        self.classes, self.size, self.count = shapes.CLASSES, card.size, card.count
-
-    def identity(self) -> Any:
-        return [list(self.size), self.count, code_version("benchmark/shapes.py")]
-
-    def __len__(self) -> int:
-        return self.count
-
-    def part(self, start: int, stop: int) -> Iterable[Item]:
-        return _DrawnPart(self.size, start, stop)
-
-
-@dataclass(frozen=True)
-class _DrawnPart:
-    size: tuple[int, int]
-    start: int
-    stop: int
-
-    def __iter__(self) -> Iterator[Item]:
-        step = 64
-        for first in range(self.start, self.stop, step):
-            numbers = range(first, min(first + step, self.stop))
-            for number, image in zip(numbers, shapes.render_batch("train", numbers, self.size), strict=True):
-                stream = io.BytesIO()
-                Image.fromarray(image).save(stream, "PNG", compress_level=1)  # small files anyway; level 1 writes fastest
-                name = f"{number:08d}"
-                yield Item(name, shapes.label("train", number), name, stream.getvalue(), extension="png")
-
-
-class Folder(Source):
-    """A tree <class>/.../<file>: ImageNet's layout, or any with one folder a class. Labels follow the sorted class names."""
-
-    kind = "folder"
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        with os.scandir(root) as entries:
-            self.classes = tuple(sorted(e.name for e in entries if e.is_dir() and not e.name.startswith(".")))
-        files: list[tuple[str, int, int]] = []  # (path below root, label, bytes)
-        self.ignored = 0
-        for label, name in enumerate(self.classes):
-            for folder, folders, names in os.walk(root / name, followlinks=True):
-                folders[:] = sorted(f for f in folders if not f.startswith("."))
-                for file in sorted(names):
-                    if file.startswith("."):
-                        continue
-                    if not file.lower().endswith(ENDINGS):
-                        self.ignored += 1
-                        continue
-                    path = os.path.join(folder, file)
-                    # A link to nothing is a picture that cannot be read, which the manifest will say.
-                    size = os.stat(path).st_size if os.path.exists(path) else -1
-                    files.append((os.path.relpath(path, root).replace(os.sep, "/"), label, size))
-        self.files = files
-        self.order = shuffled(len(files), SHUFFLE)  # files come sorted by class; a shard has to hold many classes
-
-    def identity(self) -> Any:
-        summary = hashlib.sha256()
-        for path, label, size in self.files:
-            summary.update(f"{path}\0{label}\0{size}\n".encode("utf-8", "surrogateescape"))
-        return [len(self.files), summary.hexdigest(), list(self.classes)]
-
-    def prepare(self, workers: int) -> None:
-        self.keys = unique_keys([os.path.splitext(path)[0] for path, _, _ in self.files])
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def part(self, start: int, stop: int) -> Iterable[Item]:
-        chosen = self.order[start:stop].tolist()
-        return _FolderPart(str(self.root), [(self.keys[i], self.files[i][1], self.files[i][0]) for i in chosen])
-
-
-@dataclass(frozen=True)
-class _FolderPart:
-    root: str
-    files: list[tuple[str, int, str]]  # key, label, path
-
-    def __iter__(self) -> Iterator[Item]:
-        for key, label, path in self.files:
-            try:
-                data = Path(self.root, path).read_bytes()
-            except OSError as error:
-                yield Item(key, label, path, None, str(error.strerror))
-            else:
-                yield Item(key, label, path, data)
-
-
-class Tars(Source):
-    """Existing webdataset tars whose samples hold a picture and a label (`cls`, or `label` in `json`)."""
-
-    kind = "tars"
-
-    def __init__(self, paths: list[Path]) -> None:
-        self.paths, self.classes = paths, 0
-
-    def identity(self) -> Any:
-        return [[path.name, path.stat().st_size] for path in self.paths]
-
-    def prepare(self, workers: int) -> None:
-        found: dict[int, list[tuple[str, int, str, int, int]]] = {}
-        for number, samples in parallel(_labelled, list(enumerate(self.paths)), workers):
-            found[number] = samples
-        self.samples = [(number, *sample) for number in sorted(found) for sample in found[number]]
-        self.keys = unique_keys([sample[1] for sample in self.samples])
-        self.order = shuffled(len(self.samples), SHUFFLE)
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def part(self, start: int, stop: int) -> Iterable[Item]:
-        chosen = self.order[start:stop].tolist()
-        return _TarsPart([str(path) for path in self.paths], [(self.keys[i], *self.samples[i]) for i in chosen])
-
-
-@dataclass(frozen=True)
-class _TarsPart:
-    paths: list[str]
-    samples: list[tuple[str, int, str, int, str, int, int]]  # new key, tar, key, label, member, offset, bytes
-
-    def __iter__(self) -> Iterator[Item]:
-        with contextlib.ExitStack() as stack:
-            opened: dict[int, Any] = {}
-            for key, tar, old, label, _, offset, size in self.samples:
-                if tar not in opened:
-                    if len(opened) >= 64:  # a shard draws from every tar there is
-                        opened.pop(next(iter(opened))).close()
-                    opened[tar] = stack.enter_context(open(self.paths[tar], "rb"))
-                opened[tar].seek(offset)
-                yield Item(key, label, f"{os.path.basename(self.paths[tar])}:{old}", opened[tar].read(size))
-
-
-class Parquet(Source):
-    """Parquet files with a column of picture bytes (or of structs with `bytes`) and one of integer labels.
-
-    Rows are read in runs: groups of rows in a shuffled order, each from first to last, since a single row costs its group.
-    """
-
-    kind = "parquet"
-
-    def __init__(self, paths: list[Path]) -> None:
-        self.paths, self.classes = paths, 0
-
-    def identity(self) -> Any:
-        return [[path.name, path.stat().st_size] for path in self.paths]
-
-    def prepare(self, workers: int) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        groups: list[tuple[int, int, int, int]] = []  # file, group, first row of the set, rows
-        total = 0
-        self.columns: list[tuple[str, str]] = []
-        for number, path in enumerate(self.paths):
-            try:
-                file = pq.ParquetFile(path)
-            except (pa.ArrowException, OSError) as error:
-                raise UserError(f"{path} is not a whole parquet file ({str(error).splitlines()[0]})") from None
-            self.columns.append(_columns(path, file.schema_arrow))
-            for group in range(file.num_row_groups):
-                rows = file.metadata.row_group(group).num_rows
-                groups.append((number, group, total, rows))
-                total += rows
-        self.groups = [groups[i] for i in shuffled(len(groups), SHUFFLE).tolist()]
-        self.total = total
-
-    def __len__(self) -> int:
-        return self.total
-
-    def part(self, start: int, stop: int) -> Iterable[Item]:
-        runs, at = [], 0
-        for number, group, first, rows in self.groups:
-            low, high = max(start - at, 0), min(stop - at, rows)
-            if low < high:
-                runs.append((str(self.paths[number]), self.columns[number], group, first, low, high))
-            at += rows
-        return _ParquetPart(runs)
-
-
-@dataclass(frozen=True)
-class _ParquetPart:
-    runs: list[tuple[str, tuple[str, str], int, int, int, int]]
-
-    def __iter__(self) -> Iterator[Item]:
-        import pyarrow.parquet as pq
-
-        for path, (image, target), group, first, low, high in self.runs:
-            row = 0
-            with pq.ParquetFile(path) as file:
-                for table in file.iter_batches(batch_size=64, row_groups=[group], columns=[image, target]):
-                    for i in range(max(low - row, 0), min(high - row, len(table))):
-                        name = f"{os.path.basename(path)}:{first + row + i}"
-                        yield self._item(name, first + row + i, table.column(0)[i].as_py(), table.column(1)[i].as_py())
-                    row += len(table)
-                    if row >= high:
-                        break
-
-    @staticmethod
-    def _item(name: str, row: int, image: Any, label: Any) -> Item:
-        if not isinstance(label, int):
-            raise UserError(f"{name}: the label is {label!r}; labels must be integers")
-        data = image.get("bytes") if isinstance(image, dict) else image
-        return Item(f"{row:08d}", label, name, data, "" if data is not None else "holds no bytes")
-
-
-def _columns(path: Path, schema: Any) -> tuple[str, str]:
-    """The names of the picture's and the label's column."""
-    import pyarrow as pa
-
-    def holds_bytes(kind: Any) -> bool:
-        if pa.types.is_struct(kind):
-            return kind.get_field_index("bytes") >= 0 and holds_bytes(kind.field("bytes").type)
-        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-    images = [field.name for field in schema if holds_bytes(field.type)]
-    labels = [name for name in ("label", "labels", "cls", "class") if name in schema.names]
-    if len(images) != 1 or not labels:
-        raise UserError(f"{path}: needs one column of picture bytes and one called label; it has {', '.join(schema.names)}")
-    return images[0], labels[0]
-
-
-def source(card: Card, path: str | Path | None = None) -> Source:
-    """Finds out what a path holds.
-
-    Args:
-        path: a tree of class folders, a folder of tars or of parquet files, one such file, or webdataset's brace notation
-            for many; None for a card whose pictures are drawn.
-
-    Raises:
-        UserError: there is nothing usable.
-    """
-    if card.kind == "shapes":
-        if path is not None:
-            raise UserError(f"the pictures of '{card.name}' are drawn here: DATA must stay empty")
-        return Drawn(card)
-    if card.kind == "shards":
-        raise UserError(f"'{card.name}' consists of shards that are written already: nothing to do")
-    if path is None:
-        raise UserError(f"'{card.name}' needs DATA, the folder of its pictures{f': {card.source}' if card.source else ''}")
-    paths = [Path(path)]
-    if "{" in str(path):
-        import braceexpand
-
-        paths = [Path(p) for p in braceexpand.braceexpand(str(path))]
-    for each in paths:
-        if not each.exists():
-            raise UserError(f"DATA {each} is not there")
-    if paths[0].is_dir():
-        root = paths[0]
-        for ending in ("tar", "parquet"):
-            paths = sorted(p for p in root.glob(f"*.{ending}") if not p.name.startswith("."))
-            if paths:
-                break
-        else:
-            folder = Folder(root)
-            if not folder.files:
-                raise UserError(f"DATA {root} holds no pictures: expected <class>/*.JPEG, *.tar or *.parquet")
-            return folder
-    if all(p.suffix == ".tar" for p in paths):
-        return Tars(paths)
-    if all(p.suffix == ".parquet" for p in paths):
-        return Parquet(paths)
-    raise UserError(f"DATA {path} is neither a folder nor tars nor parquet files")
-
-
-def unique_keys(names: list[str]) -> list[str]:
-    """webdataset keys: `names` without dots, where a key would end, short enough for a tar header, and none twice."""
-    seen: set[str] = set()
-    keys = []
-    for name in names:
-        base = name.replace(".", "_").strip("/")
-        if len(base.encode("utf-8", "surrogateescape")) > 90:  # ustar's name field holds 100 bytes, ending included
-            base = f"{base[:20]}-{digest(name, 20)}"
-        key, number = base, 1
-        while key in seen:
-            number += 1
-            key = f"{base}~{number}"
-        seen.add(key)
-        keys.append(key)
-    return keys
-
-
-# --- Tars ------------------------------------------------------------------------------------------------------------
-
-
-def members(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
-    """Where everything in a webdataset tar lies: key -> member -> (offset, bytes), in the order of the tar.
-
-    Raises:
-        UserError: the file is no tar, is compressed, or ends early.
-    """
-    from webdataset.tariterators import base_plus_ext
-
-    found: dict[str, dict[str, tuple[int, int]]] = {}
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for info in tar:
-                key, member = base_plus_ext(info.name)
-                if info.isreg() and key is not None:
-                    found.setdefault(key, {})[member.lower()] = (info.offset_data, info.size)
-            end = tar.offset
-    except tarfile.TarError as error:
-        raise UserError(f"{path} is not a whole, uncompressed tar ({error})") from None
-    # Without its end mark of zeros, a tar that was cut between two members would look whole.
-    with open(path, "rb") as file:
-        file.seek(end)
-        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise UserError(f"{path} ends early: the end mark of a tar is missing")
-    return found
-
-
-def _labelled(job: tuple[int, Path]) -> tuple[int, list[tuple[str, int, str, int, int]]]:
-    """The samples of one tar: (key, label, member, offset, bytes). Carries the tar's number through the pool."""
-    number, path = job
-    samples = []
-    with open(path, "rb") as file:
-
-        def text(place: tuple[int, int]) -> bytes:
-            file.seek(place[0])
-            return file.read(place[1])
-
-        for key, parts in members(path).items():
-            images = [member for member in parts if member.rpartition(".")[2] in MEMBERS]
-            if len(images) != 1:
-                raise UserError(f"{path}: sample '{key}' has {len(images)} pictures (members: {', '.join(parts)})")
-            label: Any = None
-            try:
-                if "cls" in parts:
-                    label = int(text(parts["cls"]))
-                elif "json" in parts:
-                    label = json.loads(text(parts["json"])).get("label")
-            except (ValueError, AttributeError):
-                pass
-            if not isinstance(label, int):
-                raise UserError(f"{path}: sample '{key}' has no label (a member `cls`, or `label` in `json`)")
-            samples.append((key, label, images[0], *parts[images[0]]))
-    return number, samples
-
-
-def decoded(data: bytes, extension: str) -> Image.Image:
-    """The picture in `data` as RGB, by webdataset's decoder. Orientation tags are not applied (nor does ADM)."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # broken EXIF and transparent palettes are warnings only
-        return _decoder()(extension, data)
-
-
-@functools.cache
-def _decoder() -> Callable[[str, bytes], Image.Image]:
-    from webdataset.autodecode import ImageHandler
-
-    return ImageHandler("pilrgb")
-
-
-def halved(image: Image.Image, size_hw: tuple[int, int]) -> Image.Image:
-    """`image` halved by box averages as often as it stays at least [h, w] large."""
-    height, width = size_hw
-    while image.width >= 2 * width and image.height >= 2 * height:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    return image
-
-
-def resized(image: Image.Image, size_hw: tuple[int, int]) -> Image.Image:
-    """`image` at exactly [h, w]: box halving while that keeps it at least as large, then bicubic."""
-    return halved(image, size_hw).resize(size_hw[::-1], Image.Resampling.BICUBIC)
-
-
-def center_crop(image: Image.Image, size_hw: tuple[int, int]) -> Image.Image:
-    """The middle of a picture at [h, w], as ADM prepares ImageNet (guided-diffusion, image_datasets.py).
-
-    Box halving while both sides are at least twice the target, bicubic to the smallest size that covers the target, then
-    the central window. For squares this is ADM's rule; covering instead of "shorter side" extends it to rectangles.
-    """
-    height, width = size_hw
-    image = halved(image, size_hw)
-    scale = max(height / image.height, width / image.width)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
-
-
-def _extension(data: bytes) -> str:
-    """The member name that fits what `data` really is; raises one of DAMAGE unless every pixel can be read."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(data)) as image:
-            name = FORMATS.get(image.format, image.format.lower())
-            image.convert("RGB")
-    if name not in MEMBERS:
-        raise ValueError(f"format {name} is not supported")
-    return name
-
-
-def parallel(function: Callable, jobs: list, workers: int) -> Iterator[Any]:
-    """`function` of each job, in any order; in this process for one worker, else in a pool of fresh ones."""
-    if workers <= 1:
-        yield from map(function, jobs)
-        return
-    # Fresh processes, because forking would copy the locks of whatever threads run here.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, max(len(jobs), 1)), context, _start_worker) as pool:
-        try:
-            for future in as_completed([pool.submit(function, job) for job in jobs]):
-                yield future.result()
-        except BrokenProcessPool:
-            raise UserError("a worker process died (out of memory?): use fewer workers") from None
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _start_worker() -> None:
-    """Leaves Ctrl-C to the parent, which stops after the shards at hand, and ends when the parent was killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-# --- Writing ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Written:
-    """What `write` has done, or found done."""
-
-    folder: Path
-    fingerprint: str
-    count: int
-    failures: int
-    skipped: bool  # it was whole already
-
-    def __str__(self) -> str:
-        state = "whole already, skipped" if self.skipped else "written"
-        lost = f", {self.failures} unreadable (listed in manifest.json)" if self.failures else ""
-        return f"{self.folder}: {self.count} samples {state}{lost}"
-
-
-@dataclass(frozen=True)
-class _Job:
-    out: str
-    name: str
-    part: Iterable[Item]
-    classes: int
-
-
-def fingerprint(card: Card, source: Source, per_shard: int = PER_SHARD) -> str:
-    """Identity of the shards that `write` makes of a source."""
-    return digest([FORMAT, card.name, source.kind, per_shard, source.identity()])
-
-
-def prepare(card: Card, path: str | Path | None, root: str | Path, **options: Any) -> Written:
+    def prepare(card: Card, path: str | Path | Source | None, root: str | Path, **options: Any) -> Written:
     """`write` into the folder under `root` that is named after the card and the fingerprint."""
-    found = source(card, path)
+    found = path if isinstance(path, Source) else source(card, path)
     name = f"{card.name}-{fingerprint(card, found, options.get('per_shard', PER_SHARD))}"
     return write(card, found, Path(root) / name, **options)
 
@@ -631,62 +157,139 @@ def write(
     Raises:
         UserError: the source is not what the card says or is damaged; `out` holds something else; no space is left.
     """
-    out = Path(out)
-    mark = fingerprint(card, source, per_shard)
-    out.mkdir(parents=True, exist_ok=True)
-    with _locked(out), _space(out):
-        _own(out, mark)
-        manifest = _whole(out)
-        if manifest is not None:
-            _tolerate(len(manifest["failures"]), manifest["samples"], tolerance, manifest["failures"])
-            return Written(out, mark, manifest["count"], len(manifest["failures"]), skipped=True)
-
+    with _claimed(Path(out), fingerprint(card, source, per_shard), tolerance, progress) as work:
+        if work.done:
+            return work.done
         source.prepare(workers)
         total = len(source)
-        if card.count and total != card.count:
-            raise UserError(
-                f"the source of '{card.name}' has {total} pictures, its card says {card.count}: a subset needs a card"
-            )
         classes = source.classes if isinstance(source.classes, int) else len(source.classes)
-        if card.class_count and classes and classes != card.class_count:
-            raise UserError(
-                f"the source of '{card.name}' has {classes} classes, its card says {card.class_count}: a subset needs a card"
-            )
+        for found, said, what in ((total, card.count, "pictures"), (classes, card.class_count, "classes")):
+            if found and said and found != said:
+                raise UserError(f"the source of '{card.name}' has {found} {what}, its card says {said}: a subset needs a card of its own")
         classes = classes or card.class_count
         names = [f"train-{number:06d}" for number in range(-(-total // per_shard))]
-        jobs, done, failures = [], 0, []
-        for number, name in enumerate(names):
-            start, stop = number * per_shard, min((number + 1) * per_shard, total)
-            entry = _entry(out, name)
-            if entry is None:
-                jobs.append(_Job(str(out), name, source.part(start, stop), classes))
-            else:
-                done += stop - start
-                failures += entry["failures"]
-        if progress:
-            progress(done, total)
-        for count, new in parallel(_write_shard, jobs, workers):
-            done += count
-            failures += new
-            _tolerate(len(failures), total, tolerance, failures)
-            if progress:
-                progress(done, total)
-        _tolerate(len(failures), total, tolerance, failures)
-        extra = {
-            "source": source.kind, "ignored": source.ignored, "kind": "images", "scale": 1.0, "classes": classes,
+        bounds = [(start, min(start + per_shard, total)) for start in range(0, total, per_shard)]
+        missing = work.missing(names, [stop - start for start, stop in bounds])
+        jobs = [_Job(str(work.out), names[i], source.part(*bounds[i]), classes) for i in missing]
+        work.collect(parallel(_write_shard, jobs, workers))
+        return work.finish({
+            "card": card.name, "kind": "images", "classes": classes,
             "class_names": None if isinstance(source.classes, int) else list(source.classes),
-        }  # fmt: skip
-        count = _finish(out, names, {"card": card.name, "fingerprint": mark, "samples": total, **extra})
-        return Written(out, mark, count, len(failures), skipped=False)
+            "source": source.kind, "ignored": source.ignored,
+        })  # fmt: skip
+
+
+class _Work:
+    """A folder being written: which shards are there, how many samples, how many of them unreadable."""
+
+    def __init__(self, out: Path, mark: str, tolerance: float, progress: Callable[[int, int], None] | None) -> None:
+        self.out, self.mark, self.tolerance, self.progress = out, mark, tolerance, progress
+        self.failures: list[list[str]] = []
+        self.names: list[str] = []
+        self.count = self.total = 0
+        self.done: Written | None = None
+        manifest = _whole(out)
+        if manifest is not None:
+            self.failures, self.total = manifest["failures"], manifest["samples"]
+            self._tolerate()
+            self.done = Written(out, mark, manifest["count"], len(self.failures), skipped=True)
+
+    def missing(self, names: list[str], counts: list[int]) -> list[int]:
+        """The numbers of the shards that have yet to be written, of all that there will be."""
+        self.names, self.total = names, sum(counts)
+        numbers = []
+        for number, (name, count) in enumerate(zip(names, counts, strict=True)):
+            entry = _entry(self.out, name)
+            if entry is None:
+                numbers.append(number)
+            else:
+                self.count += count
+                self.failures += entry["failures"]
+        self._tell()
+        return numbers
+
+    def collect(self, results: Iterable[tuple[int, list[list[str]]]]) -> None:
+        """Follows the writing of shards, each told by its samples and failures."""
+        for count, failures in results:
+            self.count += count
+            self.failures += failures
+            self._tell()
+
+    def finish(self, about: dict[str, Any]) -> Written:
+        """Joins the shards' indexes into one that loads at once, and writes the manifest, which makes the folder whole."""
+        rows, shards, failures = [], [], []
+        for name in self.names:
+            entry = _entry(self.out, name)
+            assert entry is not None
+            rows += [tuple(sample) for sample in entry["samples"]]
+            failures += entry["failures"]
+            about_shard = {key: entry[key] for key in ("bytes", "sha256")}
+            shards.append({"name": f"{name}.tar", "count": len(entry["samples"]), **about_shard})
+        if not rows:
+            raise UserError(f"{self.out}: the source holds no readable picture")
+        keys = [row[0].encode("utf-8", "surrogateescape") for row in rows]
+        index = np.empty(len(rows), row_type(max(map(len, keys))))
+        index["key"] = keys
+        for number, column in enumerate(("label", "member", "offset", "bytes"), start=1):
+            index[column] = [row[number] for row in rows]
+        with atomic(self.out / "index.npy") as draft, open(draft, "wb") as file:
+            np.save(file, index)
+        counts = np.bincount(index["label"], minlength=about["classes"])
+        write_json(self.out / "manifest.json", {
+            **about, "format": FORMAT, "fingerprint": self.mark, "count": len(rows), "samples": self.total,
+            "shards": shards, "failures": failures, "content": digest([shard["sha256"] for shard in shards]),
+            "classes": len(counts), "class_counts": counts.tolist(), "index": file_hash(self.out / "index.npy"),
+        })  # fmt: skip
+        return Written(self.out, self.mark, len(rows), len(failures), skipped=False)
+
+    def _tell(self) -> None:
+        self._tolerate()
+        if self.progress:
+            self.progress(self.count, self.total)
+
+    def _tolerate(self) -> None:
+        if len(self.failures) > self.tolerance * self.total:
+            name, trouble = self.failures[0]
+            raise UserError(
+                f"{len(self.failures)} of {self.total} pictures are unreadable so far, more than {self.tolerance:.2%}; "
+                f"the first: {name} ({trouble})"
+            )
+
+
+@contextlib.contextmanager
+def _claimed(out: Path, mark: str, *options: Any) -> Iterator[_Work]:
+    """Makes `out` ours for a while: against a second writer, another source, leftovers of a killed run, and full disks."""
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it however the process ends
+        except BlockingIOError:
+            raise UserError(f"another process is writing {out}: wait for it") from None
+        path = out / "source.json"
+        if path.is_file():
+            other = read_json(path).get("fingerprint")
+            if other != mark:
+                raise UserError(f"{out} holds the shards of another source ({other}, not {mark}): choose another folder")
+        elif any(out.glob("*.tar")):
+            raise UserError(f"{out} holds tars that were not written here: choose another folder")
+        try:
+            write_json(path, {"fingerprint": mark, "format": FORMAT})
+            for draft in out.glob(".*.part"):
+                shutil.rmtree(draft)
+            yield _Work(out, mark, *options)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise UserError(f"no space left for {out}: free some and run it again, it continues") from None
+            raise
 
 
 def _write_shard(job: _Job) -> tuple[int, list[list[str]]]:
-    """Writes one shard and, last, its index: a shard counts as written when that is there."""
-    from webdataset.writer import TarWriter
+    """Writes one shard of a source; returns its samples and failures."""
+    failures: list[list[str]] = []
+    count = 0
 
-    path = Path(job.out) / f"{job.name}.tar"
-    labels, failures, count = {}, [], 0
-    with atomic(path) as draft, open(draft, "wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
+    def samples() -> Iterator[tuple[str, int, str, bytes]]:
+        nonlocal count
         for item in job.part:
             count += 1
             if item.label < 0 or (job.classes and item.label >= job.classes):
@@ -697,13 +300,29 @@ def _write_shard(job: _Job) -> tuple[int, list[list[str]]]:
                     extension = _extension(item.data)
                 except DAMAGE as error:
                     trouble = f"{type(error).__name__}: {error}".splitlines()[0]
-            if not extension:
+            if extension:
+                yield item.key, item.label, extension, item.data
+            else:
                 failures.append([item.name, trouble])
-                continue
-            labels[item.key] = item.label
-            tar.write({"__key__": item.key, "cls": str(item.label).encode(), extension: item.data})
-    write_json(_index_path(path), {**_summary(path, labels), "failures": failures})
+
+    write_tar(Path(job.out) / f"{job.name}.tar", samples(), failures)
     return count, failures
+
+
+def write_tar(path: Path, samples: Iterable[tuple[str, int, str, bytes]], failures: list[list[str]]) -> None:
+    """Writes a tar of (key, label, member, data) and, last, its index: a shard counts as written when that is there.
+
+    Args:
+        failures: (name, reason) of what is not in it; may grow while `samples` is consumed.
+    """
+    from webdataset.writer import TarWriter
+
+    labels = {}
+    with atomic(path) as draft, open(draft, "wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
+        for key, label, member, data in samples:
+            labels[key] = label
+            tar.write({"__key__": key, "cls": str(label).encode(), member: data})
+    write_json(_index_path(path), {**_summary(path, labels), "failures": failures})
 
 
 def _index_path(tar: Path) -> Path:
@@ -729,51 +348,9 @@ def _entry(out: Path, name: str) -> dict[str, Any] | None:
     return entry if entry["bytes"] == tar.stat().st_size else None
 
 
-def _finish(out: Path, names: list[str], about: dict[str, Any]) -> int:
-    """Joins the shards' indexes into one that loads at once, and writes the manifest, which makes the folder whole."""
-    rows, shards, failures = [], [], []
-    for name in names:
-        entry = _entry(out, name)
-        assert entry is not None
-        rows += [tuple(sample) for sample in entry["samples"]]
-        failures += entry["failures"]
-        shards.append({"name": f"{name}.tar", "count": len(entry["samples"]), "bytes": entry["bytes"], "sha256": entry["sha256"]})
-    if not rows:
-        raise UserError(f"{out}: the source holds no readable picture")
-    keys = [row[0].encode("utf-8", "surrogateescape") for row in rows]
-    index = np.empty(len(rows), row_type(max(map(len, keys))))
-    index["key"] = keys
-    for number, column in enumerate(("label", "member", "offset", "bytes"), start=1):
-        index[column] = [row[number] for row in rows]
-    with atomic(out / "index.npy") as draft, open(draft, "wb") as file:
-        np.save(file, index)
-    counts = np.bincount(index["label"], minlength=about["classes"])
-    content = digest([shard["sha256"] for shard in shards])
-    write_json(out / "manifest.json", {
-        "format": FORMAT, "count": len(rows), "shards": shards, "failures": failures, "content": content,
-        **about, "classes": len(counts), "class_counts": counts.tolist(), "index": file_hash(out / "index.npy"),
-    })  # fmt: skip
-    return len(rows)
-
-
 def row_type(key_bytes: int) -> np.dtype:
     """One sample in index.npy: where the bytes of its picture lie in its shard."""
     return np.dtype([("key", f"S{key_bytes}"), ("label", "<i4"), ("member", "S8"), ("offset", "<i8"), ("bytes", "<i8")])
-
-
-def _own(out: Path, mark: str) -> None:
-    """Makes sure that `out` belongs to this source, and removes what a killed run left half-written."""
-    path = out / "source.json"
-    if path.is_file():
-        other = read_json(path).get("fingerprint")
-        if other != mark:
-            raise UserError(f"{out} holds the shards of another source ({other}, not {mark}): remove it or choose another folder")
-    elif any(out.glob("*.tar")):
-        raise UserError(f"{out} holds tars that were not written here: choose another folder")
-    else:
-        write_json(path, {"fingerprint": mark, "format": FORMAT})
-    for draft in out.glob(".*.part"):
-        shutil.rmtree(draft)
 
 
 def _whole(out: Path) -> dict[str, Any] | None:
@@ -783,35 +360,6 @@ def _whole(out: Path) -> dict[str, Any] | None:
     manifest = read_json(out / "manifest.json")
     sizes = {entry.name: entry.stat().st_size for entry in os.scandir(out)}
     return manifest if all(sizes.get(shard["name"]) == shard["bytes"] for shard in manifest["shards"]) else None
-
-
-def _tolerate(count: int, total: int, tolerance: float, failures: list[list[str]]) -> None:
-    if count > tolerance * total:
-        name, trouble = failures[0]
-        raise UserError(
-            f"{count} of {total} pictures are unreadable so far, more than {tolerance:.2%}; the first: {name} ({trouble})"
-        )
-
-
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Holds a folder against a second writer. The system lets go of it when the process ends, however it ends."""
-    with open(out / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is writing {out}: wait for it") from None
-        yield
-
-
-@contextlib.contextmanager
-def _space(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"no space left for {out}: free some and run the same command again, it continues") from None
-        raise
 
 
 # --- Addressing ------------------------------------------------------------------------------------------------------

@@ -34,7 +34,6 @@ from benchmark.protocol import Protocol
 
 # What a training's numbers run through, besides the method's own files.
 CODE = tuple(f"benchmark/{name}.py" for name in ("encoding", "core", "diffusion", "method", "shapes", "data", "train"))
-SAVE_EVERY = timedelta(minutes=2)  # work that a kill can cost
 WEIGHTS, REPORT, CHECKPOINTS = "weights.safetensors", "training.json", "checkpoints"
 
 
@@ -47,12 +46,15 @@ class Run:
         data: the source of the data set, or a folder of shards; "" where the card needs none.
         devices: "auto", or how many on each node.
         nodes: machines.
+        every_steps, every_minutes: a training is saved whenever one of them has passed.
     """
 
     out: Path = Path("runs")
     data: str = ""
     devices: str = "auto"
     nodes: int = 1
+    every_steps: int = 5000
+    every_minutes: float = 2.0
 
     def __post_init__(self) -> None:
         if self.devices != "auto" and not (self.devices.isdigit() and int(self.devices) > 0):
@@ -161,6 +163,8 @@ def _fit(method: Method, protocol: Protocol, index: data.Index, folder: Path, ma
         method.load_state_dict(content["state_dict"])
         save(method, folder, mark, name, content["callbacks"][Watch.__qualname__])
         return
+    # The last two of either kind are kept: a kill may tear the newest.
+    kept = {"dirpath": folder / CHECKPOINTS, "filename": "{step}", "monitor": "step", "mode": "max", "save_top_k": 2}
     with progress.stage(f"train {name} {method.train_size} seed {seed}", config.steps, "step", resumed[1]) as stage:
         trainer = Trainer(
             max_steps=config.steps,
@@ -175,8 +179,9 @@ def _fit(method: Method, protocol: Protocol, index: data.Index, folder: Path, ma
                 WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(config.ema)),
                 Watch(stage, mark, config.batch),
                 keeper,
-                ModelCheckpoint(folder / CHECKPOINTS, "{step}", train_time_interval=SAVE_EVERY, monitor="step", mode="max", save_top_k=2),
-            ],  # fmt: skip
+                ModelCheckpoint(**kept, train_time_interval=timedelta(minutes=run.every_minutes)),
+                ModelCheckpoint(**kept, every_n_train_steps=run.every_steps),
+            ],
             logger=TensorBoardLogger(folder, name="", version="log"),
             log_every_n_steps=50,
             enable_progress_bar=False,

@@ -10,9 +10,10 @@ Our choice: the base of the frequencies belongs to the protocol (`core.rope_base
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from benchmark.encoding import Encoding, frequencies, rotary, token_yx
+from benchmark.encoding import Encoding, frequencies, rotary
 from benchmark.method import Draws, Method
 
 
@@ -43,8 +44,7 @@ class Extrapolation(Method):
         return 1.0
 
     def encode(self, grid_hw: tuple[int, int], *, time: float | None = None, draws: Draws | None = None) -> Encoding:
-        y, x = token_yx(grid_hw, self.device)
         thetas = [self.theta(trained, tested, time) for trained, tested in zip(self.train_grid, grid_hw, strict=True)]
         stretch = max(1.0, *(tested / trained for trained, tested in zip(self.train_grid, grid_hw, strict=True)))
         scale = 1.0 if self.scaled_by_protocol else self.temperature(stretch)
-        return Encoding(rotary=rotary(y, x, *thetas, scale))
+        return Encoding(rotary=rotary(*(torch.arange(n, device=self.device) for n in grid_hw), *thetas, scale))

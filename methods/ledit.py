@@ -51,9 +51,7 @@ class LEDiT(Method):
     def build(self) -> None:
         options = self.options
         if options.convolution:
-            self.stem = Locality(
-                self.protocol.core.width, options.depthwise, options.residual, options.recipe == "scratch"
-            )
+            self.stem = Locality(self.protocol.core.width, options.depthwise, options.residual, options.recipe == "scratch")
 
     def causal_blocks(self) -> list[int]:
         """The blocks with causal attention."""
@@ -104,8 +102,6 @@ class Locality(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Padding equal to the dilation keeps the grid.
-        y = F.conv2d(
-            x, self.conv.weight, self.conv.bias, padding=self.dilation, dilation=self.dilation, groups=self.conv.groups
-        )
+        y = F.conv2d(x, self.conv.weight, self.conv.bias, padding=self.dilation, dilation=self.dilation, groups=self.conv.groups)
         y = x + y if self.residual else y
         return y if self.norm is None else self.norm(y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

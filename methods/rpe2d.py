@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmark.core import sinusoids
-from benchmark.encoding import Encoding, rotary, token_yx
+from benchmark.encoding import Encoding, rotary
 from benchmark.files import UserError, unknown
 from benchmark.method import Draws
 from methods.extrapolation import Extrapolation
@@ -61,9 +61,8 @@ class RPE2D(Extrapolation):
                 f"rpe2d: a grid of {grid_hw[0]} x {grid_hw[1]} tokens has more than h_max = {self.h_max} on an axis; "
                 "train with a larger options.rpe2d.h_max"
             )
-        y, x = token_yx(grid_hw, self.device)
         rows, columns = (self.positions(n, axis, draws) for axis, n in enumerate(grid_hw))
-        tables = rotary(rows[..., y], columns[..., x], self.plain(), self.plain())
+        tables = rotary(rows, columns, self.plain(), self.plain())
         # One table a sample in training: [B, T, J] -> [B, 1, T, J], shared by the heads.
         return Encoding(rotary=tables if draws is None else tuple(table[:, None] for table in tables))
 

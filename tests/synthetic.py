@@ -1,4 +1,4 @@
-"""Made-up records for the tests of tables; nothing here was measured."""
+"""Made-up contests and records for the tests of tables; nothing here was measured."""
 
 from __future__ import annotations
 
@@ -6,12 +6,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from benchmark import files, protocol, record
 from benchmark.protocol import Protocol
 
 SOURCES = ["benchmark/files.py", "benchmark/protocol.py"]
 TITLES = {"rpe2d": "RPE-2D", "yarn": "YaRN", "ledit": "LEDiT", "ntk": "NTK-aware", "rifle": "RIFLEx", "sincos": "sin-cos"}
+CONTEST = """\
+title: A small contest
+cells:
+  16x16: [8x8, 16x16, 24x24, 32x32, 32x16]
+core: {width: 32, depth: 2, heads: 2, patch: 4}
+sample: {count: 100}
+score: {detector: shapes, reference: 200}
+"""
+
+
+def contests(folder: Path, patch: pytest.MonkeyPatch, **texts: str) -> None:
+    """Makes `folder` the place of all protocols: {name: YAML}, "_" in a name standing for "-"."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (folder / f"{name.replace('_', '-')}.yaml").write_text(text)
+    patch.setattr(protocol, "FOLDER", folder)
 
 
 def value_of(
@@ -23,13 +40,15 @@ def value_of(
     resamples: int = 20,
     **scores: Any,
 ) -> dict[str, Any]:
-    """A valid record's JSON with plausible content, a function of its arguments alone; `fid` None is a failed cell."""
+    """A valid record's JSON, a function of its arguments alone; `fid` None is a failed cell.
+
+    The replicates of all methods share their noise, as they do where methods share their samples' seeds.
+    """
     noise = np.random.RandomState([seed, *map(ord, "".join(pair))]).standard_normal(resamples)
     measured: dict[str, Any] | None = None
     if fid is not None:
-        inception = scores.pop("inception", max(1.0, 8 - fid / 40))
         measured = {"sfid": {"value": fid / 2}, "precision": {"value": 0.5}, "recall": {"value": 0.25}}
-        for name, center, width in (("fid", fid, 0.02 * fid), ("is", inception, 0.05)):
+        for name, center, width in (("fid", fid, 0.02 * fid), ("is", max(1.0, 8 - fid / 40), 0.05)):
             replicates = [center + width * item for item in noise]
             ends = {"low": center - 2 * width, "high": center + 2 * width}
             measured[name] = {"value": center, **ends, "replicates": replicates}
@@ -41,7 +60,7 @@ def value_of(
             "method": {
                 "name": method,
                 "title": TITLES.get(method, method),
-                "trained_as": "rpe2d" if method == "rpe2d" else method,
+                "trained_as": "extrapolation" if method in ("yarn", "ntk") else method,
                 "options": {},
                 "note": "reimplemented from the abstract" if method == "rpe2d" else "",
             },

@@ -17,6 +17,7 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from benchmark import compare
+from benchmark.detect import log_spectrum
 from benchmark.files import UserError
 from benchmark.metrics import (
     FrechetDistance,
@@ -29,7 +30,6 @@ from benchmark.metrics import (
     frechet_distance,
     infinity_sizes,
     kernel_distance,
-    log_spectrum,
     precision_recall,
     replicates,
     spectrum_distance,

@@ -155,7 +155,7 @@ def test_another_source_in_the_same_folder_is_refused(tmp_path: Path) -> None:
 
 def test_second_writer_is_refused(tmp_path: Path) -> None:
     tmp_path.mkdir(exist_ok=True)
-    with shards._locked(tmp_path), pytest.raises(UserError, match="another process"):
+    with shards._claimed(tmp_path, "x", 0.1, None), pytest.raises(UserError, match="another process"):
         write(DRAWN, source(DRAWN), tmp_path)
 
 

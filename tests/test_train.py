@@ -1,0 +1,182 @@
+"""Training: exact resume however it ended, whole or absent outputs, and errors that say what to do."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from benchmark import protocol, registry, train
+from benchmark.files import ROOT, UserError
+from benchmark.method import Method
+
+STEPS = 24
+RULES = ["train.steps=24", "train.precision=float32"]
+
+
+def run(out: Path, **options) -> train.Run:
+    return train.Run(out=out, **options)
+
+
+@pytest.fixture(scope="module")
+def rules() -> protocol.Protocol:
+    return protocol.load("smoke", RULES)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(rules, tmp_path_factory) -> Path:
+    return train.train(rules, "extrapolation", "16x16", 0, run(tmp_path_factory.mktemp("whole")))
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    first, second = (load_file(folder / train.WEIGHTS) for folder in (a, b))
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def final_raw(folder: Path) -> dict[str, torch.Tensor]:
+    last = max((folder / train.CHECKPOINTS).glob("*.ckpt"), key=lambda path: int(path.stem.split("=")[1].split("-")[0]))
+    return torch.load(last, weights_only=True)["current_model_state"]
+
+
+def test_report_and_skip(rules, uninterrupted, capsys):
+    report = json.loads((uninterrupted / train.REPORT).read_text())
+    assert report["steps"] == STEPS
+    assert report["method"] == "extrapolation"
+    assert 0 < report["loss"] < 3
+    method = registry.build("extrapolation", rules, "16x16", 0)
+    assert report["parameters"] == sum(value.numel() for value in method.parameters())
+    again = train.train(rules, "extrapolation", "16x16", 0, run(uninterrupted.parents[2]))
+    assert again == uninterrupted
+    assert "whole already, skipped" in capsys.readouterr().out
+
+
+def test_ema_is_the_average_of_the_weights(rules, tmp_path, monkeypatch):
+    """The saved weights follow w <- d w + (1 - d) raw, written out here by hand."""
+    trace = []
+    step = Method.on_before_zero_grad
+
+    def remember(self, optimizer):
+        trace.append({key: value.clone() for key, value in self.state_dict().items()})
+        return step(self, optimizer)
+
+    monkeypatch.setattr(Method, "on_before_zero_grad", remember)
+    short = dataclasses.replace(rules, train=dataclasses.replace(rules.train, steps=4))
+    folder = train.train(short, "extrapolation", "16x16", 0, run(tmp_path, every_steps=1))
+    monkeypatch.undo()
+    raw = [trace[number] for number in (1, 2, 3)] + [final_raw(folder)]  # after each of the four steps
+    average = raw[0]
+    for state in raw[1:]:
+        average = {key: short.train.ema * average[key] + (1 - short.train.ema) * state[key] for key in average}
+    saved = load_file(folder / train.WEIGHTS)
+    for key in saved:
+        torch.testing.assert_close(saved[key], average[key], rtol=1e-5, atol=1e-7)
+    assert not torch.equal(saved["core.final_layer.linear.weight"], raw[-1]["core.final_layer.linear.weight"])
+
+
+def test_resume_after_a_crash_is_bit_equal(rules, uninterrupted, tmp_path, monkeypatch, capsys):
+    original = Method.training_step
+
+    def failing(self, batch, batch_index=0):
+        if batch["step"] == 13:
+            raise RuntimeError("pulled the plug")
+        return original(self, batch, batch_index)
+
+    monkeypatch.setattr(Method, "training_step", failing)
+    with pytest.raises(RuntimeError, match="plug"):
+        train.train(rules, "extrapolation", "16x16", 0, run(tmp_path, every_steps=5))
+    monkeypatch.undo()
+    folder = next(tmp_path.glob("trainings/smoke/*"))
+    assert not train.is_whole(folder)
+    # The newest checkpoint is torn, as by a kill while it was written: the one before is used.
+    newest = folder / train.CHECKPOINTS / "step=10.ckpt"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    assert train.train(rules, "extrapolation", "16x16", 0, run(tmp_path, every_steps=5)) == folder
+    said = capsys.readouterr().out
+    assert "step=10.ckpt is damaged" in said
+    assert "continuing from step 5" in said
+    assert same_weights(folder, uninterrupted)
+
+
+def test_killed_between_the_last_step_and_the_weights(rules, uninterrupted, tmp_path):
+    folder = train.train(rules, "extrapolation", "16x16", 0, run(tmp_path, every_steps=8))
+    (folder / train.WEIGHTS).unlink()
+    train.train(rules, "extrapolation", "16x16", 0, run(tmp_path))
+    assert same_weights(folder, uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_signals_in_the_real_command(uninterrupted, tmp_path, number):
+    command = [sys.executable, "-m", "benchmark", "train", "extrapolation", *RULES, "--protocol", "smoke", "--out", str(tmp_path)]
+    command += ["--every-steps", "3"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("trainings/smoke/*/checkpoints/*.ckpt")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    folder = next(tmp_path.glob("trainings/smoke/*"))
+    if not train.is_whole(folder):  # a fast machine may have finished first
+        assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert same_weights(folder, uninterrupted)
+
+
+def test_another_seed_or_option_is_another_training(rules, uninterrupted):
+    mark = uninterrupted.name.rpartition("-")[2]
+    shards = json.loads(next(uninterrupted.parents[2].glob("data/*/manifest.json")).read_text())["fingerprint"]
+    assert train.fingerprint(rules, "extrapolation", "16x16", 0, shards) == mark
+    assert train.fingerprint(rules, "extrapolation", "16x16", 1, shards) != mark
+    assert train.fingerprint(rules, "nope", "16x16", 0, shards) != mark
+    warmer = dataclasses.replace(rules, train=dataclasses.replace(rules.train, warmup=3))
+    assert train.fingerprint(warmer, "extrapolation", "16x16", 0, shards) != mark
+    sampled = dataclasses.replace(rules, sample=dataclasses.replace(rules.sample, guidance=7.0))
+    assert train.fingerprint(sampled, "extrapolation", "16x16", 0, shards) == mark
+
+
+def test_nan_loss_names_step_and_samples(rules, tmp_path, monkeypatch):
+    original = Method.training_step
+
+    def poisoned(self, batch, batch_index=0):
+        return original(self, batch, batch_index) * (math.nan if batch["step"] == 6 else 1.0)
+
+    monkeypatch.setattr(Method, "training_step", poisoned)
+    with pytest.raises(UserError, match=r"the loss is nan at step 6; samples of the batch: .+"):
+        train.train(rules, "extrapolation", "16x16", 0, run(tmp_path, every_steps=7))
+    folder = next(tmp_path.glob("trainings/smoke/*"))
+    assert not list(folder.glob("checkpoints/*.ckpt")), "a loss that is not a number must not be saved"
+
+
+def test_weights_of_another_method_or_truncated(rules, uninterrupted, tmp_path):
+    other = registry.build("ledit", rules, "16x16", 0)
+    with pytest.raises(UserError, match=r"another method or core: missing \['stem"):
+        train.load_weights(other, uninterrupted)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / train.REPORT).write_bytes((uninterrupted / train.REPORT).read_bytes())
+    (broken / train.WEIGHTS).write_bytes((uninterrupted / train.WEIGHTS).read_bytes()[:5000])
+    with pytest.raises(UserError, match="cannot be read"):
+        train.load_weights(registry.build("extrapolation", rules, "16x16", 0), broken)
+
+
+def test_two_processes_train_as_one(uninterrupted, tmp_path):
+    """Two gloo processes draw the same global batch and the same noise; only the order of sums differs."""
+    command = [sys.executable, "-m", "benchmark", "train", "extrapolation", *RULES, "--protocol", "smoke", "--out", str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [*command, "--devices", "2"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180
+    )
+    assert result.returncode == 0, result.stderr
+    one, two = (load_file(folder / train.WEIGHTS) for folder in (uninterrupted, next(tmp_path.glob("trainings/smoke/*"))))
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=2e-4)
