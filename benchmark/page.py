@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -334,9 +334,8 @@ def _agreements(board: Table, figures: Published) -> str:
     )
 
 
-def _papers(name: str, figures: Published, board: Table | None) -> str:
-    sources = [source for source in figures.tables if source.leaderboard == name]
-    if not sources:
+def _papers(name: str, figures: Published, boards: Mapping[str, Table | None]) -> str:
+    if not figures.of(name):
         return ""
     out = (
         '<h3>Published figures</h3>\n<p class="papers"><b>The papers\' own numbers, as printed; this project measured none of '
@@ -345,27 +344,24 @@ def _papers(name: str, figures: Published, board: Table | None) -> str:
     for gap in figures.absent:
         if name in gap.leaderboards:
             out += f'<p class="papers">{_e(gap.name)} (<a href="{_e(gap.url)}">{_e(gap.paper)}</a>): {_e(gap.why)}.</p>\n'
-    return out + "".join(_paper(source, figures, board) for source in sources)
+    return out + "".join(_paper(source, figures, boards) for source in figures.of(name))
 
 
-def _paper(source: PublishedTable, figures: Published, board: Table | None) -> str:
-    ours = published.beside(board, source)
+def _paper(source: PublishedTable, figures: Published, boards: Mapping[str, Table | None]) -> str:
+    shown, beside = published.lines(source, figures, boards)
     head = '<th scope="col">Method</th>'
     for size in source.sizes:
-        for where in ("paper", "here") if size in ours else ("paper",):
+        for here in ("", " here") if size in beside else ("",):
             for title, first in (("FID ↓", "ascending"), ("IS ↑", "descending")):
-                here = " here" if where == "here" else ""
                 head += f'<th scope="col" data-first="{first}">{title}{here} <small>{_e(size)}</small></th>'
     body = ""
-    gaps = [gap for gap in figures.absent if source.leaderboard in gap.leaderboards]
-    rows = [(row.name, row.training, row.ours, row.cells) for row in source.rows]
-    for name, training, method, cells in [*rows, *((gap.name, "no published number here", gap.ours, {}) for gap in gaps)]:
-        body += f'<tr><th scope="row" data-v="{_e(name)}">{_e(name)} <small>{_e(training)}</small></th>'
+    for line in shown:
+        body += f'<tr><th scope="row" data-v="{_e(line.name)}">{_e(line.name)} <small>{_e(line.training)}</small></th>'
         for size in source.sizes:
-            cell = cells.get(size)
-            shown = ["–", "–"] if cell is None else [f"{cell[0]:g}", f"{cell[2]:g}"]
-            shown += published.ours(board, method, ours[size]) if size in ours else []
-            body += "".join(_number(text) for text in shown)
+            cell = line.cells.get(size)
+            texts = ["–", "–"] if cell is None else [f"{cell[0]:g}", f"{cell[2]:g}"]
+            texts += line.ours.get(size, ("–", "–")) if size in beside else ()
+            body += "".join(map(_number, texts))
         body += "</tr>\n"
     title = f"{source.paper}, table {source.table}: trained at {source.train}"
     return (
@@ -384,13 +380,21 @@ def _number(text: str) -> str:
     return f'<td data-v="{_e(text)}">{_e(text)}</td>'
 
 
-def _contest(name: str, board: Table | None, figures: Published, drawn: dict[str, str], notes: str, grids: Path) -> str:
-    title = board.rules.title if board and board.rules.title else name
+def _contest(
+    name: str,
+    title: str,
+    boards: Mapping[str, Table | None],
+    figures: Published,
+    drawn: dict[str, str],
+    notes: str,
+    grids: Path,
+) -> str:
+    board = boards[name]
     out = f'<section class="contest" id="{_e(name)}" aria-labelledby="{_e(name)}-title">\n'
     out += f'<h2 id="{_e(name)}-title">{_e(title)}</h2>\n'
     if board is None or not board.rows:
-        out += '<p class="hint">No records of this contest yet.</p>\n'
-        return out + _papers(name, figures, board) + "</section>\n"
+        out += '<p class="hint">No records of this contest yet.</p>\n' if board else ""
+        return out + _papers(name, figures, boards) + "</section>\n"
     known = "".join(f"<dt>{_e(what)}</dt><dd>{_e(text)}</dd>" for what, text in table.facts(board))
     size = f"N = {board.rules.sample.count:,}, detector {board.rules.score.detector}, rules {board.rules.hash}"
     out += f"<details><summary>{_e(size)} <span>all rules</span></summary><dl>{known}</dl></details>\n"
@@ -428,13 +432,15 @@ def _contest(name: str, board: Table | None, figures: Published, drawn: dict[str
         for row in board.rows
     ]
     header = ["Method", "File", "Checkpoint", "Seeds", "Note"]
-    out += f"<details><summary>About the methods</summary>{_plain(header, remarks, 'About the methods')}</details>\n"
+    inner = _plain(header, remarks, "About the methods")
+    out += f'<div class="more"><details><summary>About the methods</summary>{inner}</details></div>\n'
     out += f'<p class="hint">Data: <a href="{_e(name)}.csv">CSV</a>, <a href="{_e(name)}.json">JSON</a>.</p>\n'
-    return out + _papers(name, figures, board) + "</section>\n"
+    return out + _papers(name, figures, boards) + "</section>\n"
 
 
 def render(
-    boards: dict[str, Table | None],
+    titles: dict[str, str],
+    boards: Mapping[str, Table | None],
     figures: Published,
     drawn: dict[str, dict[str, str]],
     notes: dict[str, str],
@@ -443,17 +449,18 @@ def render(
     """The whole page.
 
     Args:
-        boards: contests in the order of the page; None for a leaderboard that is the papers' alone.
-        drawn: contest -> plots, as `plots.draw` gives them.
-        notes: contest -> its hand-written notes, or "".
+        titles: name -> title of what is shown, in the order of the page.
+        boards: our tables by name, at least those that are shown; None for a leaderboard that is the papers' alone.
+        drawn: name -> plots, as `plots.draw` gives them.
+        notes: name -> its hand-written notes, or "".
         grids: the folder of sample grids, <protocol>/<method>/<training size>-<test size>-s<seed>.png.
 
     Raises:
         UserError: a sample grid is not a PNG.
     """
-    links = "".join(f'<a href="#{_e(name)}">{_e(name)}</a>' for name in boards)
+    links = "".join(f'<a href="#{_e(name)}">{_e(name)}</a>' for name in titles)
     sections = "".join(
-        _contest(name, board, figures, drawn.get(name, {}), notes.get(name, ""), grids) for name, board in boards.items()
+        _contest(name, title, boards, figures, drawn.get(name, {}), notes.get(name, ""), grids) for name, title in titles.items()
     )
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     policy = (

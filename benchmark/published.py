@@ -8,7 +8,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -32,7 +32,7 @@ class PublishedRow:
 
     name: str
     training: str
-    ours: str  # our method's name, or ""
+    ours: str  # the method of ours that it is, or ""
     cells: dict[str, list[float] | None]
 
 
@@ -46,6 +46,7 @@ class PublishedTable:
     train: str
     samples: int
     protocol: str
+    contests: dict[str, str]  # training -> our contest of the same rules, whose numbers may stand beside the paper's
     rows: list[PublishedRow]
 
     @property
@@ -68,21 +69,33 @@ class Absent:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Which contests (a pattern) are compared with which table's rows of which training."""
+    """Which contests (a pattern) are compared with which table's order; `methods` maps our names to its rows."""
 
     contests: str
     table: str
-    training: str
+    methods: dict[str, str]
 
 
 @dataclass(frozen=True)
 class Published:
+    leaderboards: dict[str, str]  # name -> title
     tables: list[PublishedTable]
     absent: list[Absent]
     predictions: list[Prediction]
 
-    def leaderboards(self) -> list[str]:
-        return sorted({item.leaderboard for item in self.tables})
+    def of(self, leaderboard: str) -> list[PublishedTable]:
+        """The tables of one leaderboard."""
+        return [item for item in self.tables if item.leaderboard == leaderboard]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row to show: a paper's, or one for a method whose paper's numbers are not here (without cells)."""
+
+    name: str
+    training: str
+    cells: dict[str, list[float] | None]
+    ours: dict[str, tuple[str, str]]  # size -> our FID and IS as text; empty before there are records
 
 
 @functools.cache
@@ -97,6 +110,7 @@ def load(path: Path | str = FILE) -> Published:
             for item in content["tables"]
         ]
         found = Published(
+            content["leaderboards"],
             tables,
             [Absent(**item) for item in content["absent"]],
             [Prediction(**item) for item in content["predictions"]],
@@ -106,6 +120,8 @@ def load(path: Path | str = FILE) -> Published:
     except (yaml.YAMLError, TypeError, KeyError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a file of published tables ({' '.join(str(error).split())})") from None
     for item in found.tables:
+        if item.leaderboard not in found.leaderboards:
+            raise files.unknown(f"leaderboard in {path}", item.leaderboard, found.leaderboards)
         for row in item.rows:
             where = f"{path}: {item.id}: {row.name}"
             if row.training not in TRAININGS:
@@ -114,25 +130,45 @@ def load(path: Path | str = FILE) -> Published:
                 protocol.size_hw(size)
                 if cell is not None and (len(cell) != len(METRICS) or not all(map(_is_number, cell))):
                     raise UserError(f"{where} at {size} must hold {len(METRICS)} numbers or null")
+    rows = {item.id: [row.name for row in item.rows] for item in found.tables}
     for prediction in found.predictions:
-        if prediction.table not in {item.id for item in found.tables}:
-            raise files.unknown(f"table in {path}", prediction.table, [item.id for item in found.tables])
+        if prediction.table not in rows:
+            raise files.unknown(f"table in {path}", prediction.table, rows)
+        for name in prediction.methods.values():
+            if name not in rows[prediction.table]:
+                raise files.unknown(f"row in {path}", name, rows[prediction.table])
     return found
 
 
-def beside(board: Table | None, source: PublishedTable) -> dict[str, Column]:
-    """Our columns that belong beside a published table, by test size: those with its training size, once records exist."""
-    if board is None or not board.rows:
-        return {}
-    return {column.test: column for column in board.pairs if column.train == source.train}
+def lines(source: PublishedTable, figures: Published, boards: Mapping[str, Table | None]) -> tuple[list[Line], list[str]]:
+    """The rows to show of a published table, with ours beside them, and the sizes that have columns of ours.
 
+    Args:
+        boards: our tables by contest; only those that have records count.
+    """
+    places: dict[str, dict[str, Column]] = {}  # contest -> size -> column
+    for contest in dict.fromkeys(source.contests.values()):
+        board = boards.get(contest)
+        if board is not None and board.rows:
+            places[contest] = {c.test: c for c in board.pairs if c.train == source.train and c.test in source.sizes}
 
-def ours(board: Table, method: str, column: Column) -> list[str]:
-    """[FID, IS] of our method beside a published row, as text."""
-    row = next((row for row in board.rows if row.method == method), None)
-    if row is None:
-        return ["–", "–"]
-    return [table.show(row.entries[metric, column], 2)[0] for metric in ("fid", "is")]
+    def ours(method: str, contest: str | None) -> dict[str, tuple[str, str]]:
+        rows = {row.method: row for row in boards[contest].rows} if contest in places else {}
+        if method not in rows:
+            return {}
+        entries = rows[method].entries
+        return {
+            size: tuple(table.show(entries[metric, c], 2)[0] for metric in ("fid", "is")) for size, c in places[contest].items()
+        }
+
+    shown = [Line(row.name, row.training, row.cells, ours(row.ours, source.contests.get(row.training))) for row in source.rows]
+    for gap in figures.absent:
+        if source.leaderboard in gap.leaderboards:
+            for contest in places or [None]:
+                trainings = [training for training, name in source.contests.items() if name == contest]
+                label = f"no published number ({trainings[0]} here)" if trainings else "no published number"
+                shown.append(Line(gap.name, label, {}, ours(gap.ours, contest)))
+    return shown, [size for size in source.sizes if any(size in columns for columns in places.values())]
 
 
 def _is_number(value: Any) -> bool:
@@ -180,9 +216,10 @@ def agreements(board: Table, published: Published) -> list[Agreement]:
         if not fnmatch.fnmatchcase(board.rules.name, prediction.contests):
             continue
         source = next(item for item in published.tables if item.id == prediction.table)
-        rows = [row for row in source.rows if row.training == prediction.training and row.ours]
+        rows = {row.name: row for row in source.rows}
         for size in source.sizes:
-            theirs = {row.ours: row.cells[size][0] for row in rows if row.cells.get(size)}
+            cells = {ours: rows[name].cells.get(size) for ours, name in prediction.methods.items()}
+            theirs = {ours: cell[0] for ours, cell in cells.items() if cell}
             wanted = Column("beyond", source.train, size)
             for column in board.pairs:
                 if column.is_square and column.ratio_label == wanted.ratio_label:

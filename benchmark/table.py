@@ -193,6 +193,8 @@ def different(a: Entry, b: Entry) -> bool:
             values = [entry.by_seed[seed] for seed in seeds]
             replicates = sum(entry.replicates[seed] for seed in seeds) / len(seeds)
             scores.append({"value": _mean(values), "replicates": replicates.tolist()})
+        if (scores[0]["value"] - scores[1]["value"]) * (a.value - b.value) < 0:
+            return False  # over the seeds that both have, the order is the other one
         if compare.compare(*scores, LEVEL).verdict == compare.NOT_DIFFERENT:
             return False
     if seeds_a == seeds_b and len(seeds_a) > 1:

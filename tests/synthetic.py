@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,19 @@ core: {width: 32, depth: 2, heads: 2, patch: 4}
 sample: {count: 100}
 score: {detector: shapes, reference: 200}
 """
+TINY = """\
+title: "A tiny contest | <b>"
+cells: {16x16: [16x16, 32x32, 16x32]}
+core: {width: 32, depth: 2, heads: 2, patch: 4}
+train: {steps: 10, batch: 4}
+sample: {steps: 8, guidance: 3.0, count: 100}
+score: {detector: shapes, reference: 200}
+"""
+
+
+@functools.cache
+def version_of() -> str:
+    return files.code_version(*SOURCES)
 
 
 def contests(folder: Path, patch: pytest.MonkeyPatch, **texts: str) -> None:
@@ -66,7 +80,7 @@ def value_of(
             },
             "cell": {"train": pair[0], "test": pair[1]},
             "seed": seed,
-            "code": {"version": files.code_version(*SOURCES), "files": SOURCES, "commit": None, "dirty": False},
+            "code": {"version": version_of(), "files": SOURCES, "commit": None, "dirty": False},
             "training": {"fingerprint": "f" * 12, "steps": 10, "parameters": 4_200_000, "hours": 0.125, "loss": 0.1},
             "data": {"card": rules.data.card, "hash": "d" * 12},
             "reference": {"hash": files.digest(pair[1]), "count": rules.score.reference},
@@ -89,3 +103,19 @@ def fill(folder: Path, rules: Protocol, fids: dict[str, float], seeds: int = 1, 
             for seed in range(seeds):
                 here = fid * (0.2 + away) * (1 + 0.03 * np.sin(7 * seed + len(method)))
                 record.write(value_of(rules, method, pair, seed, float(here), resamples, **scores), folder)
+
+
+def tiny(folder: Path, rules: Protocol) -> None:
+    """Records of TINY with one of everything: several seeds, one seed, stale code, a failed cell, a missing cell."""
+    for seed, fids in ((0, (10, 40, 30)), (1, (11, 42, 33))):
+        for pair, fid in zip(rules.pairs(), fids, strict=True):
+            record.write(value_of(rules, "yarn", pair, seed, fid), folder)
+    for pair, fid in zip(rules.pairs(), (10.2, 20, 31), strict=True):
+        record.write(value_of(rules, "ledit", pair, 0, fid), folder)
+    for pair, fid in zip(rules.pairs(), (10, 90, 80), strict=True):
+        value = value_of(rules, "ntk", pair, 0, fid)
+        value["code"]["version"] = "0" * 12
+        record.write(value, folder)
+    same, twice, _ = rules.pairs()
+    record.write(value_of(rules, "rpe2d", same, 0, 12.5, top1={"value": 0.75}), folder)
+    record.write(value_of(rules, "rpe2d", twice, 0, None), folder)

@@ -256,9 +256,9 @@ def test_a_table_never_mixes_detectors_data_or_references(
         record.read_all(tmp_path / "records")
 
 
-def test_hundreds_of_refusals_are_one_short_line(rules: protocol.Protocol, tmp_path: Path) -> None:
-    for number in range(300):
+def test_many_refusals_are_one_short_line(rules: protocol.Protocol, tmp_path: Path) -> None:
+    for number in range(30):
         files.write_text(tmp_path / "records" / "small" / "yarn" / f"{number}.json", "{}")
-    with pytest.raises(UserError, match=r"300 refused: .*; and 290 more") as caught:
+    with pytest.raises(UserError, match=r"30 refused: .*; and 20 more") as caught:
         record.read_all(tmp_path / "records")
     assert "\n" not in str(caught.value)
