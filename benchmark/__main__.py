@@ -24,13 +24,16 @@ app = typer.Typer(
 )
 
 Method = Annotated[str, typer.Argument(help="a file name in methods/; `list` shows them", show_default=False)]
-Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value ...; any makes the run a custom one", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="section.key=value ...; any makes the run a custom one", show_default=False)
+]
 ProtocolName = Annotated[str, typer.Option("--protocol", help="a file name in benchmark/protocols/, or a YAML file")]
 Seed = Annotated[int, typer.Option(min=0, help="of training, sampling and the cells")]
 Out = Annotated[Path, typer.Option(help="where runs are kept")]
 Data = Annotated[str, typer.Option(help="the data set's images, or a folder of shards; the embedded one needs none")]
 Devices = Annotated[str, typer.Option(help="'auto', or a number of devices on each node")]
 Nodes = Annotated[int, typer.Option(help="machines")]
+Methods = Annotated[str, typer.Option(help="only these, separated by commas")]
 Train = Annotated[str, typer.Option("--train", help="only this training size, such as 32x32")]
 Test = Annotated[str, typer.Option("--test", help="only this test size, such as 64x48")]
 
@@ -39,6 +42,13 @@ def run_of(out: Path, data: str, devices: str, nodes: int, **options):
     from benchmark.train import Run
 
     return Run(out, data, devices, nodes, **options)
+
+
+def chosen_methods(rules: protocol.Protocol, methods: str) -> list[str]:
+    """The methods that the option names, or all of the protocol."""
+    from benchmark import sweep
+
+    return [registry.check(name) for name in methods.split(",")] if methods else sweep.contestants(rules)
 
 
 def chosen(rules: protocol.Protocol, methods: list[str], seed: int, train: str, test: str):
@@ -139,7 +149,9 @@ def score(
     registry.check(method)
     run = run_of(out, data, "auto", 1)
     for cell in chosen(rules, [method], seed, train, test):
-        sweep.score(rules, cell, sweep.sample(rules, cell, run), run)
+        folder = sweep.sample(rules, cell, run)
+        sweep.score(rules, cell, folder, run)
+        sweep.keep_grid(rules, cell, folder, run)
 
 
 def print_scores(samples: str, reference: str, detector: str, weights: str) -> None:
@@ -185,19 +197,83 @@ def bench(
 def sweep(
     overrides: Overrides = None,
     protocol_name: ProtocolName = "shapes",
-    methods: Annotated[str, typer.Option(help="only these, separated by commas")] = "",
+    methods: Methods = "",
+    seed: Seed = 0,
+    out: Out = Path("runs"),
+    data: Data = "",
+    devices: Devices = "auto",
+    nodes: Nodes = 1,
+    cluster: Annotated[str, typer.Option(help="submit jobs: 'slurm', or 'local' for this machine; else all runs here")] = "",
+    resources: Annotated[str, typer.Option(help="YAML of submitit's parameters: all, data, train, reference, cell, end")] = "",
+    wait: Annotated[bool, typer.Option("--wait", help="stay until the submitted jobs have ended")] = False,
+) -> None:
+    """Everything for all methods of a protocol; shared trainings run once, failures do not stop the others.
+
+    With --cluster the stages become jobs that depend on each other: trainings, then cells, then the leaderboards. Nodes that
+    you already hold take a stage with torchrun: torchrun --nproc-per-node 8 -m benchmark train METHOD --devices 8 ...
+    """
+    rules = protocol.load(protocol_name, overrides or ())
+    names, run = chosen_methods(rules, methods), run_of(out, data, devices, nodes)
+    if not cluster:
+        if resources or wait:
+            raise UserError("--resources and --wait belong to --cluster")
+        contest(rules, names, seed, run)
+        return
+    from benchmark import cluster as jobs
+
+    done = jobs.start(rules, names, seed, run, cluster, resources or None, wait)
+    jobs.print_summary(done)
+    lost = [f"{item.task.name}: {item.reason}" for item in done if item.state in ("failed", "skipped")]
+    if lost:
+        raise UserError(f"{len(lost)} of {len(done)} jobs failed or were skipped: " + "; ".join(lost[:5]))
+
+
+@app.command()
+def plan(
+    protocol_name: Annotated[str, typer.Argument(help="a file name in benchmark/protocols/, or a YAML file")] = "shapes",
+    overrides: Overrides = None,
+    methods: Methods = "",
+    device: Annotated[str, typer.Option(help="a100, h100, h200, b200, l40s, rtx4090 or cpu")] = "h100",
+    efficiency: Annotated[float, typer.Option(help="assumed share of the device's peak; 0 takes the stated one")] = 0.0,
+    count: Annotated[int, typer.Option(min=1, help="devices that share the work")] = 1,
+    seed: Seed = 0,
+    out: Out = Path("runs"),
+    data: Data = "",
+) -> None:
+    """What a protocol still needs, in which order, with operations, device-hours and disk. Nothing runs, nothing is written."""
+    from rich.console import Console
+
+    from benchmark import plan
+
+    rules = protocol.load(protocol_name, overrides or ())
+    plan.device(device)
+    stages = plan.stages(rules, chosen_methods(rules, methods), seed, run_of(out, data, "1", 1))
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    plan.print_plan(rules, stages, device, efficiency, count, console)
+
+
+@app.command()
+def reproduce(
+    method: Method,
+    overrides: Overrides = None,
+    protocol_name: ProtocolName = "shapes",
     seed: Seed = 0,
     out: Out = Path("runs"),
     data: Data = "",
     devices: Devices = "auto",
     nodes: Nodes = 1,
 ) -> None:
-    """Everything for all methods of a protocol; shared trainings run once, failures do not stop the others."""
-    from benchmark import sweep
+    """Run a row again, or resume it, and compare with the committed record and the paper; no committed record is touched.
+
+    Exit code 1 when a value differs by more than the recorded uncertainty allows.
+    """
+    from benchmark import reproduce
 
     rules = protocol.load(protocol_name, overrides or ())
-    names = [registry.check(name) for name in methods.split(",")] if methods else sweep.contestants(rules)
-    contest(rules, names, seed, run_of(out, data, devices, nodes))
+    registry.check(method)
+    lines = reproduce.reproduce(rules, method, seed, run_of(out, data, devices, nodes))
+    if any(line.word == reproduce.DIFFERS for line in lines):
+        raise typer.Exit(1)
 
 
 def contest(rules: protocol.Protocol, methods: list[str], seed: int, run) -> None:

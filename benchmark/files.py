@@ -104,11 +104,7 @@ def code_version(*files: str) -> str:
             body = getattr(node, "body", None)
             if isinstance(body, list) and body and isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
                 first = body[0]
-                if (
-                    isinstance(first, ast.Expr)
-                    and isinstance(first.value, ast.Constant)
-                    and isinstance(first.value.value, str)
-                ):
+                if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
                     node.body = body[1:]
             # Empty fields are left out, so that grammar fields added by a newer Python do not change the hash.
             fields = [(name, canonical(value)) for name, value in ast.iter_fields(node) if value not in (None, [])]

@@ -6,18 +6,20 @@ It stands at the bottom of the import order and knows no torch: the leaderboard 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmark.files import UserError, digest, unknown
+from benchmark.files import UserError, digest, file_hash, unknown
 
 FOLDER = Path(__file__).parent / "protocols"
 
 CHOICES = {
     "data.representation": ("pixels", "latents"),
+    "data.on_corrupt": ("error", "skip"),
     "objective.name": ("flow", "ddpm"),
     "objective.time": ("logit_normal", "uniform"),
     "sample.solver": ("euler", "heun", "ddpm", "ddim"),
@@ -36,6 +38,7 @@ class Data:
     count: int = 0  # training images of a drawn data set; 0 takes the card's
     representation: str = "pixels"  # what the core sees: pixels, or latents of the card's autoencoder
     factor: int = 1  # pixels per latent and axis: 1 for pixels, 8 for Stable Diffusion's autoencoder
+    on_corrupt: str = "error"  # or "skip": a sample that cannot be decoded is replaced by the next one, and counted
 
 
 @dataclass
@@ -54,6 +57,7 @@ class Core:
 class Objective:
     name: str = "flow"
     time: str = "logit_normal"  # the density of training times (flow only)
+    shift: float = 1.0  # above 1, training times and sampling steps lie nearer to noise (flow only)
     class_dropout: float = 0.1  # probability of the null class, for classifier-free guidance
 
 
@@ -70,7 +74,7 @@ class Train:
     ema: float = 0.9999
     precision: str = "bf16"
     flip: bool = True  # random horizontal flips
-    init: str = ""  # a checkpoint to fine-tune from
+    init: str = ""  # a checkpoint to fine-tune from; the rules know it by its content, see `identity`
 
 
 @dataclass
@@ -130,6 +134,7 @@ class Protocol:
         """All that could change a number, as plain values."""
         rules = dataclasses.asdict(self)
         about = ("name", "title", "methods", "ranked", "custom", "source", "overrides")
+        rules["train"]["init"] = identity(self.train.init)
         return {key: rules[key] for key in rules if key not in about}
 
     def pairs(self) -> list[tuple[str, str]]:
@@ -155,9 +160,9 @@ class Protocol:
 
     def training(self, train: str) -> dict[str, Any]:
         """The part of the rules that a training at size `train` depends on."""
-        parts = ("data", "core", "objective", "train")
-        return {**{part: dataclasses.asdict(getattr(self, part)) for part in parts},
-                "size": train, "largest_grid": self.largest_grid(train)}  # fmt: skip
+        parts = {part: dataclasses.asdict(getattr(self, part)) for part in ("data", "core", "objective", "train")}
+        parts["train"]["init"] = identity(self.train.init)
+        return {**parts, "size": train, "largest_grid": self.largest_grid(train)}
 
     def sampling(self) -> dict[str, Any]:
         """The part of the rules that sampling from a checkpoint depends on, besides the sizes."""
@@ -179,6 +184,24 @@ def size_name(height: int, width: int) -> str:
 def ratio(train: str, test: str) -> float:
     """Test size over training size per axis, as the square root of the areas' ratio."""
     return math.sqrt(math.prod(size_hw(test)) / math.prod(size_hw(train)))
+
+
+def identity(init: str) -> str:
+    """What the rules say of the checkpoint that a training starts from.
+
+    A file is known by its content, "sha256:<hash>", wherever it lies. A protocol that asks for a checkpoint holds such a hash, or
+    a name while nobody has pinned it.
+    """
+    path = Path(init)
+    if not init or not path.is_file():
+        return init
+    state = path.stat()
+    return _content(str(path.resolve()), state.st_size, state.st_mtime_ns)
+
+
+@functools.cache
+def _content(path: str, size: int, changed: int) -> str:
+    return f"sha256:{file_hash(path)}"
 
 
 def names() -> list[str]:
@@ -216,6 +239,12 @@ def load(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Protocol:
         where = f" with {' '.join(overrides)}" if overrides else ""
         raise UserError(f"protocol {path.stem}{where}: {reason}") from None
     validate(protocol)
+    given = [assignment for assignment in overrides if assignment.startswith("train.init=")]
+    if given and protocol.train.init and not Path(protocol.train.init).is_file():
+        raise UserError(f"train.init: {protocol.train.init} is not there; give the path of a checkpoint")
+    if given and len(given) == len(overrides) and not outside:
+        # Where the very file lies that the rules ask for is no rule.
+        protocol.custom = protocol.hash != load(name).hash
     return protocol
 
 
@@ -264,6 +293,8 @@ def validate(protocol: Protocol) -> None:
         raise unknown(f"solver for the {protocol.objective.name} objective", protocol.sample.solver, solvers)
     shifted = protocol.switches.timestep_shift != "none"
     need(not shifted or protocol.objective.name == "flow", "switches.timestep_shift is for flow models only")
+    need(protocol.objective.shift > 0, "objective.shift must be positive")
+    need(protocol.objective.shift == 1 or protocol.objective.name == "flow", "objective.shift is for flow models only")
     need(0 <= protocol.objective.class_dropout < 1, "objective.class_dropout must be in [0, 1)")
     need(0 <= protocol.train.ema < 1, "train.ema must be in [0, 1)")
     for name, value in (("train.steps", protocol.train.steps), ("train.batch", protocol.train.batch),

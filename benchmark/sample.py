@@ -84,7 +84,11 @@ def sample(protocol: Protocol, name: str, train: str, test: str, seed: int, trai
     numbers = [number for number in range(-(-config.count // config.batch)) if not chunk_path(folder, number).is_file()]
     own = numbers[fabric.global_rank :: fabric.world_size]
     began = time.monotonic()
-    with progress.stage(title, len(own) * config.steps, "step") as stage, torch.inference_mode(), autocast(config.precision, fabric):
+    with (
+        progress.stage(title, len(own) * config.steps, "step") as stage,
+        torch.inference_mode(),
+        autocast(config.precision, fabric),
+    ):
         for number in own:
             first = number * config.batch
             indices = range(first, min(first + config.batch, config.count))

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 BOARDS = ROOT / "leaderboards"
 SCORING = tuple(f"benchmark/{name}.py" for name in ("shapes", "classifier", "detect", "metrics", "reference", "score"))
+COMPARED = ("fid", "is")  # scores whose replicates are kept, for comparisons in pairs; the others keep their interval
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,9 @@ def reference(protocol: Protocol, test: str, detector: Detector, run: Run) -> Re
         raise UserError(f"the reference of {card.name} is made from its images: give their folder as DATA")
     count, nearest = protocol.score.reference, min(protocol.score.nearest, protocol.score.reference)
     with progress.stage(f"reference {card.name} {test}", count, "image") as stage:
-        return make(source, size_hw(test), detector, count, nearest, run.out / "references", report=lambda done, _: stage.set(done))
+        return make(
+            source, size_hw(test), detector, count, nearest, run.out / "references", report=lambda done, _: stage.set(done)
+        )
 
 
 def score(protocol: Protocol, cell: Cell, folder: Path, run: Run) -> dict[str, Any]:
@@ -131,17 +134,36 @@ def score(protocol: Protocol, cell: Cell, folder: Path, run: Run) -> dict[str, A
     options = scoring.Options(splits=protocol.score.splits, nearest=protocol.score.nearest)
     card = data.card(protocol.data.card)
     labels = np.arange(protocol.sample.count) % protocol.core.classes if card.kind == "shapes" else None
-    scores = scoring.score(scoring.Features(features_at, images), real, labels, options, device)
+    try:
+        scores = scoring.score(scoring.Features(features_at, images), real, labels, options, device)
+        failure = None
+    except UserError as error:  # the cell failed: its record says so, and holds no numbers
+        scores, failure = None, error
+    for name, entry in (scores or {}).items():
+        if name not in COMPARED:
+            entry.pop("replicates", None)
     value = build_record(protocol, cell, folder, sources, scores, scoring.uncertainty(options), detector, real,
                          (time.monotonic() - began) / 3600, run)  # fmt: skip
     write_json(done, value)
     path = record.write(value, destination)
     progress.say(f"record {path}")
+    if failure is not None:
+        raise failure
     return value
 
 
-def build_record(protocol: Protocol, cell: Cell, folder: Path, sources: list[str], scores: dict[str, Any] | None,
-                 uncertainty: dict[str, Any], detector: Detector, real: Reference, hours: float, run: Run) -> dict[str, Any]:  # fmt: skip
+def build_record(
+    protocol: Protocol,
+    cell: Cell,
+    folder: Path,
+    sources: list[str],
+    scores: dict[str, Any] | None,
+    uncertainty: dict[str, Any],
+    detector: Detector,
+    real: Reference,
+    hours: float,
+    run: Run,
+) -> dict[str, Any]:
     """The record of a scored cell."""
     import dataclasses
 
@@ -188,7 +210,11 @@ def build_record(protocol: Protocol, cell: Cell, folder: Path, sources: list[str
 def processor() -> str:
     """The processor's name, as the operating system gives it."""
     info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
+    names = (
+        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.is_file()
+        else []
+    )
     return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
@@ -252,4 +278,3 @@ def keep_grid(protocol: Protocol, cell: Cell, folder: Path, run: Run) -> None:
         target = BOARDS / "grids" / protocol.name / cell.method / f"{cell.train}-{cell.test}-s{cell.seed}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / "grid.png", target)
-

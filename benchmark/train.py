@@ -1,7 +1,7 @@
 """Training, one stage: shards in, averaged weights out; stopped at any moment it continues with the same bits.
 
-Exactness rests on three rules: order = f(seed, epoch), position = f(global step), noise = f(seed, global step). So a checkpoint holds
-weights, their average and the optimizer, and nothing about data or random state.
+Exactness rests on three rules: order = f(seed, epoch), position = f(global step), noise = f(seed, global step). So a checkpoint
+holds weights, their average and the optimizer, and nothing about data or random state.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from benchmark import data, progress, registry, shards
 from benchmark.files import Stopped, UserError, atomic, code_version, digest, read_json, write_json
 from benchmark.method import Method
-from benchmark.protocol import Protocol
+from benchmark.protocol import Protocol, size_hw
 
 # What a training's numbers run through, besides the method's own files.
 CODE = tuple(f"benchmark/{name}.py" for name in ("encoding", "core", "diffusion", "method", "shapes", "data", "train"))
@@ -82,7 +82,9 @@ def prepared(protocol: Protocol, run: Run, verbose: bool = True) -> Path:
         card = dataclasses.replace(card, count=protocol.data.count)
     found = shards.source(card, run.data or None)
     with progress.stage(f"shards {card.name}", max(len(found), 1), "image") as stage:
-        written = shards.prepare(card, run.data or None, run.out / "data", workers=2, progress=lambda done, total: stage.set(done))
+        written = shards.prepare(
+            card, run.data or None, run.out / "data", workers=2, progress=lambda done, total: stage.set(done)
+        )
     if verbose:
         progress.say(str(written))
     return written.folder
@@ -211,10 +213,16 @@ class Reader:
         transform = None
         if self.index.kind != "latents":
             augmentation, options = method.augmentation
-            size_hw = tuple(int(n) for n in method.train_size.split("x"))
-            transform = data.Transform(size_hw, augmentation, flip=config.flip, options=options)
+            transform = data.Transform(size_hw(method.train_size), augmentation, flip=config.flip, options=options)
         batches = data.Batches(
-            self.index, config.batch, method.seed, trainer.global_rank, trainer.world_size, transform, flip=config.flip
+            self.index,
+            config.batch,
+            method.seed,
+            trainer.global_rank,
+            trainer.world_size,
+            transform,
+            flip=config.flip,
+            on_corrupt=method.protocol.data.on_corrupt,
         )
         return iter(batches.loader(self.start, config.steps, workers=1))
 
@@ -249,6 +257,7 @@ class Watch(Callback):
         self.pending: list[tuple[int, torch.Tensor, list[str]]] = []
         self.before = 0.0  # seconds of earlier runs
         self.began = time.monotonic()
+        self.skipped = 0  # samples that could not be decoded
         self.loss = math.nan  # running mean over about the last hundred steps
 
     @property
@@ -256,12 +265,14 @@ class Watch(Callback):
         return self.before + time.monotonic() - self.began
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.skipped += len(batch.get("skipped", []))
         self.pending.append((batch["step"], outputs["loss"].detach(), batch["key"]))
         if len(self.pending) >= self.every or trainer.global_step >= module.protocol.train.steps:
             self.look()
             speed = self.stage.speed * self.batch
             module.log("images_per_second", speed)
-            self.stage.set(trainer.global_step, f"loss {self.loss:.4f}")
+            skipped = f", {self.skipped} samples skipped" if self.skipped else ""
+            self.stage.set(trainer.global_step, f"loss {self.loss:.4f}{skipped}")
 
     def look(self) -> None:
         """Reads the losses since the last look."""
@@ -278,10 +289,10 @@ class Watch(Callback):
         checkpoint["fingerprint"] = self.mark
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds, "loss": self.loss}
+        return {"seconds": self.seconds, "loss": self.loss, "skipped": self.skipped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.before, self.loss = state_dict["seconds"], state_dict["loss"]
+        self.before, self.loss, self.skipped = state_dict["seconds"], state_dict["loss"], state_dict["skipped"]
 
 
 class Keeper(Callback):
@@ -321,6 +332,7 @@ def save(method: Method, folder: Path, mark: str, name: str, watched: dict[str, 
         "parameters": sum(value.numel() for value in state.values()),
         "hours": watched["seconds"] / 3600,
         "loss": watched["loss"],
+        "skipped": watched["skipped"],
     }
     write_json(folder / REPORT, report)
 

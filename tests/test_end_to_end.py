@@ -100,7 +100,9 @@ def test_sweep_trains_shared_checkpoints_once_and_custom_runs_stay_apart(out):
     assert result.stdout.count("train extrapolation 16x16 seed 0") == 1
     records = list((out / "records" / rules.hash).rglob("*.json"))
     assert len(records) == 9
-    scores = {path.parent.name: json.loads(path.read_text())["scores"]["fid"]["value"] for path in records if "16x16-16x16" in path.name}
+    scores = {
+        path.parent.name: json.loads(path.read_text())["scores"]["fid"]["value"] for path in records if "16x16-16x16" in path.name
+    }
     assert scores["yarn"] == scores["ntk"] == scores["extrapolation"], "at the training size they are one model"
 
 
@@ -110,7 +112,10 @@ def test_sweep_trains_shared_checkpoints_once_and_custom_runs_stay_apart(out):
         (["bench", "rope2d"], "unknown method 'rope2d'; did you mean 'rpe2d'? (there are: "),
         (["bench", "rpe2d", "--protocol", "shapez"], "unknown protocol 'shapez'; did you mean 'shapes'?"),
         (["bench", "rpe2d", "train.stepz=3"], "unknown setting 'train.stepz'; did you mean 'train.steps'?"),
-        (["bench", "rpe2d", "options.rpe2d.hmax=3", "--protocol", "smoke"], "unknown option of RPE-2D 'hmax'; did you mean 'h_max'?"),
+        (
+            ["bench", "rpe2d", "options.rpe2d.hmax=3", "--protocol", "smoke"],
+            "unknown option of RPE-2D 'hmax'; did you mean 'h_max'?",
+        ),
         (["sample", "rpe2d", "--protocol", "smoke", "--test", "99x99"], "smoke has no cell * -> 99x99 (there are: 16x16 -> "),
         (["train", "rpe2d", "--protocol", "smoke", "--data", "no/such/folder"], "no/such/folder"),
         (["train", "rpe2d", "--protocol", "smoke", "--devices", "many"], "DEVICES is 'auto' or a number"),

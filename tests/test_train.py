@@ -173,9 +173,7 @@ def test_two_processes_train_as_one(uninterrupted, tmp_path):
     """Two gloo processes draw the same global batch and the same noise; only the order of sums differs."""
     command = [sys.executable, "-m", "benchmark", "train", "extrapolation", *RULES, "--protocol", "smoke", "--out", str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [*command, "--devices", "2"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180
-    )
+    result = subprocess.run([*command, "--devices", "2"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
     assert result.returncode == 0, result.stderr
     one, two = (load_file(folder / train.WEIGHTS) for folder in (uninterrupted, next(tmp_path.glob("trainings/smoke/*"))))
     for key in one:
