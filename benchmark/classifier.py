@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from benchmark import shapes
@@ -152,7 +152,7 @@ def train(out: Path | str = WEIGHTS, steps: int = STEPS, seed: int = 0,
         "sizes": {f"{h}x{w}": measure(model.eval(), (h, w)) for h, w in SIZES},
     }
     with atomic(out) as draft:
-        save_file(state, draft, {"posbench": json.dumps(said, sort_keys=True)})
+        draft.write_bytes(save(state, {"posbench": json.dumps(said, sort_keys=True)}))
     return said
 
 

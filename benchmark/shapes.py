@@ -161,8 +161,8 @@ def _direction(turn: Array) -> tuple[Array, Array]:
 
 
 def _tilt(amount: Array) -> tuple[Array, Array]:
-    """(cos, sin) of an angle of at most 30 degrees; `amount` in [-1, 1]."""
-    tangent = amount * np.float32(0.26794919)
+    """(cos, sin) of an angle of at most 15 degrees; `amount` in [-1, 1]."""
+    tangent = amount * np.float32(0.13165250)
     norm = 1 + tangent * tangent
     return (1 - tangent * tangent) / norm, 2 * tangent / norm
 
@@ -212,7 +212,7 @@ def _draw(split: str, indices: Array, height: int, width: int, counts: Array | N
     for number in range(1 if counts is None else OBJECTS_MAX):
         v = u[12 + 12 * number : 24 + 12 * number]
         if counts is None:
-            radius = f(0.26) + f(0.13) * v[0]
+            radius = f(0.3) + f(0.09) * v[0]
             reach = f(0.5) - ROOM * radius
             centre_x, centre_y = (2 * v[1] - 1) * reach, (2 * v[2] - 1) * reach
             shown = np.ones(len(indices), bool)
@@ -249,7 +249,7 @@ def _draw(split: str, indices: Array, height: int, width: int, counts: Array | N
         frequency = f(2.5) + f(1.5) * v[9]  # periods per unit: at 16 pixels each is at least 4 pixels long
         first = _wave((dx * per_scene(cos) + dy * per_scene(sin)) * per_scene(frequency))
         second = _wave((dy * per_scene(cos) - dx * per_scene(sin)) * per_scene(frequency))
-        plain, stripes = v[10] < f(1 / 3), v[10] < f(2 / 3)
+        plain, stripes = v[10] < f(0.5), v[10] < f(0.75)
         wave = np.where(per_scene(stripes), first, first * second)  # otherwise dots
         texture = 1 + per_scene(np.where(plain, f(0), f(0.08) + f(0.1) * v[11])) * wave
         for c in range(3):
