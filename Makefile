@@ -5,6 +5,11 @@ PROTOCOL ?= shapes
 DATA     ?=
 DEVICES  ?= auto
 NODES    ?= 1
+# Jobs instead of running here: slurm, or local; RESOURCES is a YAML file of submitit's parameters.
+CLUSTER  ?=
+RESOURCES ?=
+# What `plan` counts hours of.
+DEVICE   ?= h100
 SEED     ?= 0
 OUT      ?= runs
 # Further dot-list overrides, e.g. SET="train.steps=200 sample.count=64": they make the run a custom one.
@@ -16,14 +21,14 @@ RUN  := $(PY) -m benchmark
 ARGS  = --protocol $(PROTOCOL) --seed $(SEED) --out $(OUT) --devices $(DEVICES) --nodes $(NODES) $(if $(DATA),--data $(DATA)) $(SET)
 
 .DEFAULT_GOAL := help
-.PHONY: help install bench sweep leaderboards list test lint lock clean
+.PHONY: help install bench sweep plan reproduce shards latents leaderboards list test lint lock clean
 
 help: ## this list
 	@echo "make bench METHOD=rpe2d      one method through every stage, on the embedded data set"
 	@echo
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 	@echo
-	@echo "Variables: METHOD=$(METHOD) PROTOCOL=$(PROTOCOL) DATA=$(DATA) DEVICES=$(DEVICES) NODES=$(NODES) SEED=$(SEED) OUT=$(OUT) SET='section.key=value ...'"
+	@echo "Variables: METHOD=$(METHOD) PROTOCOL=$(PROTOCOL) DATA=$(DATA) DEVICES=$(DEVICES) NODES=$(NODES) SEED=$(SEED) OUT=$(OUT) CLUSTER=$(CLUSTER) DEVICE=$(DEVICE) SET='section.key=value ...'"
 
 # The stamp is newer than the lock exactly when the lock is installed, so a second make installs nothing.
 $(VENV)/.installed: requirements.txt requirements-uv.txt
@@ -39,7 +44,19 @@ bench: $(VENV)/.installed ## one METHOD: shards -> train -> sample -> score -> l
 	@$(RUN) bench $(METHOD) $(ARGS)
 
 sweep: $(VENV)/.installed ## every method of a PROTOCOL, shared trainings once
-	@$(RUN) sweep $(ARGS)
+	@$(RUN) sweep $(ARGS) $(if $(CLUSTER),--cluster $(CLUSTER)) $(if $(RESOURCES),--resources $(RESOURCES))
+
+plan: $(VENV)/.installed ## what a PROTOCOL still needs: operations, hours on a DEVICE, disk
+	@$(RUN) plan $(PROTOCOL) $(SET) --device $(DEVICE) --seed $(SEED) --out $(OUT) $(if $(DATA),--data $(DATA))
+
+reproduce: $(VENV)/.installed ## run METHOD's row again and compare with the committed record and the paper
+	@$(RUN) reproduce $(METHOD) $(ARGS)
+
+shards: $(VENV)/.installed ## DATA (class folders, tars or parquet) -> shards with an index
+	@$(RUN) shards $(SET) --protocol $(PROTOCOL) --out $(OUT) $(if $(DATA),--data $(DATA))
+
+latents: $(VENV)/.installed ## the shards of a PROTOCOL -> latents of its autoencoder
+	@$(RUN) latents $(SET) --protocol $(PROTOCOL) --out $(OUT) --devices $(DEVICES) $(if $(DATA),--data $(DATA))
 
 leaderboards: $(VENV)/.installed ## regenerate leaderboards/ from its records
 	@$(RUN) leaderboards

@@ -75,6 +75,47 @@ def shards(protocol_name: ProtocolName = "shapes", data: Data = "", out: Out = P
 
 
 @app.command()
+def latents(
+    protocol_name: ProtocolName = "imagenet-256-xl2",
+    overrides: Overrides = None,
+    data: Data = "",
+    train: Train = "",
+    out: Out = Path("runs"),
+    devices: Devices = "auto",
+    autoencoder: Annotated[str, typer.Option(help="a name on the Hugging Face hub or a folder; default the card's")] = "",
+    batch: Annotated[int, typer.Option(min=1, help="pictures in a forward pass")] = 16,
+) -> None:
+    """Encode a protocol's pictures as shards of latents, once for every training size; may be killed and continues."""
+    from benchmark import shards
+    from benchmark.data import card
+    from benchmark.train import prepared
+
+    rules = protocol.load(protocol_name, overrides or ())
+    if rules.data.representation != "latents":
+        raise UserError(f"{rules.name} trains on pixels and needs no latents")
+    run = run_of(out, data, devices, 1)
+    name = autoencoder or card(rules.data.card).autoencoder
+    index = shards.Index(prepared(rules, run))
+    for size in [train] if train else rules.cells:
+        if size not in rules.cells:
+            raise UserError(f"{rules.name} does not train at {size} (there are: {', '.join(rules.cells)})")
+        with progress.stage(f"latents {rules.data.card} {size}", len(index), "image") as stage:
+            written = shards.prepare_latents(
+                index, out / "data", name, protocol.size_hw(size), devices=processors(run), batch=batch,
+                progress=lambda done, _, stage=stage: stage.set(done),
+            )  # fmt: skip
+        progress.say(f"{written}; give {written.folder} as DATA")
+
+
+def processors(run) -> list[str]:
+    """The torch devices of a run on this machine."""
+    import torch
+
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    return [f"{kind}:{number}" if kind == "cuda" else kind for number in range(run.count)]
+
+
+@app.command()
 def train(
     method: Method,
     overrides: Overrides = None,
@@ -204,7 +245,7 @@ def sweep(
     devices: Devices = "auto",
     nodes: Nodes = 1,
     cluster: Annotated[str, typer.Option(help="submit jobs: 'slurm', or 'local' for this machine; else all runs here")] = "",
-    resources: Annotated[str, typer.Option(help="YAML of submitit's parameters: all, data, train, reference, cell, end")] = "",
+    resources: Annotated[str, typer.Option(help="YAML file: submitit's parameters by kind of job")] = "",
     wait: Annotated[bool, typer.Option("--wait", help="stay until the submitted jobs have ended")] = False,
 ) -> None:
     """Everything for all methods of a protocol; shared trainings run once, failures do not stop the others.

@@ -221,6 +221,8 @@ class Batches(Dataset):
             raise UserError(f"a batch of {batch} cannot be shared equally by {world} processes")
         if not 1 <= batch <= len(index):
             raise UserError(f"a batch of {batch} needs as many samples; {index.folder} has {len(index)}")
+        if index.remote and index.remote.limit < (need := GROUP * max(shard["bytes"] for shard in index.manifest["shards"])):
+            raise UserError(f"a cache of {index.remote.limit} bytes would read shards over and over: {GROUP} of them need {need}")
         assert 0 <= rank < world
         assert (transform is None) == (index.kind == "latents"), "pictures have a transform, latents have none"
         _check(seed, 0)
@@ -272,8 +274,9 @@ class Batches(Dataset):
         }
         stacked = torch.from_numpy(np.stack(images))
         if self.transform is None:
-            mean, std = (stacked.float() * self.index.manifest["scale"]).unbind(1)
-            batch |= {"image": mean.contiguous(), "std": std.contiguous()}
+            manifest = self.index.manifest
+            mean, std = stacked.float().unbind(1)
+            batch |= {"image": (mean - manifest["shift"]) * manifest["scale"], "std": std * manifest["scale"]}
         else:
             batch["image"] = stacked.permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1)
         return batch | ({"skipped": skipped} if skipped else {})
@@ -319,7 +322,9 @@ class Loader(DataLoader):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for batch in super().__iter__():
             if isinstance(batch, UserError):
-                raise batch
+                # Workers end with the last reference to their iterator, at once; left to the garbage collector, in 5 seconds.
+                self._iterator = None
+                raise type(batch)(str(batch))
             yield batch
 
 

@@ -5,12 +5,15 @@ Shapes: B batch, C channels, (H, W) pixels or latents. The core is told the nois
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from benchmark.files import UserError
 from benchmark.protocol import Objective as ObjectiveConfig
 from benchmark.protocol import Sample as SampleConfig
 
@@ -29,11 +32,12 @@ class FlowMatching:
     outputs = 1  # output channels per input channel
 
     def __init__(self, config: ObjectiveConfig) -> None:
-        self.density = config.time
+        self.density, self.shift = config.time, config.shift
 
     def times(self, uniform: Tensor) -> Tensor:
-        """Training times in (0, 1) from uniform draws [B]: uniform, or logit-normal(0, 1) (Esser et al. 2024, eq. 19)."""
-        return uniform if self.density == "uniform" else torch.special.ndtri(uniform.clamp(1e-6, 1 - 1e-6)).sigmoid()
+        """Training times in (0, 1) from uniform draws [B]: uniform or logit-normal(0, 1) (Esser et al. 2024, eq. 19), shifted."""
+        t = uniform if self.density == "uniform" else torch.special.ndtri(uniform.clamp(1e-6, 1 - 1e-6)).sigmoid()
+        return shifted(t, self.shift)
 
     def loss(self, predict: Predict, data: Tensor, uniform: Tensor, noise: Tensor) -> Tensor:
         """Mean squared error of the velocity, a scalar.
@@ -56,16 +60,16 @@ class FlowMatching:
             predict: the core, guidance included.
             noise: [B, C, H, W], standard normal.
             config: `solver` "euler" or "heun" (one step fewer evaluated: the last Heun step is Euler's), `steps`.
-            shift: alpha of t' = alpha t / (1 + (alpha - 1) t), Esser et al. 2024, eq. 23; 1 changes nothing.
+            shift: alpha of t' = alpha t / (1 + (alpha - 1) t), Esser et al. 2024, eq. 23, on top of the objective's own.
             generators: not used, the flow is deterministic.
             progress: called after every step.
 
         Returns:
             float32 [B, C, H, W] at t = 0.
         """
-        times = shifted(torch.linspace(1, 0, config.steps + 1, dtype=torch.float64), shift).tolist()
+        times = shifted(torch.linspace(1, 0, config.steps + 1, dtype=torch.float64), self.shift * shift).tolist()
         x = noise.float()
-        for now, after in zip(times[:-1], times[1:], strict=True):
+        for now, after in itertools.pairwise(times):
             velocity = self._velocity(predict, x, now)
             if config.solver == "heun" and after > 0:
                 ahead = self._velocity(predict, x + (after - now) * velocity, after)
@@ -123,7 +127,7 @@ class DDPM:
 
     def _bound(self, data: Tensor, noisy: Tensor, predicted: Tensor, share: Tensor, level: Tensor,
                at: Callable[[Tensor], Tensor]) -> Tensor:  # fmt: skip
-        """KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) per image in bits per dimension; at level 0 the decoder's likelihood: [B]."""
+        """KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) in bits per dimension, at level 0 -log p(x_0 | x_1): [B]."""
         low, high = at(self.log_variance), at(self.betas.log())
         log_variance = low + (share + 1) / 2 * (high - low)  # Nichol and Dhariwal 2021, eq. 15, share from [-1, 1]
         predicted_data = (noisy - at((1 - self.alphas_bar).sqrt()) * predicted) / at(self.alphas_bar.sqrt())
@@ -138,36 +142,43 @@ class DDPM:
 
     def sample(self, predict: Predict, noise: Tensor, config: SampleConfig, shift: float = 1.0,
                generators: Sequence[torch.Generator] = (), progress: Callable[[], None] = lambda: None) -> Tensor:  # fmt: skip
-        """Ancestral sampling with the learned variance ("ddpm"), or DDIM with eta = 0 ("ddim"), through diffusers' schedulers.
+        """Ancestral sampling with the learned variance ("ddpm", through diffusers' scheduler), or DDIM with eta = 0 ("ddim").
 
         Args:
             generators: one for each image, on the CPU, for the noise of "ddpm"; the other arguments as for the flow.
+
+        Raises:
+            UserError: more steps than the objective has levels.
         """
         assert shift == 1.0, "a timestep shift belongs to flows"
+        if config.steps > self.levels:
+            raise UserError(f"sample.steps {config.steps}: a model of {self.levels} noise levels takes at most so many steps")
         x = noise.float()
-        scheduler = self._scheduler(config)
-        for level in scheduler.timesteps.tolist():
-            output = predict(x, torch.full((len(x),), float(level), device=x.device)).float()
-            if config.solver == "ddim":
-                x = scheduler.step(output.chunk(2, dim=1)[0], level, x).prev_sample
-            else:
-                x = scheduler.step(output, level, x, generator=list(generators)).prev_sample
+        step = self._ddim_step if config.solver == "ddim" else self._ddpm_step(config.steps, generators)
+        levels = np.linspace(0, self.levels - 1, config.steps).round()[::-1].astype(int).tolist()
+        for level, after in zip(levels, [*levels[1:], -1], strict=True):
+            x = step(predict(x, torch.full((len(x),), float(level), device=x.device)).float(), level, after, x)
             progress()
         return x
 
-    def _scheduler(self, config: SampleConfig):
-        """diffusers' scheduler with DiT's timesteps; its default spacing ("leading") uses others."""
-        from diffusers import DDIMScheduler, DDPMScheduler
+    def _ddpm_step(self, steps: int, generators: Sequence[torch.Generator]) -> Callable[[Tensor, int, int, Tensor], Tensor]:
+        from diffusers import DDPMScheduler
 
-        common = {"num_train_timesteps": self.levels, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear",
-                  "clip_sample": False, "timestep_spacing": "linspace"}  # fmt: skip
-        if config.solver == "ddim":
-            # The published schedule ends at alpha_bar = 1, data itself.
-            scheduler = DDIMScheduler(**common, set_alpha_to_one=True)
-        else:
-            scheduler = DDPMScheduler(**common, variance_type="learned_range")
-        scheduler.set_timesteps(config.steps)
-        return scheduler
+        scheduler = DDPMScheduler(
+            num_train_timesteps=self.levels, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False,
+            variance_type="learned_range", timestep_spacing="linspace")  # fmt: skip
+        scheduler.set_timesteps(steps)
+        return lambda output, level, after, x: scheduler.step(output, level, x, generator=list(generators)).prev_sample
+
+    def _ddim_step(self, output: Tensor, level: int, after: int, x: Tensor) -> Tensor:
+        """Song et al. 2021, eq. 12 with sigma = 0, from `level` to `after` (-1 is data).
+
+        diffusers' scheduler is not used: it steps by 1000 // steps, which misses the levels that it visits.
+        """
+        now, then = (float(self.alphas_bar[i]) if i >= 0 else 1.0 for i in (level, after))
+        noise = output.chunk(2, dim=1)[0]
+        data = (x - math.sqrt(1 - now) * noise) / math.sqrt(now)
+        return math.sqrt(then) * data + math.sqrt(1 - then) * noise
 
 
 def discretized_log_likelihood(data: Tensor, mean: Tensor, log_deviation: Tensor) -> Tensor:
@@ -182,9 +193,7 @@ def discretized_log_likelihood(data: Tensor, mean: Tensor, log_deviation: Tensor
     return probability.clamp(min=1e-12).log()
 
 
-def guided(
-    predict: Callable[[Tensor, Tensor, Tensor], Tensor], label: Tensor, null: int, scale: float, channels: str
-) -> Predict:
+def guided(predict: Callable[[Tensor, Tensor, Tensor], Tensor], label: Tensor, null: int, scale: float, channels: str) -> Predict:
     """Classifier-free guidance (Ho and Salimans 2022): out = null + scale (class - null), both halves in one batch.
 
     Args:

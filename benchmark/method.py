@@ -93,8 +93,8 @@ class Method(LightningModule):
     class Options:
         pass
 
-    stem: nn.Module | None = None
-    conditioner: nn.Module | None = None
+    stem: nn.Module | None
+    conditioner: nn.Module | None
 
     def __init__(self, protocol: Protocol, train: str, seed: int = 0, options: Mapping[str, Any] | None = None) -> None:
         super().__init__()
@@ -106,6 +106,8 @@ class Method(LightningModule):
         core = dataclasses.asdict(protocol.core)
         self.rope_base = core.pop("rope_base")
         self._encodings: dict[tuple, Encoding] = {}
+        # Not class attributes: those would hide the modules, which torch finds only after them.
+        self.stem = self.conditioner = None
         # Weights are a function of the seed, and building them leaves the caller's random state alone.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(diffusion.mixed_seed(seed, 0))

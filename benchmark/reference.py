@@ -7,10 +7,13 @@ mean log spectrum, and in `meta` how many images they were made of and from what
 
 from __future__ import annotations
 
+import functools
 import io
 import json
+import math
 import zipfile
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -19,6 +22,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.lib import format as npy
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
@@ -27,32 +31,228 @@ from benchmark.detect import Detector, log_spectrum
 from benchmark.files import UserError, atomic, code_version, digest, file_hash
 from benchmark.metrics import FrechetDistance, Moments
 from benchmark.protocol import size_name
-from benchmark.shards import Index, center_crop
+from benchmark.shards import ENDINGS, Index, center_crop
 
 FOLDER = Path("runs/references")
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 CODE = tuple(f"benchmark/{name}.py" for name in ("reference", "detect", "classifier"))
 WORKERS = 8  # threads that decode and resize
+UNIT_BYTES, UNIT_IMAGES = 1 << 27, 500  # limits of a run of images that is read as one: 128 MiB of pixels, 500 images
 SUBSET_SEED = 0
+DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError)
+
+
+# --- Images that are of one size already -----------------------------------------------------------------------------
 
 
 @dataclass
-class Reference:
-    """Reference statistics of one detector; None where the file has none."""
+class Unit:
+    """A run of images that is read, looked at and written as one."""
 
-    features: Moments
-    spatial: Moments | None
-    nearest: Tensor | None  # features [M, D] float32 of M of the images
-    spectrum: Tensor | None  # mean log spectrum [K], decibels
-    meta: dict[str, Any]  # hash, count (None: not known), size, source, upsampled, detector {name, hash}
+    start: int
+    count: int
+    stamp: str  # changes when the images do
+    read: Callable[[], np.ndarray]  # -> uint8 [count, H, W, 3]
 
-    @property
-    def hash(self) -> str:
-        return self.meta["hash"]
 
-    @property
-    def count(self) -> int | None:
-        return self.meta["count"]
+class Images:
+    """Anybody's images as a stream of units: a cell's chunks, an evaluator's .npz, a folder of pictures.
+
+    Also a source of references (`pictures`), when they are real images of the size already.
+
+    Raises:
+        UserError: there are none, they differ in size, or they are not uint8 [n, H, W, 3].
+    """
+
+    def __init__(self, name: str, size_hw: tuple[int, int], units: list[Unit], identity: str):
+        self.name, self.size_hw, self.units, self.hash = name, size_hw, units, identity
+        self.count = sum(unit.count for unit in units)
+
+    def batches(self) -> Iterator[np.ndarray]:
+        """All images in order, uint8 [n, H, W, 3] at a time."""
+        return (unit.read() for unit in self.units)
+
+    def pictures(self, indices: np.ndarray, size_hw: tuple[int, int]) -> Iterator[tuple[np.ndarray, bool]]:
+        """Some of the images, as `reference.make` asks for them."""
+        if size_hw != self.size_hw:
+            raise UserError(f"{self.name} has images of {size_name(*self.size_hw)}, the samples are {size_name(*size_hw)}")
+        for unit in self.units:
+            inside = indices[(indices >= unit.start) & (indices < unit.start + unit.count)]
+            if len(inside):
+                images = unit.read()
+                yield from ((images[i - unit.start], False) for i in inside)
+
+
+def open_images(path: Path | str) -> Images:
+    """Opens a folder of chunks (or a cell's folder), an .npz with `arr_0`, or a folder of pictures."""
+    path = Path(path)
+    if path.suffix == ".npz":
+        return _open_npz(path)
+    if not path.is_dir():
+        raise UserError(f"{path} is not there; samples are a cell's folder, an .npz with arr_0, or a folder of images")
+    for folder in (path / "chunks", path):
+        if any(folder.glob("chunk-*.npy")):
+            return _open_chunks(folder)
+    return _open_pictures(path)
+
+
+def check_layout(shape: Sequence[int], dtype: np.dtype, where: str) -> None:
+    """Raises UserError unless images are uint8 [n, H, W, 3]."""
+    if dtype != np.uint8:
+        raise UserError(f"{where} holds {dtype}, images must be uint8 (0 to 255)")
+    if len(shape) != 4 or shape[3] != 3:
+        hint = ": that is NCHW, transpose it to NHWC" if len(shape) == 4 and shape[1] == 3 else ""
+        raise UserError(f"{where} has the shape {list(shape)}, images must be [n, height, width, 3]{hint}")
+
+
+def _stamp(path: Path) -> str:
+    state = path.stat()
+    return digest([path.name, state.st_size, state.st_mtime_ns])
+
+
+def _open_chunks(folder: Path) -> Images:
+    files = sorted(folder.glob("chunk-*.npy"))
+    units, size, start = [], None, 0
+    for k, file in enumerate(files):
+        if file.name != f"chunk-{k:05d}.npy":
+            raise UserError(f"{folder}/chunk-{k:05d}.npy is missing; sample the cell again, finished chunks are kept")
+        try:
+            array = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise UserError(f"{file} is damaged ({error}); remove it and sample the cell again") from None
+        check_layout(array.shape, array.dtype, str(file))
+        size = size or array.shape[1:3]
+        _check_size(size, array.shape[1:3], file)
+        units.append(Unit(start, len(array), _stamp(file), lambda file=file: np.load(file, allow_pickle=False)))
+        start += len(array)
+    return Images(folder.parent.name if folder.name == "chunks" else folder.name, size, units, file_list_hash(folder, files))
+
+
+def _check_size(first: Sequence[int], size: Sequence[int], where: Path) -> None:
+    if tuple(first) != tuple(size):
+        raise UserError(f"{where} is {size_name(*size)}, the images before it are {size_name(*first)}; all must be of one size")
+
+
+def unit_length(height: int, width: int) -> int:
+    """How many images of a size make a unit."""
+    return max(1, min(UNIT_IMAGES, UNIT_BYTES // (height * width * 3)))
+
+
+class _Npz:
+    """The member arr_0 of an .npz, read piece by piece: it may be larger than memory.
+
+    It stays open, so that reading on is cheap in a compressed file too; going back there means starting anew.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        if not path.is_file():
+            raise UserError(f"{path} is not there")
+        try:
+            self.member = zipfile.ZipFile(path).open("arr_0.npy")  # noqa: SIM115 (stays open)
+            version = npy.read_magic(self.member)
+            header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+            self.shape, fortran, dtype = header(self.member)
+        except KeyError:
+            raise UserError(f"{path} has no array arr_0, which is where an evaluator's .npz holds its images") from None
+        except (*DAMAGED_ZIP, ValueError, OSError) as error:
+            raise UserError(f"{path} is damaged ({error})") from None
+        check_layout(self.shape, dtype, str(path))
+        if fortran:
+            raise UserError(f"{path} is in Fortran order; save a C-ordered array")
+        self.offset = self.member.tell()
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        total, *picture = self.shape
+        size = math.prod(picture)
+        try:
+            self.member.seek(self.offset + start * size)
+            data = self.member.read(count * size)
+        except DAMAGED_ZIP as error:
+            raise UserError(f"{self.path} is damaged ({error})") from None
+        if len(data) != count * size:
+            raise UserError(f"{self.path} is damaged: it ends after image {start + len(data) // size} of {total}")
+        return np.frombuffer(data, np.uint8).reshape(count, *picture)
+
+
+def _open_npz(path: Path) -> Images:
+    file = _Npz(path)
+    total, height, width, _ = file.shape
+    if not total:
+        raise UserError(f"{path} holds no images")
+    with zipfile.ZipFile(path) as archive:
+        content = archive.getinfo("arr_0.npy").CRC
+    units = [
+        Unit(start, count, digest([content, start, count]), functools.partial(file.read, start, count))
+        for start, count in _runs(total, unit_length(height, width))
+    ]
+    return Images(path.stem, (height, width), units, digest([content, list(file.shape)]))
+
+
+def _runs(total: int, step: int) -> list[tuple[int, int]]:
+    return [(start, min(step, total - start)) for start in range(0, total, step)]
+
+
+def _open_pictures(folder: Path) -> Images:
+    files = image_files(folder)
+    size = _picture(files[0]).shape[:2]
+
+    def read(part: list[Path]) -> np.ndarray:
+        images = []
+        for file in part:
+            image = _picture(file)
+            _check_size(size, image.shape[:2], file)
+            images.append(image)
+        return np.stack(images)
+
+    units = []
+    for start, count in _runs(len(files), unit_length(*size)):
+        part = files[start : start + count]
+        units.append(Unit(start, count, digest([_stamp(file) for file in part]), lambda part=part: read(part)))
+    return Images(folder.name, size, units, file_list_hash(folder, files))
+
+
+def _picture(file: Path) -> np.ndarray:
+    return np.asarray(open_image(file))
+
+
+def export_npz(images: Images, path: Path | str) -> None:
+    """Writes images as the evaluator's .npz (`arr_0`, uint8 NHWC, stored), unit by unit: memory does not grow with N."""
+    shape = (images.count, *images.size_hw, 3)
+    with (
+        atomic(path) as draft,
+        zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive,
+        archive.open("arr_0.npy", "w", force_zip64=True) as member,
+    ):
+        npy.write_array_header_1_0(member, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for batch in images.batches():
+            member.write(np.ascontiguousarray(batch).data)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Every image below a folder, sorted by path."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder")
+    found = sorted(file for file in folder.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file())
+    if not found:
+        raise UserError(f"{folder} holds no images (looked for {', '.join(ENDINGS)})")
+    return found
+
+
+def file_list_hash(folder: Path, files: list[Path]) -> str:
+    """Names and sizes of files: what tells data sets apart without reading them."""
+    return digest([[str(file.relative_to(folder)), file.stat().st_size] for file in files])
+
+
+def open_image(file: Path | io.BytesIO, name: str | None = None) -> Image.Image:
+    """A decoded RGB image; a UserError names the file that cannot be read."""
+    try:
+        with Image.open(file) as image:
+            return image.convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise UserError(f"{name or file} is not a readable image ({error})") from None
+
+
+# --- Sources of real images ------------------------------------------------------------------------------------------
 
 
 class Source(Protocol):
@@ -89,7 +289,7 @@ class ImageFolder:
         self.path = Path(path)
         self.files = image_files(self.path)
         self.name, self.count = self.path.name, len(self.files)
-        self.hash = digest([[str(file.relative_to(self.path)), file.stat().st_size] for file in self.files])
+        self.hash = file_list_hash(self.path, self.files)
 
     def pictures(self, indices: np.ndarray, size_hw: tuple[int, int]) -> Iterator[tuple[np.ndarray, bool]]:
         return _threaded(lambda i: _cut(open_image(self.files[i]), size_hw), iter(indices.tolist()))
@@ -126,28 +326,31 @@ def open_source(path: Path | str) -> Source:
     return Shards(path) if any(path.glob("*.tar")) or (path / "manifest.json").is_file() else ImageFolder(path)
 
 
-def image_files(folder: Path) -> list[Path]:
-    """Every image below a folder, sorted by path."""
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder")
-    found = sorted(file for file in folder.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file())
-    if not found:
-        raise UserError(f"{folder} holds no images (looked for {', '.join(ENDINGS)})")
-    return found
-
-
-def open_image(file: Path | io.BytesIO, name: str | None = None) -> Image.Image:
-    """A decoded RGB image; a UserError names the file that cannot be read."""
-    try:
-        with Image.open(file) as image:
-            return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise UserError(f"{name or file} is not a readable image ({error})") from None
-
-
 def _cut(image: Image.Image, size_hw: tuple[int, int]) -> tuple[np.ndarray, bool]:
     enlarged = image.height < size_hw[0] or image.width < size_hw[1]
     return np.asarray(center_crop(image, size_hw)), enlarged
+
+
+# --- References ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Reference:
+    """Reference statistics of one detector; None where the file has none."""
+
+    features: Moments
+    spatial: Moments | None
+    nearest: Tensor | None  # features [M, D] float32 of M of the images
+    spectrum: Tensor | None  # mean log spectrum [K], decibels
+    meta: dict[str, Any]  # hash, count (None: not known), size, source, upsampled, detector {name, hash}
+
+    @property
+    def hash(self) -> str:
+        return self.meta["hash"]
+
+    @property
+    def count(self) -> int | None:
+        return self.meta["count"]
 
 
 def subset(total: int, count: int) -> np.ndarray:
@@ -256,7 +459,7 @@ def load(path: Path | str, detector: Detector, batch: int = 64) -> Reference:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: torch.from_numpy(file[key]) for key in file.files if key not in ("meta", "arr_0")}
             meta = json.loads(str(file["meta"])) if "meta" in file.files else None
-            images = file["arr_0"] if meta is None and "arr_0" in file.files else None
+            holds_images = "arr_0" in file.files
     except (zipfile.BadZipFile, ValueError, OSError, KeyError, EOFError, TypeError) as error:
         raise UserError(f"{path} is not a readable reference ({error})") from None
     if not {"mu", "sigma"} <= arrays.keys():
@@ -269,9 +472,10 @@ def load(path: Path | str, detector: Detector, batch: int = 64) -> Reference:
             raise UserError(f"{path} is a reference of guided-diffusion, which is for detector 'inception' only")
         meta = {"hash": file_hash(path)[:12], "count": None, "source": path.name, "upsampled": None, "size": None,
                 "detector": {"name": detector.name, "hash": detector.hash}}  # fmt: skip
-        if images is not None:
-            meta["size"] = size_name(*images.shape[1:3])
-            seen = [_look(images[start : start + batch], detector) for start in range(0, len(images), batch)]
+        if holds_images:
+            images = open_images(path)
+            meta["size"] = size_name(*images.size_hw)
+            seen = [_look(part, detector) for unit in images.batches() for part in np.array_split(unit, -(-len(unit) // batch))]
             arrays["nearest"] = torch.cat([features for features, _ in seen])
             arrays["spectrum"] = torch.cat([spectra for _, spectra in seen]).double().mean(dim=0)
     elif meta["detector"] != {"name": detector.name, "hash": detector.hash}:
@@ -291,5 +495,5 @@ def load(path: Path | str, detector: Detector, batch: int = 64) -> Reference:
 
 def _look(images: np.ndarray, detector: Detector) -> tuple[Tensor, Tensor]:
     """Features and log spectra of uint8 images [n, H, W, 3], on the CPU."""
-    batch = torch.from_numpy(images).permute(0, 3, 1, 2).to(detector.device)
+    batch = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).to(detector.device)
     return detector(batch)["features"].cpu(), log_spectrum(batch).cpu()

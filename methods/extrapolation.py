@@ -10,6 +10,8 @@ Our choice: the base of the frequencies belongs to the protocol (`core.rope_base
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -28,6 +30,23 @@ class Extrapolation(Method):
     def plain(self, base: float | None = None) -> Tensor:
         """theta_j = base^(-2j/d), float64 [d / 2] on the method's device."""
         return frequencies(self.axis_width, base or self.rope_base, self.device)
+
+    def ramp(self, trained: int, fast: float, slow: float) -> Tensor:
+        """Sorts the bands by their turns r inside the training grid: 0 from `fast` turns on, 1 up to `slow`, linear between.
+
+        Band c(r) = d ln(L / (2 pi r)) / (2 ln base) turns r times; both ends are rounded outwards and clamped to [0, d - 1]
+        (jquesnelle/yarn; FiT, rope.py). Every by-parts method blends with it.
+
+        Returns:
+            float64 [d / 2].
+        """
+        d = self.axis_width
+        low, high = (
+            min(max(rounded(d * math.log(trained / (2 * math.pi * turns)) / (2 * math.log(self.rope_base))), 0), d - 1)
+            for rounded, turns in ((math.floor, fast), (math.ceil, slow))
+        )
+        j = torch.arange(d // 2, device=self.device).double()
+        return ((j - low) / max(high - low, 0.001)).clamp(0, 1)  # 0.001: the public code's guard against an empty ramp
 
     def theta(self, trained: int, tested: int, time: float | None) -> Tensor:
         """The frequencies of one axis in radians per token, float64 [d / 2].

@@ -2,14 +2,16 @@
 
 Source: arXiv 2503.04344 v3 (text; no code is public). Blocks alternate self-attention and causal attention, starting with
 self-attention. The causal mask works in two dimensions; of the paper's four scan variants (d) is the default. One 3x3
-zero-padded convolution after patchify gives locality. Fine-tuning recipe: with probability 0.1 a step uses dilation 2 (padding 2, the
-same weights), never at test. From-scratch recipe (the paper's refinement): LayerNorm after the convolution, a single causal layer,
-no multi-dilation.
+zero-padded convolution after patchify gives locality. Recipes:
+    "finetune"  as printed: every second block is causal; with probability 0.1 a training step uses dilation 2 (padding 2, the
+                same weights), never at test. Meant for a pretrained DiT without its sin-cos table.
+    "scratch"   the paper's refinement for training from scratch: LayerNorm after the convolution, a single causal layer, no
+                multi-dilation.
 
 Training: own. At another grid: the same rule builds the mask of that grid.
-Our readings: (d) "mask lower-right corner": query (y, x) may not see key (y', x') iff y' > y and x' > x; (b): sees only y' <= y and
-x' <= x; (c): (b) with the 3x3 neighbourhood unmasked. Not stated in the paper and chosen here: the convolution is depthwise, residual
-and starts at zero (options); the single causal layer of the from-scratch recipe is the second block.
+Our readings: (d) "mask lower-right corner": query (y, x) may not see key (y', x') iff y' > y and x' > x; (b): sees only
+y' <= y and x' <= x; (c): (b) with the 3x3 neighbourhood unmasked. Not stated in the paper and chosen here: the convolution is
+depthwise, residual and starts at zero (options); the single causal layer of the from-scratch recipe is the second block.
 """
 
 from __future__ import annotations
@@ -67,6 +69,11 @@ class LEDiT(Method):
         causal = self.causal_blocks()
         mask = "causal" if self.options.scan == "raster" else self.mask(grid_hw) if causal else None
         return Encoding(mask=[mask if block in causal else None for block in range(self.protocol.core.depth)])
+
+    def encoding(self, grid_hw: tuple[int, int], time: float | None = None) -> Encoding:
+        if self.stem is not None:
+            self.stem.dilation = 1  # a cached encoding must not meet the dilation of the last training step
+        return super().encoding(grid_hw, time)
 
     def mask(self, grid_hw: tuple[int, int]) -> Tensor:
         """Which key (column) a query (row) may see: boolean [T, T], made once a grid."""

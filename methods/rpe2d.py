@@ -1,12 +1,13 @@
 """RPE-2D: positions drawn at random, in order, from a range as large as any test grid, so no test position is new.
 
 Source: arXiv 2503.18719. Only its abstract could be read, and no code is public: this is REIMPLEMENTED FROM THE ABSTRACT.
-Read there: positions are drawn independently for y and x over an expanded range in training, so that the model learns the order of
-patches; test positions lie inside the range seen in training; random resize-and-crop augmentation; micro-conditioning on the crop.
+Read there: positions are drawn independently for y and x over an expanded range in training, so that the model learns the
+order of patches; test positions lie inside the range seen in training; random resize-and-crop augmentation;
+micro-conditioning on the crop.
 
-Training: for each sample and axis, h distinct integers out of 0 .. H_max - 1, ascending, every subset equally likely (the rule
-of Ruoss et al. 2023, arXiv 2305.16843, per axis), one draw for all layers and both halves of guidance. The reader resizes the short
-side to a random length in [S, k S] and crops S x S; the crop enters through the conditioner.
+Training: for each sample and axis, h distinct integers out of 0 .. H_max - 1, ascending, every subset equally likely (the
+rule of Ruoss et al. 2023, arXiv 2305.16843, per axis), one draw for all layers and both halves of guidance. The reader
+resizes the short side to a random length in [S, k S] and crops S x S; the crop enters through the conditioner.
 At another grid: positions evenly spaced over [0, H_max - 1], deterministic; no crop, original size = target size.
 Our choices, all of them options: H_max, the spacing at test, k, and the conditioner's form, which follows SDXL
 (arXiv 2307.01952, section 2.2): six numbers, each in 256 sinusoids, through an MLP whose last layer starts at zero.

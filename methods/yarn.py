@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from methods.extrapolation import Extrapolation
@@ -35,22 +34,8 @@ class YaRN(Extrapolation):
         if tested <= trained:
             return self.plain()
         theta, stretch = self.plain(), tested / trained
-        kept = 1 - self.ramp(trained)
+        kept = 1 - self.ramp(trained, self.options.beta_fast, self.options.beta_slow)
         return theta * kept + theta / stretch * (1 - kept)
-
-    def ramp(self, trained: int) -> Tensor:
-        """0 for bands that stay, 1 for bands that are interpolated: float64 [d / 2]."""
-        d = self.axis_width
-
-        def band(turns: float) -> float:
-            return d * math.log(trained / (2 * math.pi * turns)) / (2 * math.log(self.rope_base))
-
-        low = min(max(math.floor(band(self.options.beta_fast)), 0), d - 1)
-        high = min(max(math.ceil(band(self.options.beta_slow)), 0), d - 1)
-        # The public code's guard against an empty ramp.
-        width = max(high - low, 0.001)
-        j = torch.arange(d // 2, device=self.device).double()
-        return ((j - low) / width).clamp(0, 1)
 
     def temperature(self, stretch: float) -> float:
         return self.options.temperature * math.log(stretch) + 1

@@ -156,6 +156,7 @@ def test_what_a_batch_holds(index: Index) -> None:
         half = Image.fromarray(shapes.render("train", number, SIZE)).reduce(2)  # an independent box average
         back = batch["image"][row].permute(1, 2, 0).numpy() * 127.5 + 127.5
         np.testing.assert_allclose(back, np.asarray(half), atol=1.01)
+        np.testing.assert_allclose(back, back.round(), atol=1e-3)  # bytes, each at its place in [-1, 1]
     assert batch["image"].min() >= -1
     assert batch["image"].max() <= 1
 
@@ -187,6 +188,7 @@ def test_spawned_workers(folder: Path) -> None:
     batches = Batches(index, 10, seed=1, transform=RANDOM)
     batches[0]  # with open files
     copy = pickle.loads(pickle.dumps(batches))
+    assert copy._order is None, "each process orders the set itself"
     assert same(copy[3], batches[3])
     assert len(pickle.dumps(batches)) < 10_000, "no sample table in it"
 

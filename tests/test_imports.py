@@ -16,10 +16,10 @@ from benchmark.files import ROOT
 ORDER = [
     "files", "protocol", "compare", "progress", "encoding", "core", "diffusion", "method", "checkpoint", "shapes", "classifier",
     "shards", "data", "registry", "train", "sample", "detect", "metrics", "reference", "score", "record", "table", "published",
-    "plots", "page", "leaderboard", "sweep", "spectrum", "speed", "__main__",
+    "plots", "page", "leaderboard", "sweep", "plan", "cluster", "reproduce", "spectrum", "speed", "__main__",
 ]  # fmt: skip
 TORCH_FREE = ["files", "protocol", "compare", "progress", "shapes", "registry", "record", "table", "published", "plots", "page",
-              "leaderboard", "sweep", "__main__"]  # fmt: skip
+              "leaderboard", "sweep", "plan", "cluster", "reproduce", "__main__"]  # fmt: skip
 FILES = sorted(path.stem for path in (ROOT / "benchmark").glob("*.py") if path.stem != "__init__")
 
 

@@ -35,6 +35,7 @@ from benchmark.metrics import (
     spectrum_distance,
     split_of,
     with_interval,
+    within_classes,
 )
 
 
@@ -362,6 +363,28 @@ def test_interval_is_as_wide_as_fresh_images_make_it():
     assert np.mean(widths) == pytest.approx(2 * 1.96 * np.std(values), rel=0.25)
 
 
+def test_interval_within_classes():
+    """Where classes take turns, far less varies than where they are drawn: the spread over many sets of images says so."""
+    real = moments(cloud(17, 4000, 8))
+    labels = torch.arange(400) % 4
+    centres = 3 * torch.randn(4, 8, generator=torch.Generator().manual_seed(5))
+    values, drawn, balanced = [], [], []
+    for seed in range(200):
+        x = (cloud(2000 + seed, 400, 8) + centres[labels]).double()
+        influence = FrechetInfluence(moments(x), real)
+        values.append(influence.value)
+        drawn.append(influence(x).std().item() / 20)
+        balanced.append(within_classes(influence(x), labels).std().item() / 20)
+    assert np.mean(balanced) == pytest.approx(np.std(values), rel=0.25)
+    assert np.mean(drawn) > 2 * np.std(values)
+
+
+def test_classes_of_one_image_are_left_alone():
+    influence = torch.tensor([1.0, 3.0, 7.0], dtype=torch.float64)
+    found = within_classes(influence, torch.tensor([4, 4, 9]))
+    assert found.tolist() == pytest.approx([-(2**0.5), 2**0.5, 7])
+
+
 def test_plain_resampling_would_be_biased():
     """Why influences are resampled and not images: repeated images look like fewer, and FID grows with fewer."""
     x, real = cloud(18, 100, 20).double(), moments(cloud(19, 1000, 20))
@@ -417,8 +440,11 @@ def test_no_intervals_without_resamples():
 
 
 def test_extrapolation_finds_the_intercept():
-    sizes = infinity_sizes(1000)
+    sizes = infinity_sizes(1000, 20)
     assert (sizes[0], sizes[-1], len(sizes)) == (100, 1000, 15)
+    assert infinity_sizes(50_000, 2048)[0] == 5000  # the paper's
+    assert infinity_sizes(1000, 200)[0] == 400
+    assert infinity_sizes(1000, 251) == infinity_sizes(1000, 20, 0) == []
     assert extrapolate(sizes, [3 + 40 / n for n in sizes]) == pytest.approx(3)
     with pytest.raises(UserError, match="several sample sizes"):
         extrapolate([10], [1.0])

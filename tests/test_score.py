@@ -14,10 +14,10 @@ from PIL import Image
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
 
-from benchmark import detect, shapes
+from benchmark import detect, reference, shapes
 from benchmark import score as scoring
 from benchmark.files import UserError
-from benchmark.metrics import Moments, frechet_distance
+from benchmark.metrics import Moments, frechet_distance, infinity_sizes
 from benchmark.reference import Reference, Scenes, make, save
 from benchmark.score import Features, Images, Options, export_npz, extract, open_images, score, score_files
 
@@ -87,7 +87,7 @@ def test_all_kinds_of_images_are_the_same_stream(tmp_path):
 
 def test_npz_in_several_units(tmp_path, monkeypatch):
     """Read in any order; the file is never held as a whole."""
-    monkeypatch.setattr(scoring, "UNIT_IMAGES", 7)
+    monkeypatch.setattr(reference, "UNIT_IMAGES", 7)
     images = scenes(20)
     np.savez(tmp_path / "a.npz", images)
     np.savez_compressed(tmp_path / "b.npz", images)
@@ -203,7 +203,7 @@ def test_scores_do_not_depend_on_chunks_batches_or_ranks(tmp_path, real):
         found.append(score(Features(tmp_path / f"features{k}", images), real, options=Options(resamples=5)))
     for name, first in found[0].items():
         assert first["value"] == pytest.approx(found[1][name]["value"], rel=1e-5, abs=1e-8), name
-        assert first.get("replicates") == pytest.approx(found[1][name].get("replicates"), rel=1e-5, abs=1e-8), name
+        assert first.get("replicates", []) == pytest.approx(found[1][name].get("replicates", []), rel=1e-5, abs=1e-8), name
 
 
 def test_worse_images_score_worse(tmp_path, real):
@@ -211,12 +211,12 @@ def test_worse_images_score_worse(tmp_path, real):
     from benchmark.compare import compare
 
     good, found = scenes(96), []
-    tinted = (np.roll(good, 1, 1) // 2 + good // 2 + 20).clip(0, 255).astype(np.uint8)
+    tinted = (good // 4 + np.roll(good, 1, 1) // 4 + np.roll(good, 2, 2) // 4 + 60).astype(np.uint8)
     for k, pictures in enumerate((good, tinted)):
         images = open_images(cell(tmp_path / f"cell{k}", pictures))
         found.append(score(features_of(images, tmp_path / f"f{k}"), real))
     for name in ("fid", "sfid", "kid", "spectrum"):
-        assert compare(*(scores[name] for scores in found)).verdict == "lower"
+        assert compare(*(scores[name] for scores in found)).verdict == "lower", name
 
 
 def test_infinity_is_below_a_finite_sample(tmp_path):
@@ -233,9 +233,30 @@ def test_infinity_is_below_a_finite_sample(tmp_path):
     features = features_of(open_images(cell(tmp_path / "cell", pictures, 500)), tmp_path / "f", detector)
     truth = Moments(torch.full((24,), 128.0), torch.eye(24) * (25**2 + 1 / 12))
     here = Moments(features.all("features").double().mean(0), torch.cov(features.all("features").double().T))
-    finite, infinite = frechet_distance(here, truth), scoring.fid_infinity(features, truth)
+    finite, infinite = (
+        frechet_distance(here, truth),
+        scoring.fid_infinity(features, truth, infinity_sizes(3000, 24), torch.zeros(3000)),
+    )
     assert finite > 2
     assert abs(infinite) < 0.5 * finite
+
+
+def test_balanced_order():
+    classes = np.repeat([2, 0, 1, 7], [5, 10, 10, 15])
+    order = scoring.balanced_order(classes)
+    assert sorted(order) == list(range(40))
+    for beginning, expected in ((8, [2, 2, 2, 2]), (20, [5, 5, 5, 5]), (29, [8, 8, 5, 8]), (40, [10, 10, 5, 15])):
+        assert np.bincount(classes[order[:beginning]], minlength=8)[[0, 1, 2, 7]].tolist() == expected
+    assert order[:20].tolist() != sorted(order[:20])
+
+
+def test_labels_change_intervals_only(tmp_path, real):
+    """Classes take turns in samples, so intervals leave out what differs between classes; values stay."""
+    features = features_of(open_images(cell(tmp_path / "cell", scenes(80))), tmp_path / "features")
+    plain, labelled = (score(features, real, labels) for labels in (None, np.arange(80) % 8))
+    for name in ("fid", "is", "kid", "precision", "spectrum"):
+        assert plain[name]["value"] == labelled[name]["value"]
+        assert plain[name]["replicates"] != labelled[name]["replicates"]
 
 
 def test_without_reference_parts_there_are_fewer_scores(tmp_path, real):
@@ -306,11 +327,11 @@ def test_wrong_layout(tmp_path, array, message):
 def test_mixed_sizes(tmp_path):
     folder = cell(tmp_path / "cell", scenes(4), 4)
     np.save(folder / "chunks" / "chunk-00001.npy", scenes(4, (16, 16)))
-    with pytest.raises(UserError, match="chunk-00001.npy is 16x16, the images before it are 24x32"):
+    with pytest.raises(UserError, match=r"chunk-00001\.npy is 16x16, the images before it are 24x32"):
         open_images(folder)
     pictures = pngs(tmp_path / "pngs", scenes(3))
     Image.new("RGB", (20, 10)).save(pictures / "z.png")
-    with pytest.raises(UserError, match="z.png is 10x20"):
+    with pytest.raises(UserError, match=r"z\.png is 10x20"):
         list(open_images(pictures).batches())
 
 
@@ -389,3 +410,20 @@ def test_reference_of_another_size(tmp_path, real, monkeypatch):
     shutil.rmtree(tmp_path / "cell")
     with pytest.raises(UserError, match="is not there"):
         score_files(tmp_path / "cell", tmp_path / "truth.npz", "grid")
+
+
+def test_npz_damaged_in_the_middle(tmp_path):
+    np.savez(tmp_path / "a.npz", scenes(20))
+    data = bytearray((tmp_path / "a.npz").read_bytes())
+    data[len(data) // 2] ^= 255
+    (tmp_path / "a.npz").write_bytes(data)
+    with pytest.raises(UserError, match=r"a\.npz is damaged \(Bad CRC"):
+        list(open_images(tmp_path / "a.npz").batches())
+
+
+def test_precision_and_recall_from_all_samples(tmp_path, real):
+    features = features_of(open_images(cell(tmp_path / "cell", scenes(60))), tmp_path / "features")
+    few, full = (score(features, real, options=Options(nearest=30, all_samples=flag)) for flag in (False, True))
+    assert few["kid"] == full["kid"]
+    assert full["recall"]["value"] > few["recall"]["value"]
+    assert (30 * few["precision"]["value"]) % 1 == pytest.approx(0, abs=1e-9)

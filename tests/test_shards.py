@@ -1,12 +1,20 @@
 """Shards: what is written is standard, whole, and a function of the source alone."""
 
+import dataclasses
+import fcntl
+import functools
+import http.server
 import io
 import json
 import multiprocessing
 import os
+import pickle
+import re
 import shutil
 import signal
 import tarfile
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +25,7 @@ import webdataset
 from PIL import Image
 
 from benchmark import shapes, shards
+from benchmark.data import Batches
 from benchmark.files import UserError, file_hash, read_json
 from benchmark.shards import Card, Index, prepare, source, write
 
@@ -153,10 +162,27 @@ def test_another_source_in_the_same_folder_is_refused(tmp_path: Path) -> None:
         write(DRAWN, source(DRAWN), tmp_path / "b")
 
 
-def test_second_writer_is_refused(tmp_path: Path) -> None:
-    tmp_path.mkdir(exist_ok=True)
-    with shards._claimed(tmp_path, "x", 0.1, None), pytest.raises(UserError, match="another process"):
-        write(DRAWN, source(DRAWN), tmp_path)
+def test_second_writer_waits_and_finds_it_done(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One process holds the folder while it writes; readers of a whole folder need no turn."""
+    results: list[shards.Written] = []
+
+    def second() -> None:
+        results.append(write(DRAWN, source(DRAWN), tmp_path, per_shard=20))
+
+    with shards._claimed(tmp_path, shards.fingerprint(DRAWN, source(DRAWN), 20), 0.0, None):
+        thread = threading.Thread(target=second)
+        thread.start()
+        deadline = time.monotonic() + 30
+        while "waiting for another process" not in caplog.text and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert thread.is_alive()
+        assert "waiting for another process" in caplog.text
+        assert not list(tmp_path.glob("*.tar"))
+    thread.join()
+    with open(tmp_path / ".lock") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        second()
+    assert [done.skipped for done in results] == [False, True]
 
 
 def test_full_disk_is_told_and_leaves_nothing_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -404,3 +430,168 @@ def test_few_files_stay_open(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     index.close()
     if before:
         assert len(os.listdir("/proc/self/fd")) == before
+
+
+# --- Remote folders -------------------------------------------------------------------------------------------------
+
+
+def remote(folder: Path, cache: Path, limit: int = 1 << 30) -> Index:
+    return Index(f"pipe:cat {folder}/{{}}", cache, limit)
+
+
+def test_pipe_reads_the_same_samples(folder: Path, tmp_path: Path) -> None:
+    local, far = Index(folder), remote(folder, tmp_path / "cache")
+    assert [far[n] for n in (49, 0, 20)] == [local[n] for n in (49, 0, 20)]
+    shutil.rmtree(folder)
+    again = pickle.loads(pickle.dumps(far))
+    assert again[1].key == "00000001", "from the cache"
+
+
+def test_http_reads_the_same_samples(folder: Path, tmp_path: Path) -> None:
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        local, far = Index(folder), Index(url, tmp_path / "cache")
+        assert [far[n] for n in range(50)] == [local[n] for n in range(50)]
+        (folder / "train-000001.tar").unlink()
+        shutil.rmtree(tmp_path / "cache")
+        far = Index(url, tmp_path / "cache")
+        far.remote = dataclasses.replace(far.remote, tries=2, pause=0.01)
+        with pytest.raises(UserError, match=r"train-000001\.tar cannot be read from http://127.* after 2 tries"):
+            far[25]
+    finally:
+        server.shutdown()
+
+
+def test_cache_stays_within_its_limit_and_drops_the_oldest(folder: Path, tmp_path: Path) -> None:
+    size = max(path.stat().st_size for path in folder.glob("*.tar"))
+    far = remote(folder, tmp_path / "cache", 2 * size)
+    held = []
+    for shard in (0, 1, 0, 2, 1):
+        far.close()
+        far[20 * shard]
+        held.append(sorted(path.stem[-1] for path in (tmp_path / "cache").glob("*/*.tar")))
+    assert held == [["0"], ["0", "1"], ["0", "1"], ["0", "2"], ["1", "2"]]
+    with pytest.raises(UserError, match="does not fit into a cache"):
+        remote(folder, tmp_path / "other", size - 1)[0]
+
+
+def test_bad_transfers_are_tried_again(folder: Path, tmp_path: Path) -> None:
+    """The command gives half of each file at first."""
+    flaky = tmp_path / "flaky.sh"
+    half = f"head -c 99 {folder}/$1"
+    flaky.write_text(f"test -e {tmp_path}/again && cat {folder}/$1 || {half}\ntouch {tmp_path}/again\n")
+    far = remote(folder, tmp_path / "cache")
+    far.remote = dataclasses.replace(far.remote, location=f"pipe:sh {flaky} {{}}", pause=0.01)
+    assert far[0] == Index(folder)[0]
+    (tmp_path / "again").unlink()
+    far.close()
+    far.remote = dataclasses.replace(far.remote, location=f"pipe:sh {flaky}  {{}}", tries=1)
+    with pytest.raises(UserError, match=r"after 1 tries \(what came is not what the manifest lists"):
+        far[0]
+
+
+def test_remote_that_is_gone_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    for location, message in (
+        ("pipe:exit 3; {}", "manifest.json cannot be read from pipe:exit 3; {} after 4 tries"),
+        ("http://127.0.0.1:9", "manifest.json cannot be read from http://127.0.0.1:9 after 4 tries"),
+        ("nonsense://x", "cannot be opened: Protocol not known: nonsense"),
+    ):
+        with pytest.raises(UserError, match=re.escape(message)) as error:
+            Index(location, tmp_path)
+        assert "\n" not in str(error.value)
+
+
+# --- Latents --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def autoencoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The real class with tiny random weights and a factor of 4."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
+    sizes = {"block_out_channels": (8, 8, 8), "latent_channels": 4, "norm_num_groups": 4}
+    path = tmp_path_factory.mktemp("vae")
+    AutoencoderKL(**blocks, **sizes, scaling_factor=0.25).save_pretrained(path)
+    return str(path)
+
+
+def test_latents_are_the_posteriors_of_both_mirror_images(folder: Path, tmp_path: Path, autoencoder: str) -> None:
+    import torch
+    from diffusers import AutoencoderKL
+
+    index = Index(folder)
+    calls: list[tuple[int, int]] = []
+    done = shards.latents(index, tmp_path / "out", autoencoder, (16, 8), batch=6, progress=lambda *c: calls.append(c))
+    assert (done.count, calls[0], calls[-1]) == (50, (0, 50), (50, 50))
+    model = AutoencoderKL.from_pretrained(autoencoder).eval()
+    read = read_with_webdataset(tmp_path / "out")
+    assert sorted(read) == [f"{n:08d}" for n in range(50)]
+    for number in (0, 23, 49):
+        value = np.load(io.BytesIO(read[f"{number:08d}"]["npy"]))
+        assert (value.shape, value.dtype) == ((2, 2, 4, 4, 2), np.float16)
+        assert int(read[f"{number:08d}"]["cls"]) == shapes.label("train", number)
+        picture = Image.fromarray(shapes.render("train", number, (24, 16))).resize((11, 16), Image.Resampling.BICUBIC)
+        pixels = np.asarray(picture.crop((1, 0, 9, 16))).astype(np.float32) / 127.5 - 1
+        for flipped in (0, 1):
+            image = torch.from_numpy(pixels[:, ::-1].copy() if flipped else pixels).permute(2, 0, 1)[None]
+            with torch.no_grad():
+                posterior = model.encode(image).latent_dist
+            np.testing.assert_allclose(value[flipped, 0], posterior.mean[0], atol=2e-3)
+            np.testing.assert_allclose(value[flipped, 1], posterior.std[0], rtol=2e-3)
+    assert done.folder == tmp_path / "out"
+    manifest = Index(tmp_path / "out").manifest
+    assert (manifest["kind"], manifest["size"], manifest["factor"], manifest["scale"]) == ("latents", [16, 8], 4, 0.25)
+
+
+def test_latents_are_read_as_batches(folder: Path, tmp_path: Path, autoencoder: str) -> None:
+    shards.latents(Index(folder), tmp_path / "out", autoencoder, (16, 8))
+    stored = {key: np.load(io.BytesIO(value["npy"])) for key, value in read_with_webdataset(tmp_path / "out").items()}
+    mirrored = 0
+    for flip in (True, False):
+        batch = Batches(Index(tmp_path / "out"), 40, flip=flip)[0]
+        assert batch.keys() == {"image", "std", "label", "crop", "key", "step", "rows"}
+        assert (batch["crop"] == batch["crop"].new_tensor([16, 8, 0, 0, 16, 8])).all()
+        for row, key in enumerate(batch["key"]):
+            image, std = batch["image"][row].numpy(), batch["std"][row].numpy()
+            which = int(not np.allclose(image, stored[key][0, 0] * np.float32(0.25)))
+            np.testing.assert_allclose(image, stored[key][which, 0] * np.float32(0.25))
+            np.testing.assert_allclose(std, stored[key][which, 1] * np.float32(0.25))
+            mirrored += which
+            assert flip or not which
+    assert 8 < mirrored < 32
+
+
+def test_latents_continue_and_are_skipped(folder: Path, tmp_path: Path, autoencoder: str) -> None:
+    index, out = Index(folder), tmp_path / "out"
+    done = shards.latents(index, out, autoencoder, (8, 8))
+    before = contents(out)
+    assert shards.latents(index, out, autoencoder, (8, 8)).skipped
+    for name in ("manifest.json", "train-000001.idx.json", "train-000002.tar"):
+        (out / name).unlink()
+    again = shards.latents(index, out, autoencoder, (8, 8))
+    assert (again.skipped, again.fingerprint) == (False, done.fingerprint)
+    assert contents(out) == before
+    with pytest.raises(UserError, match="another source"):
+        shards.latents(index, out, autoencoder, (16, 8))
+
+
+def test_impossible_latents(folder: Path, tmp_path: Path, autoencoder: str) -> None:
+    index = Index(folder)
+    with pytest.raises(UserError, match="size 18x16 is not a multiple of the autoencoder's 4"):
+        shards.latents(index, tmp_path / "out", autoencoder, (18, 16))
+    with pytest.raises(UserError, match="cannot be loaded: give a folder"):
+        shards.latents(index, tmp_path / "out", str(tmp_path), (16, 16))
+    done = shards.prepare_latents(index, tmp_path, autoencoder, (8, 8))
+    assert done.folder.name == f"drawn-latents-{done.fingerprint}"
+    with pytest.raises(UserError, match="holds latents"):
+        shards.latents(Index(done.folder), tmp_path / "out", autoencoder, (8, 8))

@@ -1,0 +1,36 @@
+"""Learned table: one trained vector a token, resized like an image to any other grid.
+
+Source: Dosovitskiy et al. 2021 (ViT), section 3.2: two-dimensional interpolation of the pretrained table; here bicubic, as
+is usual in vision transformers (timm), without anti-aliasing.
+
+Training: own; the table starts as normal numbers of deviation 0.02. At another grid: bicubic resize between
+token centres (align_corners=False). The table is what this method learns, so its size is that of the training grid.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from benchmark.encoding import Encoding
+from benchmark.method import Draws, Method
+
+
+class Learned(Method):
+    title = "Learned table"
+    grid_sized = ("table",)
+
+    def build(self) -> None:
+        self.table = nn.Parameter(0.02 * torch.randn(1, self.protocol.core.width, *self.train_grid))
+
+    def encode(self, grid_hw: tuple[int, int], *, time: float | None = None, draws: Draws | None = None) -> Encoding:
+        table = self.table
+        if grid_hw != self.train_grid:
+            with torch.autocast(self.device.type, enabled=False):
+                table = F.interpolate(table.float(), grid_hw, mode="bicubic", align_corners=False)
+        return Encoding(add=table[0].flatten(1).T)
+
+    def encoding(self, grid_hw: tuple[int, int], time: float | None = None) -> Encoding:
+        self._encodings.clear()  # the table may have been trained on since
+        return super().encoding(grid_hw, time)

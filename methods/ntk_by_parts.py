@@ -1,0 +1,41 @@
+"""NTK by parts: bands that turn often stay, slow ones are interpolated, those between take NTK's frequency.
+
+Source: bloc97 2023, in jquesnelle/yarn (PartNTK) and FiT (mode `ntk-by-parts`), per axis:
+    theta'  = theta_NTK k + theta / s (1 - k),   k = 1 - ramp(beta_0 = 1.25, beta_1 = 0.75),
+    theta'' = theta k' + theta' (1 - k'),        k' = 1 - ramp(gamma_0 = 16, gamma_1 = 2),
+the ramps counting turns inside the training grid as YaRN's does. No temperature.
+
+Training: plain RoPE (Extrapolation's checkpoint). At a smaller grid: plain RoPE.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from methods.ntk import NTK
+
+
+class NTKByParts(NTK):
+    title = "NTK-by-parts"
+
+    @dataclass(frozen=True)
+    class Options:
+        beta_0: float = 1.25  # turns from which a band takes NTK's frequency
+        beta_1: float = 0.75  # turns up to which it is interpolated
+        gamma_0: float = 16.0  # turns from which a band stays
+        gamma_1: float = 2.0  # turns up to which it does not
+
+    def theta(self, trained: int, tested: int, time: float | None) -> Tensor:
+        if tested <= trained:
+            return self.plain()
+        return self.blend(self.plain(), super().theta(trained, tested, time), trained, tested / trained)
+
+    def blend(self, plain: Tensor, ntk: Tensor, trained: int, stretch: float, factor: float = 1.0) -> Tensor:
+        """Interpolated -> NTK -> plain frequencies by the turns of each band; `factor` multiplies the four thresholds."""
+        options = self.options
+        kept = 1 - self.ramp(trained, options.beta_0 * factor, options.beta_1 * factor)
+        theta = ntk * kept + plain / stretch * (1 - kept)
+        kept = 1 - self.ramp(trained, options.gamma_0 * factor, options.gamma_1 * factor)
+        return plain * kept + theta * (1 - kept)

@@ -1,0 +1,21 @@
+"""RDFC: the band whose period is nearest the training grid gets the test grid as its period.
+
+Source: UltraImage, arXiv 2512.04504 (text): k = argmin_j |2 pi / theta_j - L| as in RIFLEx, theta_k = 2 pi / L_test, per axis.
+
+Training: plain RoPE (Extrapolation's checkpoint). At a smaller grid: plain RoPE.
+The paper's attention concentration is no positional encoding and not part of this row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from methods.rifle import RIFLEx
+
+
+class RDFC(RIFLEx):
+    title = "RDFC (UltraImage)"
+
+    @dataclass(frozen=True)
+    class Options(RIFLEx.Options):
+        share: float = 1.0

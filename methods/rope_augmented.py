@@ -1,0 +1,28 @@
+"""Plain RoPE with RPE-2D's augmentation and micro-conditioning: what these bring without random positions.
+
+An attribution row for methods/rpe2d.py: positions are those of plain RoPE, in training and, extrapolated, at test.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from methods.extrapolation import Extrapolation
+from methods.rpe2d import MicroConditioner
+
+
+class RoPEAugmented(Extrapolation):
+    title = "RoPE, augmented"
+    note = "the augmentation of RPE-2D, reimplemented from the abstract"
+
+    @dataclass(frozen=True)
+    class Options:
+        resize: float = 1.5  # k: the short side is resized to a random length in [S, k S]
+
+    def build(self) -> None:
+        self.conditioner = MicroConditioner(self.protocol.core.width)
+
+    @property
+    def augmentation(self) -> tuple[str, dict[str, Any]]:
+        return "random_resize_crop", {"largest": self.options.resize}

@@ -1,0 +1,111 @@
+"""Measures evaluation: speed of the Frechet distance, memory against N, precision and recall of 10k x 10k, detectors.
+
+    python tests/measure_evaluation.py [frechet] [memory] [manifold] [detectors]
+
+Everything is random and nothing is downloaded. Each figure comes from a process of its own, so that peak memory is its own.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import scipy.linalg
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmark import detect, reference, score
+from benchmark.metrics import FrechetInfluence, Moments, frechet_distance, precision_recall
+
+WIDTH = 2048
+
+
+def peak() -> float:
+    """Peak resident memory of this process, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def clock(act) -> tuple[float, float]:
+    start = time.perf_counter()
+    value = act()
+    return time.perf_counter() - start, float(value)
+
+
+def frechet() -> None:
+    from torchmetrics.image.fid import _compute_fid
+
+    random = np.random.default_rng(0)
+    scale = np.exp(random.uniform(-4, 0, WIDTH))
+    sides = [random.normal(size=(5000, WIDTH)) * scale + shift for shift in (0, 0.01)]
+    a, b = (Moments(torch.from_numpy(x.mean(0)), torch.from_numpy(np.cov(x, rowvar=False)), len(x)) for x in sides)
+    ours, value = clock(lambda: frechet_distance(a, b))
+    print(f"frechet 2048 x 2048, {torch.get_num_threads()} threads: ours {ours:.1f} s ({value:.8f})", flush=True)
+    again, _ = clock(lambda: frechet_distance(a, b))
+    print(f"  again, the reference's factor at hand, {again:.1f} s", flush=True)
+    seconds, found = clock(lambda: FrechetInfluence(a, b).value)
+    print(f"  with influences {seconds:.1f} s ({found:.8f})", flush=True)
+    seconds, found = clock(lambda: _compute_fid(a.mu, a.sigma, b.mu, b.sigma))
+    print(f"  torchmetrics {seconds:.1f} s ({found:.8f}), {seconds / ours:.1f}x", flush=True)
+    root = {}
+    seconds, _ = clock(lambda: root.setdefault("trace", np.trace(scipy.linalg.sqrtm(a.sigma.numpy() @ b.sigma.numpy()).real)))
+    found = float((a.mu - b.mu).square().sum() + a.sigma.trace() + b.sigma.trace() - 2 * root["trace"])
+    print(f"  scipy {seconds:.1f} s ({found:.8f}), {seconds / ours:.1f}x", flush=True)
+
+
+def memory(count: int) -> None:
+    """Peak memory of scoring an .npz of 64 x 64 images against scenes, with the shapes detector."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "samples.npz"
+        random = np.random.default_rng(0)
+        units = [
+            reference.Unit(start, 500, "", lambda: random.integers(0, 256, (500, 64, 64, 3), np.uint8))
+            for start in range(0, count, 500)
+        ]
+        score.export_npz(score.Images("noise", (64, 64), units, ""), path)
+        detector = detect.load("shapes", "random")
+        real = reference.make(reference.Scenes(), (64, 64), detector, 1000, 1000, None)
+        reference.save(real, Path(folder) / "reference.npz")
+        before = peak()
+        options = score.Options(nearest=1000)
+        result = score.score_files(path, Path(folder) / "reference.npz", "shapes", "random", "cpu", options=options)
+        size = path.stat().st_size >> 20
+        print(
+            f"memory N = {count}: peak {peak():.0f} MiB, {before:.0f} before scoring; {size} MiB of samples; {result['looked']}"
+        )
+
+
+def manifold() -> None:
+    before = peak()
+    fake, real = (torch.randn(10_000, WIDTH, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    start = time.perf_counter()
+    sides = precision_recall(fake, real)
+    seconds, shares = time.perf_counter() - start, [round(float(side.double().mean()), 4) for side in sides]
+    print(f"precision, recall 10k x 10k x 2048: {shares} in {seconds:.0f} s; peak {peak():.0f} MiB, {before:.0f} before")
+
+
+def detectors() -> None:
+    for name, sizes, count in (("inception", (256, 512), 16), ("shapes", (32, 64, 128), 512)):
+        detector = detect.load(name, "random")
+        for size in sizes:
+            images = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
+            score.look(images[:4], detector)
+            seconds, _ = clock(lambda images=images, detector=detector: len(score.look(images, detector, 16)))
+            print(
+                f"detector {name} at {size}: {count / seconds:.1f} images/s on {torch.get_num_threads()} CPU threads", flush=True
+            )
+
+
+PARTS = {"frechet": [(frechet,)], "memory": [(memory, 1000), (memory, 10_000)], "manifold": [(manifold,)],
+         "detectors": [(detectors,)]}  # fmt: skip
+
+if __name__ == "__main__":
+    for part in sys.argv[1:] or PARTS:
+        for target, *arguments in PARTS[part]:
+            process = multiprocessing.get_context("spawn").Process(target=target, args=arguments)
+            process.start()
+            process.join()
