@@ -208,6 +208,11 @@ class Method(LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
+        """Clips the gradient's norm. bfloat16 has no loss scale, which is why Lightning would not clip for a fused optimizer."""
+        if self.protocol.train.clip:
+            torch.nn.utils.clip_grad_norm_(self.parameters(), self.protocol.train.clip)
+
     @torch.no_grad()
     def generate(
         self, size: str, seed: int, indices: Sequence[int], progress: Callable[[], None] = lambda: None

@@ -176,7 +176,6 @@ def _fit(method: Method, protocol: Protocol, index: data.Index, folder: Path, ma
             num_nodes=run.nodes,
             strategy="ddp" if run.several else "auto",
             precision="bf16-mixed" if config.precision == "bf16" and has_bf16() else "32-true",
-            gradient_clip_val=config.clip or None,
             callbacks=[
                 WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(config.ema)),
                 Watch(stage, mark, config.batch),

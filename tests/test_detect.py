@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 import timm
@@ -217,6 +218,16 @@ def test_download_that_is_damaged_is_not_kept(monkeypatch, tmp_path):
         detect.find_weights("inception", None, source.as_uri(), sha256=good)
 
 
+class Code:
+    """Pickled, a call of Path.touch."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
 @pytest.mark.parametrize("content", [b"", b"no pickle at all", "state of another network", "code"])
 def test_wrong_weight_files(tmp_path, content):
     """Also a pickle that would run code: it is refused, not run."""
@@ -224,11 +235,12 @@ def test_wrong_weight_files(tmp_path, content):
     if content == "state of another network":
         torch.save({"fc.weight": torch.zeros(2)}, path)
     elif content == "code":
-        torch.save(print, path)
+        torch.save(Code(tmp_path / "ran"), path)
     else:
         path.write_bytes(content)
     with pytest.raises(UserError, match=r"does not hold the weights of detector 'inception'"):
         detect.load("inception", path)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_wrong_shapes_weights(tmp_path):

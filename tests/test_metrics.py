@@ -75,6 +75,14 @@ def test_frechet_agrees_with_torch_fidelity_and_scipy(count, width):
     assert metric.compute().item() == pytest.approx(mean + np.trace(a + b - 2 * root.real), rel=1e-4)
 
 
+def test_singular_references():
+    """Fewer reference images than features, and features that are always zero: Cholesky has no factor."""
+    few, many = moments(cloud(1, 12, 20)), moments(cloud(2, 200, 20))
+    assert frechet_distance(many, few) == pytest.approx(frechet_distance(few, many), rel=1e-6)
+    dead = torch.diag(torch.tensor([0.0, 4.0, 0.0, 9.0]))
+    assert frechet_distance(Moments(torch.zeros(4), torch.eye(4)), Moments(torch.zeros(4), dead)) == pytest.approx(1 + 1 + 1 + 4)
+
+
 def test_moments_are_numpys_covariance():
     x = cloud(3, 300, 20, 50.0)
     found = filled(FrechetDistance(20), x, 64).moments()
@@ -320,11 +328,11 @@ def test_influence_on_the_frechet_distance():
 
 
 def test_influence_on_the_inception_score():
-    logits = 3 * cloud(14, 30, 6)
-    metric = InceptionScore(6, 30, 3)
+    logits = 3 * cloud(14, 31, 6)  # splits of 10, 10 and 11
+    metric = InceptionScore(6, 31, 3)
     metric.update(logits, 0)
     influence = metric.influence(logits, 0)
-    p, split = logits.double().softmax(1), split_of(30, 3)
+    p, split = logits.double().softmax(1), split_of(31, 3)
 
     def statistic(weights: torch.Tensor) -> float:
         scores = []
@@ -336,7 +344,7 @@ def test_influence_on_the_inception_score():
 
     assert influence.mean().item() == pytest.approx(0, abs=1e-9)
     for i in (0, 11, 29):
-        assert influence[i].item() == pytest.approx(by_difference(statistic, 30, i), rel=1e-4)
+        assert influence[i].item() == pytest.approx(by_difference(statistic, 31, i), rel=1e-4)
 
 
 def test_influence_on_the_kernel_distance():

@@ -237,6 +237,10 @@ def test_infinity_is_below_a_finite_sample(tmp_path):
         frechet_distance(here, truth),
         scoring.fid_infinity(features, truth, infinity_sizes(3000, 24), torch.zeros(3000)),
     )
+    rows, order, sizes = features.all("features").double(), scoring.balanced_order(np.zeros(3000)), infinity_sizes(3000, 24)
+    parts = [rows[order[:size]] for size in sizes]
+    values = [frechet_distance(Moments(part.mean(0), torch.cov(part.T)), truth) for part in parts]
+    assert infinite == pytest.approx(np.polyfit(1 / np.array(sizes), values, 1)[1], rel=1e-6)
     assert finite > 2
     assert abs(infinite) < 0.5 * finite
 
