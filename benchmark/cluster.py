@@ -271,11 +271,11 @@ def start(
     """
     if cluster not in CLUSTERS:
         raise unknown("cluster", cluster, CLUSTERS)
-    folder = run.out.resolve() / "jobs" / rules.name / "%j"
+    folder = run.out.resolve() / "jobs" / rules.name / time.strftime("%Y%m%d-%H%M%S")
     count = 1 if run.devices == "auto" else int(run.devices)
     queue = Queue(cluster, folder, resources(file), count, run.nodes, cluster == "slurm" or has_gpu())
     todo = [Submitted(task) for task in tasks(rules, methods, seed, run)]
-    progress.say(f"{len(todo)} jobs; their output goes to {folder.parent}")
+    progress.say(f"{len(todo)} jobs; their output goes to {folder}")
     if cluster == "local":
         follow(todo, queue, every=0.2)
         return todo

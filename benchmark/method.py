@@ -34,9 +34,7 @@ class Draws:
         rows: (first row, rows of the global batch) of this rank's slice, which holds `count` rows.
     """
 
-    def __init__(
-        self, seed: int, step: int, rows: tuple[int, int], count: int, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, seed: int, step: int, rows: tuple[int, int], count: int, device: torch.device | str = "cpu") -> None:
         self.generator = torch.Generator().manual_seed(diffusion.mixed_seed(seed, step))
         self.first, self.total = rows
         self.count, self.device = count, device
@@ -214,9 +212,7 @@ class Method(LightningModule):
             torch.nn.utils.clip_grad_norm_(self.parameters(), self.protocol.train.clip)
 
     @torch.no_grad()
-    def generate(
-        self, size: str, seed: int, indices: Sequence[int], progress: Callable[[], None] = lambda: None
-    ) -> Tensor:
+    def generate(self, size: str, seed: int, indices: Sequence[int], progress: Callable[[], None] = lambda: None) -> Tensor:
         """Draws the images `indices` of a cell.
 
         Image i has label i mod classes, and noise that depends on (seed, i) alone.
@@ -233,9 +229,7 @@ class Method(LightningModule):
         config, core = self.protocol.sample, self.protocol.core
         height, width = self.protocol.latent_hw(size)
         generators = [diffusion.image_generator(seed, index) for index in indices]
-        noise = torch.stack([torch.randn(core.channels, height, width, generator=g) for g in generators]).to(
-            self.device
-        )
+        noise = torch.stack([torch.randn(core.channels, height, width, generator=g) for g in generators]).to(self.device)
         label = torch.tensor([index % core.classes for index in indices], device=self.device)
         grid_hw = self.protocol.grid(size)
         target = torch.tensor([*size_hw(size), 0, 0, *size_hw(size)], dtype=torch.float32, device=self.device)

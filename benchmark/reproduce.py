@@ -104,9 +104,9 @@ def run_row(rules: Protocol, method: str, seed: int, run: Run) -> tuple[Records,
         ({cell: its record}, [(cell, reason) of those that failed]).
     """
     private = dataclasses.replace(rules, ranked=False)  # not a rule: it only says where records go
-    failures = sweep.bench(private, [method], seed, run)
     folder = sweep.records_folder(private, run)
     assert not folder.resolve().is_relative_to(sweep.BOARDS)
+    failures = sweep.bench(private, [method], seed, run)
     values = {}
     lost = {cell for cell, _ in failures}
     for cell in sweep.cells_of(rules, [method], seed):

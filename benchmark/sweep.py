@@ -110,7 +110,7 @@ def score(protocol: Protocol, cell: Cell, folder: Path, run: Run) -> dict[str, A
     import numpy as np
     import torch
 
-    from benchmark import data, detect, train
+    from benchmark import detect, train
     from benchmark import sample as sampling
     from benchmark import score as scoring
 
@@ -130,10 +130,9 @@ def score(protocol: Protocol, cell: Cell, folder: Path, run: Run) -> dict[str, A
     images = scoring.open_images(folder)
     features_at = scoring.features_folder(folder, detector)
     with progress.stage(f"score {cell}", protocol.sample.count, "image") as stage:
-        scoring.extract(images, detector, features_at, report=lambda done, _: stage.set(done))
+        looked = scoring.extract(images, detector, features_at, report=lambda done, _: stage.set(done))
     options = scoring.Options(splits=protocol.score.splits, nearest=protocol.score.nearest)
-    card = data.card(protocol.data.card)
-    labels = np.arange(protocol.sample.count) % protocol.core.classes if card.kind == "shapes" else None
+    labels = np.arange(protocol.sample.count) % protocol.core.classes
     try:
         scores = scoring.score(scoring.Features(features_at, images), real, labels, options, device)
         failure = None
@@ -146,7 +145,8 @@ def score(protocol: Protocol, cell: Cell, folder: Path, run: Run) -> dict[str, A
                          (time.monotonic() - began) / 3600, run)  # fmt: skip
     write_json(done, value)
     path = record.write(value, destination)
-    progress.say(f"record {path}")
+    share = looked.seconds / max(looked.seconds + 3600 * value["hours"]["sample"], 1e-9)
+    progress.say(f"record {path} (detector: {looked}, {share:.0%} of the cell's time)")
     if failure is not None:
         raise failure
     return value

@@ -207,7 +207,7 @@ def python(monkeypatch) -> None:
 
 
 def followed(tasks: list[Task], folder: Path) -> dict[str, Submitted]:
-    queue = cluster.Queue("local", folder / "jobs" / "%j", cluster.resources(None))
+    queue = cluster.Queue("local", folder / "jobs", cluster.resources(None))
     todo = [Submitted(task) for task in tasks]
     cluster.follow(todo, queue, every=0.05)
     return {item.task.name: item for item in todo}
@@ -257,7 +257,7 @@ starts.write_text((starts.read_text() if starts.exists() else "") + "x")
 while not stops.exists():
     time.sleep(0.02)
 """
-    executor = submitit.AutoExecutor(tmp_path / "jobs" / "%j", cluster="local", local_max_num_timeout=5)
+    executor = submitit.AutoExecutor(tmp_path / "jobs", cluster="local", local_max_num_timeout=5)
     executor.update_parameters(timeout_min=1)
     job = executor.submit(Commands([[sys.executable, "-c", code]]))
     until = time.monotonic() + 60

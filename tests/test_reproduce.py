@@ -35,6 +35,7 @@ def test_verdicts():
     far = judge(score(20.0), score(10.0, shift=1))
     assert far.word == DIFFERS
     assert far.difference == 10.0
+    assert judge(score(0.0), score(10.0, shift=1)).word == DIFFERS
     assert 5 < far.low < 10 < far.high < 15
     assert judge(score(20.0), score(10.0, shift=1), [10.0, 14.0, 18.0]).word == SPREAD
     assert judge(score(90.0), score(10.0, shift=1), [10.0, 14.0, 18.0]).word == DIFFERS
