@@ -21,7 +21,7 @@ RUN  := $(PY) -m benchmark
 ARGS  = --protocol $(PROTOCOL) --seed $(SEED) --out $(OUT) --devices $(DEVICES) --nodes $(NODES) $(if $(DATA),--data $(DATA)) $(SET)
 
 .DEFAULT_GOAL := help
-.PHONY: help install bench sweep plan reproduce shards latents leaderboards list test lint lock clean
+.PHONY: help install bench sweep plan reproduce shards latents leaderboards list speed spectrum test lint lock clean
 
 help: ## this list
 	@echo "make bench METHOD=rpe2d      one method through every stage, on the embedded data set"
@@ -63,6 +63,12 @@ leaderboards: $(VENV)/.installed ## regenerate leaderboards/ from its records
 
 list: $(VENV)/.installed ## methods, protocols and data sets, and what of them is cached
 	@$(RUN) list --out $(OUT)
+
+speed: $(VENV)/.installed ## the core beside diffusers' DiT, and every method beside plain RoPE
+	@$(RUN) speed --out $(OUT)
+
+spectrum: $(VENV)/.installed ## redraw leaderboards/spectrum.svg from the methods
+	@$(RUN) spectrum
 
 test: $(VENV)/.installed ## the test suite
 	@$(VENV)/bin/pytest tests

@@ -392,6 +392,27 @@ def detector(
 
 
 @app.command()
+def speed(
+    size: Annotated[str, typer.Option(help="of the core: S, B, L or XL, with patch 2")] = "S",
+    batch: Annotated[int, typer.Option(min=1, help="images a step")] = 8,
+    rounds: Annotated[int, typer.Option(min=2, help="of which the first is not counted")] = 5,
+    out: Out = Path("runs"),
+) -> None:
+    """Time the core against diffusers' DiT, and every method against plain RoPE, side by side."""
+    from benchmark.speed import measure
+
+    measure(out, size, batch, rounds)
+
+
+@app.command()
+def spectrum() -> None:
+    """Draw the angle spectrum of the rotary methods (leaderboards/spectrum.svg)."""
+    from benchmark.spectrum import draw
+
+    progress.say(str(draw()))
+
+
+@app.command()
 def leaderboards(
     check: Annotated[bool, typer.Option(help="write nothing; fail where a file differs from its records")] = False,
 ) -> None:

@@ -270,7 +270,7 @@ def _cost(board: Table) -> Figure | None:
     return figure
 
 
-def _svg(figure: Figure, name: str, caption: str) -> str:
+def svg(figure: Figure, name: str, caption: str) -> str:
     """The figure as SVG text without a date, version or size in points, in the theme's own colours."""
     stream = io.StringIO()
     metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
@@ -308,5 +308,5 @@ def draw(board: Table) -> dict[str, str]:
             matplotlib.rcParams.update(RC | {"svg.hashsalt": name})
             figure = make()
             if figure is not None:
-                drawn[name] = _svg(figure, name, CAPTIONS[kind])
+                drawn[name] = svg(figure, name, CAPTIONS[kind])
     return drawn

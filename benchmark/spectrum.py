@@ -92,5 +92,5 @@ def draw(path: Path = FILE) -> Path:
         ]
         figure.legend(handles=lines, loc="outside lower center", ncols=3)
         caption = f"Turns of each rotary band across the grid, at {TRAINED} tokens an axis and at {STRETCH * TRAINED}"
-        write_text(path, plots._svg(figure, "spectrum", caption) + "\n")
+        write_text(path, plots.svg(figure, "spectrum", caption) + "\n")
     return path
