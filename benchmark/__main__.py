@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import signal
 import sys
@@ -460,7 +461,12 @@ def list_(out: Out = Path("runs")) -> None:
 
 
 def stop(number: int, frame: object) -> NoReturn:
-    """Ctrl-C and SIGTERM. Files are whole or absent, so leaving is safe everywhere; training puts its own handler on top."""
+    """Ctrl-C and SIGTERM. Files are whole or absent, so leaving is safe everywhere; training puts its own handler on top.
+
+    A terminal and SLURM signal the whole group; a worker that decodes has to live on until the main process has saved.
+    """
+    if multiprocessing.parent_process() is not None:
+        return
     raise Stopped("stopped; what was finished is kept, and the same command continues", 128 + number)
 
 

@@ -129,7 +129,7 @@ def export(method: Method, path: Path | str) -> None:
         UserError: the method has weights besides the core's, other than that table.
     """
     others = [name for name, _ in method.named_parameters() if not name.startswith("core.")]
-    beyond = [name for name in others if name not in getattr(method, "grid_sized", ())]
+    beyond = [name for name in others if name not in method.grid_sized]
     if beyond:
         raise UserError(f"{method.title} has weights that the DiT layout has no place for: {', '.join(beyond)}")
     path = Path(path)

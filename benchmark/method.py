@@ -69,6 +69,7 @@ class Method(LightningModule):
         trains_as: the name of the method whose checkpoint it uses; None is its own. Such a method is training-free, and
             equals the other one exactly at the training grid.
         timed: whether `encode` looks at the noise level in sampling.
+        grid_sized: names of parameters that the training grid sizes, because they are what the method learns.
         Options: a dataclass of hyper-parameters with defaults.
 
     Module slots, made in `__init__` of the strategy where it has them:
@@ -86,6 +87,7 @@ class Method(LightningModule):
     note: ClassVar[str] = ""
     trains_as: ClassVar[str | None] = None
     timed: ClassVar[bool] = False
+    grid_sized: ClassVar[tuple[str, ...]] = ()
 
     @dataclasses.dataclass(frozen=True)
     class Options:

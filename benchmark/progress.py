@@ -101,7 +101,7 @@ class Live(Stage):
     def show(self) -> None:
         left = "" if self.left is None else f"{clock(self.left)} left"
         speed = f"{self.speed:.3g}/s" if self.done > self.start else ""
-        self.bars.update(self.task, completed=self.done, speed=speed, figures=self.figures, left=left)
+        self.bars.update(self.task, total=self.total, completed=self.done, speed=speed, figures=self.figures, left=left)
 
 
 @contextmanager

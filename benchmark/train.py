@@ -10,6 +10,7 @@ import dataclasses
 import json
 import logging
 import math
+import os
 import pickle
 import signal
 import time
@@ -34,6 +35,7 @@ from benchmark.protocol import Protocol, size_hw
 
 # What a training's numbers run through, besides the method's own files.
 CODE = tuple(f"benchmark/{name}.py" for name in ("encoding", "core", "diffusion", "method", "shapes", "data", "train"))
+PLAIN = "center_crop"  # the augmentation that latents have seen already
 WEIGHTS, REPORT, CHECKPOINTS = "weights.safetensors", "training.json", "checkpoints"
 
 
@@ -81,10 +83,13 @@ def prepared(protocol: Protocol, run: Run, verbose: bool = True) -> Path:
     if protocol.data.count:
         card = dataclasses.replace(card, count=protocol.data.count)
     found = shards.source(card, run.data or None)
-    with progress.stage(f"shards {card.name}", max(len(found), 1), "image") as stage:
-        written = shards.prepare(
-            card, run.data or None, run.out / "data", workers=2, progress=lambda done, total: stage.set(done)
-        )
+    with progress.stage(f"shards {card.name}", 1, "image") as stage:
+
+        def report(done: int, total: int) -> None:
+            stage.total = total
+            stage.set(done)
+
+        written = shards.prepare(card, found, run.out / "data", workers=max(1, (os.cpu_count() or 1) // 2), progress=report)
     if verbose:
         progress.say(str(written))
     return written.folder
@@ -193,7 +198,8 @@ def _fit(method: Method, protocol: Protocol, index: data.Index, folder: Path, ma
         loader = Reader(method, index, resumed[1])
         trainer.fit(method, loader, ckpt_path=resumed[0], weights_only=True)
     if keeper.stopped:
-        raise Stopped(f"stopped at step {trainer.global_step} of {config.steps}; the same command continues")
+        reason = f"stopped at step {trainer.global_step} of {config.steps}; the same command continues"
+        raise Stopped(reason, 128 + (keeper.asked or signal.SIGTERM))
     if trainer.is_global_zero:
         watch = next(callback for callback in trainer.callbacks if isinstance(callback, Watch))
         save(method, folder, mark, name, watch.state_dict())
@@ -210,8 +216,13 @@ class Reader:
         method, trainer = self.method, self.method.trainer
         config = method.protocol.train
         transform = None
-        if self.index.kind != "latents":
-            augmentation, options = method.augmentation
+        augmentation, options = method.augmentation
+        if self.index.kind == "latents":
+            if augmentation != PLAIN:
+                raise UserError(
+                    f"{method.title} augments pictures ({augmentation}); latents of whole pictures cannot be its data"
+                )
+        else:
             transform = data.Transform(size_hw(method.train_size), augmentation, flip=config.flip, options=options)
         batches = data.Batches(
             self.index,
@@ -223,7 +234,13 @@ class Reader:
             flip=config.flip,
             on_corrupt=method.protocol.data.on_corrupt,
         )
-        return iter(batches.loader(self.start, config.steps, workers=1))
+        return iter(batches.loader(self.start, config.steps, workers=1, worker_init_fn=ignore_signals))
+
+
+def ignore_signals(worker: int) -> None:
+    """A terminal and SLURM signal the whole group; a worker that decodes lives on until the main process has saved."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def newest(folder: Path, mark: str) -> tuple[str | None, int]:
@@ -299,17 +316,21 @@ class Keeper(Callback):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.asked = self.stopped = False
+        self.asked = 0  # the signal's number
+        self.stopped = False
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         # Lightning's own handlers raise inside a step, after which weights and their average may disagree.
         self.handlers = {number: signal.signal(number, self.ask) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def ask(self, number: int, frame: Any) -> None:
-        self.asked = True
+        self.asked = number
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.strategy.reduce_boolean_decision(self.asked, all=False) and trainer.global_step < module.protocol.train.steps:
+        if (
+            trainer.strategy.reduce_boolean_decision(bool(self.asked), all=False)
+            and trainer.global_step < module.protocol.train.steps
+        ):
             trainer.save_checkpoint(self.folder / f"step={trainer.global_step}.ckpt")
             self.stopped = trainer.should_stop = True
 
