@@ -35,7 +35,7 @@ $(VENV)/.installed: requirements.txt requirements-uv.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "PosBench needs Python 3.11 or newer: set PYTHON=python3.x" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.txt
-	$(VENV)/bin/uv pip install --python $(PY) --require-hashes -r requirements.txt
+	$(VENV)/bin/uv pip install --system-certs --python $(PY) --require-hashes -r requirements.txt
 	@touch $@
 
 install: $(VENV)/.installed ## set up .venv from the locked, hashed requirements
@@ -78,8 +78,8 @@ lint: $(VENV)/.installed ## ruff's checks and formatting
 	@$(VENV)/bin/ruff format --check .
 
 lock: $(VENV)/.installed ## renew the lock from pyproject.toml
-	$(VENV)/bin/uv pip compile pyproject.toml --group dev --universal --generate-hashes --no-emit-index-url --upgrade -o requirements.txt
-	echo uv | $(VENV)/bin/uv pip compile - --universal --generate-hashes --no-header --no-emit-index-url -o requirements-uv.txt
+	$(VENV)/bin/uv pip compile --system-certs pyproject.toml --group dev --universal --generate-hashes --no-emit-index-url --upgrade -o requirements.txt
+	echo uv | $(VENV)/bin/uv pip compile --system-certs - --universal --generate-hashes --no-header --no-emit-index-url -o requirements-uv.txt
 
 clean: ## remove runs/ and .venv
 	rm -rf runs $(VENV) .pytest_cache .ruff_cache .hypothesis
