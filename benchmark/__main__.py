@@ -34,6 +34,7 @@ Out = Annotated[Path, typer.Option(help="where runs are kept")]
 Data = Annotated[str, typer.Option(help="the data set's images, or a folder of shards; the embedded one needs none")]
 Devices = Annotated[str, typer.Option(help="'auto', or a number of devices on each node")]
 Nodes = Annotated[int, typer.Option(help="machines")]
+Workers = Annotated[int, typer.Option(min=0, help="processes on each node that decode pictures; 0 takes half of its processors")]
 Methods = Annotated[str, typer.Option(help="only these, separated by commas")]
 Train = Annotated[str, typer.Option("--train", help="only this training size, such as 32x32")]
 Test = Annotated[str, typer.Option("--test", help="only this test size, such as 64x48")]
@@ -68,11 +69,17 @@ def chosen(rules: protocol.Protocol, methods: list[str], seed: int, train: str, 
 
 
 @app.command()
-def shards(protocol_name: ProtocolName = "shapes", data: Data = "", out: Out = Path("runs"), overrides: Overrides = None) -> None:
+def shards(
+    protocol_name: ProtocolName = "shapes",
+    overrides: Overrides = None,
+    data: Data = "",
+    out: Out = Path("runs"),
+    workers: Workers = 0,
+) -> None:
     """Write a protocol's data set as webdataset shards with an index."""
     from benchmark.train import prepared
 
-    prepared(protocol.load(protocol_name, overrides or ()), run_of(out, data, "1", 1))
+    prepared(protocol.load(protocol_name, overrides or ()), run_of(out, data, "1", 1, workers=workers))
 
 
 @app.command()
@@ -83,10 +90,12 @@ def latents(
     train: Train = "",
     out: Out = Path("runs"),
     devices: Devices = "auto",
-    autoencoder: Annotated[str, typer.Option(help="a name on the Hugging Face hub or a folder; default the card's")] = "",
     batch: Annotated[int, typer.Option(min=1, help="pictures in a forward pass")] = 16,
 ) -> None:
-    """Encode a protocol's pictures as shards of latents, once for every training size; may be killed and continues."""
+    """Encode a protocol's pictures as shards of latents, once for every training size; may be killed and continues.
+
+    Trainings find them in OUT. The environment's AUTOENCODER names a local folder instead of the card's autoencoder.
+    """
     from benchmark import shards
     from benchmark.data import card
     from benchmark.train import prepared
@@ -95,7 +104,7 @@ def latents(
     if rules.data.representation != "latents":
         raise UserError(f"{rules.name} trains on pixels and needs no latents")
     run = run_of(out, data, devices, 1)
-    name = autoencoder or card(rules.data.card).autoencoder
+    name = shards.autoencoder_of(card(rules.data.card))
     index = shards.Index(prepared(rules, run))
     for size in [train] if train else rules.cells:
         if size not in rules.cells:
@@ -105,7 +114,7 @@ def latents(
                 index, out / "data", name, protocol.size_hw(size), devices=processors(run), batch=batch,
                 progress=lambda done, _, stage=stage: stage.set(done),
             )  # fmt: skip
-        progress.say(f"{written}; give {written.folder} as DATA")
+        progress.say(str(written))
 
 
 def processors(run) -> list[str]:
@@ -127,6 +136,7 @@ def train(
     data: Data = "",
     devices: Devices = "auto",
     nodes: Nodes = 1,
+    workers: Workers = 0,
     every_steps: Annotated[int, typer.Option(min=1, help="save a checkpoint after so many steps")] = 5000,
     every_minutes: Annotated[float, typer.Option(help="save a checkpoint after so many minutes")] = 2.0,
 ) -> None:
@@ -135,7 +145,7 @@ def train(
 
     rules = protocol.load(protocol_name, overrides or ())
     registry.check(method)
-    run = run_of(out, data, devices, nodes, every_steps=every_steps, every_minutes=every_minutes)
+    run = run_of(out, data, devices, nodes, workers=workers, every_steps=every_steps, every_minutes=every_minutes)
     for size in dict.fromkeys(cell.train for cell in chosen(rules, [method], seed, train, "")):
         progress.say(f"weights in {fit(rules, method, size, seed, run)}")
 

@@ -23,7 +23,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from benchmark.files import ROOT, UserError, unknown
-from benchmark.shards import DAMAGE, KINDS, Card, Damaged, Index, center_crop, decoded, resized, shuffled
+from benchmark.pictures import DAMAGE, center_crop, decoded, resized, shuffled
+from benchmark.shards import KINDS, Card, Damaged, Index
 
 __all__ = ["AUGMENTATIONS", "Batches", "Card", "Index", "Loader", "Transform", "card", "cards", "center_crop", "order"]
 

@@ -95,6 +95,7 @@ class Method(LightningModule):
 
     stem: nn.Module | None
     conditioner: nn.Module | None
+    encoder: Callable[[dict[str, Any]], dict[str, Any]] | None = None  # where pictures become latents on the way (recipe.py)
 
     def __init__(self, protocol: Protocol, train: str, seed: int = 0, options: Mapping[str, Any] | None = None) -> None:
         super().__init__()
@@ -173,6 +174,10 @@ class Method(LightningModule):
         """The core's output [B, C', H, W] for x [B, C, H, W], time [B] on 0 .. 1000, label [B], crop [B, 6]."""
         condition = self.conditioner(crop) if self.conditioner is not None else None
         return self.core(x, time, label, encoding, self.stem, condition)
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Encodes pictures, where latents are trained on and were not written beforehand."""
+        return batch if self.encoder is None else self.encoder(batch)
 
     def training_step(self, batch: dict[str, Any], batch_index: int = 0) -> Tensor:
         """The objective's loss on a batch of the reader (benchmark/data.py)."""

@@ -235,11 +235,10 @@ class Facts:
 
 
 def facts(name: str, rules: Protocol) -> Facts:
-    """Asks the method itself, on a core as small as the contest's heads allow."""
-    small = dataclasses.replace(rules.core, width=4 * rules.core.heads, depth=2, classes=1)
-    trained = registry.trained_name(name)
-    method = registry.build(trained, dataclasses.replace(rules, core=small), next(iter(rules.cells)), 0)
-    return Facts(trained, method.augmentation[0] != "center_crop")
+    """Asks the method itself."""
+    from benchmark.train import augments
+
+    return Facts(registry.trained_name(name), augments(rules, name))
 
 
 @dataclass
@@ -307,8 +306,7 @@ def stages(rules: Protocol, methods: Sequence[str], seed: int, run: Run) -> list
     referenced: set[str] = set()
     for method, fact in known.items():
         for train in rules.cells:
-            folder = data.latents.get(train) if latent and not fact.augments else data.images
-            mark = read_json(folder / "manifest.json")["fingerprint"] if folder is not None else None
+            mark = _data_hash(rules, data, fact, train, seed, run)
             training, stage = _training(rules, fact, train, seed, mark, run)
             if (fact.trained, train) not in trained:
                 trained.add((fact.trained, train))
@@ -320,6 +318,20 @@ def stages(rules: Protocol, methods: Sequence[str], seed: int, run: Run) -> list
                     listed.append(_reference(rules, test, run))
                 listed += [drawn, scored]
     return listed
+
+
+def _data_hash(rules: Protocol, data: Found, fact: Facts, train: str, seed: int, run: Run) -> str | None:
+    """The identity of what a training sees, as train.find_source has it; None where the data are not there yet."""
+    if rules.data.representation == "pixels":
+        return read_json(data.images / "manifest.json")["fingerprint"] if data.images else None
+    if train in data.latents:  # those encoded on the way have the identity of the stored ones
+        return read_json(data.latents[train] / "manifest.json")["fingerprint"]
+    begun = any((run.out / "trainings" / rules.name).glob(f"{fact.trained}-{train}-s{seed}-*"))
+    if not (data.images and fact.augments and begun):  # else the autoencoder need not be loaded
+        return None
+    from benchmark.train import find_source
+
+    return find_source(rules, fact.trained, train, run, verbose=False).hash
 
 
 def _training(rules: Protocol, fact: Facts, train: str, seed: int, mark: str | None, run: Run) -> tuple[str | None, Stage]:

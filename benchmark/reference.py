@@ -30,8 +30,9 @@ from benchmark import shapes
 from benchmark.detect import Detector, log_spectrum
 from benchmark.files import UserError, atomic, code_version, digest, file_hash
 from benchmark.metrics import FrechetDistance, Moments
+from benchmark.pictures import center_crop
 from benchmark.protocol import size_name
-from benchmark.shards import ENDINGS, Index, center_crop
+from benchmark.shards import ENDINGS, Index
 
 FOLDER = Path("runs/references")
 CODE = tuple(f"benchmark/{name}.py" for name in ("reference", "detect", "classifier"))

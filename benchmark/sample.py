@@ -6,23 +6,21 @@ missing chunks r, r + n, ... The forward batch is the protocol's, so the same im
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from lightning.fabric import Fabric
-from torch import Tensor
 
-from benchmark import data, progress, registry
+from benchmark import data, progress, recipe, registry, shards
 from benchmark.files import UserError, atomic, code_version, digest, read_json, write_json
 from benchmark.protocol import Protocol, size_hw
-from benchmark.train import REPORT, WEIGHTS, Run, has_bf16, load_weights
+from benchmark.train import REPORT, WEIGHTS, Run, load_weights
 
-CODE = tuple(f"benchmark/{name}.py" for name in ("encoding", "core", "diffusion", "method", "sample"))
+CODE = tuple(f"benchmark/{name}.py" for name in ("encoding", "core", "diffusion", "method", "recipe"))
 CHUNKS, GRID, DONE = "chunks", "grid.png", "samples.json"
 GRID_IMAGES = 32
 
@@ -76,10 +74,12 @@ def sample(protocol: Protocol, name: str, train: str, test: str, seed: int, trai
         progress.say(f"{title}: whole already, skipped ({folder})")
         return folder
     fabric = launched(run)
+    if protocol.data.representation == "latents":
+        _check_autoencoder(protocol, report)
     method = registry.build(name, protocol, train, seed)
     load_weights(method, training, report["fingerprint"])
     method = method.to(fabric.device).eval()
-    decode = decoder(protocol, fabric.device)
+    decode = recipe.decoder(protocol, fabric.device)
     config = protocol.sample
     numbers = [number for number in range(-(-config.count // config.batch)) if not chunk_path(folder, number).is_file()]
     own = numbers[fabric.global_rank :: fabric.world_size]
@@ -87,12 +87,12 @@ def sample(protocol: Protocol, name: str, train: str, test: str, seed: int, trai
     with (
         progress.stage(title, len(own) * config.steps, "step") as stage,
         torch.inference_mode(),
-        autocast(config.precision, fabric),
+        recipe.autocast(config.precision, fabric.device),
     ):
         for number in own:
             first = number * config.batch
             indices = range(first, min(first + config.batch, config.count))
-            images = to_uint8(decode(method.generate(test, seed, indices, stage.advance)))
+            images = recipe.to_uint8(decode(method.generate(test, seed, indices, stage.advance)))
             with atomic(chunk_path(folder, number)) as draft, open(draft, "wb") as file:
                 np.save(file, images)
     add_hours(folder, fabric.global_rank, (time.monotonic() - began) / 3600)
@@ -103,42 +103,17 @@ def sample(protocol: Protocol, name: str, train: str, test: str, seed: int, trai
     return folder
 
 
+def _check_autoencoder(protocol: Protocol, report: dict[str, Any]) -> None:
+    name = shards.autoencoder_of(data.card(protocol.data.card))
+    if shards.autoencoder_identity(name)[1] != report["autoencoder"]:
+        raise UserError(f"the autoencoder '{name}' is not the one whose latents were trained on; AUTOENCODER names another")
+
+
 def launched(run: Run) -> Fabric:
     """Fabric on the run's devices: one process each, started by it, by torchrun or by a cluster's scheduler."""
     fabric = Fabric(accelerator="auto", devices=run.count, num_nodes=run.nodes, strategy="ddp" if run.several else "auto")
     fabric.launch()
     return fabric
-
-
-@contextlib.contextmanager
-def autocast(precision: str, fabric: Fabric) -> Iterator[None]:
-    """bfloat16 autocast where the protocol asks for it and the machine has it."""
-    with torch.autocast(fabric.device.type, torch.bfloat16, enabled=precision == "bf16" and has_bf16()):
-        yield
-
-
-def decoder(protocol: Protocol, device: torch.device):
-    """The map from what the core draws to pictures [B, 3, H, W] in about [-1, 1]: the card's autoencoder, or nothing."""
-    if protocol.data.representation == "pixels":
-        return lambda x: x
-    from diffusers import AutoencoderKL
-
-    name = data.card(protocol.data.card).autoencoder
-    vae = AutoencoderKL.from_pretrained(name).to(device).eval()
-
-    def decode(latents: Tensor) -> Tensor:
-        # One picture at a time: the decoder's activations at 1024 pixels fill a device.
-        with torch.autocast(device.type, enabled=False):
-            return torch.cat([vae.decode(one[None] / vae.config.scaling_factor).sample for one in latents.float()])
-
-    return decode
-
-
-def to_uint8(images: Tensor) -> np.ndarray:
-    """[B, 3, H, W] in about [-1, 1] -> uint8 [B, H, W, 3]: trunc(127.5 x + 128), clamped (DiT, the evaluator's rule)."""
-    if not torch.isfinite(images).all():
-        raise UserError("the model drew values that are not numbers; its training may have diverged")
-    return (127.5 * images.float() + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def add_hours(folder: Path, rank: int, hours: float) -> None:

@@ -26,12 +26,9 @@ import os
 import re
 import shutil
 import signal
-import struct
 import tarfile
 import threading
 import time
-import warnings
-import zlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
@@ -45,6 +42,7 @@ from PIL import Image
 
 from benchmark import shapes
 from benchmark.files import UserError, atomic, code_version, digest, file_hash, read_json, write_json
+from benchmark.pictures import DAMAGE, center_crop, decoded, shuffled
 
 FORMAT = 1  # of the folder and of what is written for a source; raise it when either changes
 PER_SHARD = 1000  # samples; about 110 MB of ImageNet's JPEGs
@@ -53,25 +51,7 @@ TOLERANCE = 1e-3  # the share of unreadable files at which a data set is taken f
 ENDINGS = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")  # of image files
 MEMBERS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")  # of images in other people's tars
 FORMATS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}  # Pillow's name of a format -> member; otherwise in lower case
-# What Pillow raises on damaged pictures of the formats above.
-DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error,
-          zlib.error, Image.DecompressionBombError)  # fmt: skip
-
 SHUFFLE = 0x5EED  # the key of the one order in which a source's samples are dealt to shards
-
-
-def shuffled(count: int, *key: int) -> np.ndarray:
-    """A permutation of 0 .. count - 1, int64 [count], that is a function of `key` alone.
-
-    It sorts raw words of Philox (Salmon et al. 2011), a counter-based generator. NumPy keeps a bit generator's raw stream
-    for ever, but not what Generator.permutation makes of it.
-
-    Args:
-        key: up to two integers in [0, 2^64).
-    """
-    words = np.zeros(2, np.uint64)
-    words[: len(key)] = key
-    return np.argsort(np.random.Philox(key=words).random_raw(count), kind="stable")
 
 
 # --- Cards -----------------------------------------------------------------------------------------------------------
@@ -490,47 +470,6 @@ def _labelled(job: tuple[int, Path]) -> tuple[int, list[tuple[str, int, str, int
                 raise UserError(f"{path}: sample '{key}' has no label (a member `cls`, or `label` in `json`)")
             samples.append((key, label, images[0], *parts[images[0]]))
     return number, samples
-
-
-def decoded(data: bytes, extension: str) -> Image.Image:
-    """The picture in `data` as RGB, by webdataset's decoder. Orientation tags are not applied (nor does ADM)."""
-    return _decoder()(extension, data)
-
-
-@functools.cache
-def _decoder() -> Callable[[str, bytes], Image.Image]:
-    from webdataset.autodecode import ImageHandler
-
-    # Broken EXIF and transparent palettes are warnings only, once for each of a million files.
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-    return ImageHandler("pilrgb")
-
-
-def halved(image: Image.Image, size_hw: tuple[int, int]) -> Image.Image:
-    """`image` halved by box averages as often as it stays at least [h, w] large."""
-    height, width = size_hw
-    while image.width >= 2 * width and image.height >= 2 * height:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    return image
-
-
-def resized(image: Image.Image, size_hw: tuple[int, int]) -> Image.Image:
-    """`image` at exactly [h, w]: box halving while that keeps it at least as large, then bicubic."""
-    return halved(image, size_hw).resize(size_hw[::-1], Image.Resampling.BICUBIC)
-
-
-def center_crop(image: Image.Image, size_hw: tuple[int, int]) -> Image.Image:
-    """The middle of a picture at [h, w], as ADM prepares ImageNet (guided-diffusion, image_datasets.py).
-
-    Box halving while both sides are at least twice the target, bicubic to the smallest size that covers the target, then
-    the central window. For squares this is ADM's rule; covering instead of "shorter side" extends it to rectangles.
-    """
-    height, width = size_hw
-    image = halved(image, size_hw)
-    scale = max(height / image.height, width / image.width)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
 
 
 def _extension(data: bytes) -> str:
@@ -1216,6 +1155,27 @@ class _EncodeJob:
     autoencoder: str
     size_hw: tuple[int, int]
     batch: int
+
+
+def encoded(root: Path, images: str, size_hw: tuple[int, int]) -> list[Index]:
+    """The folders under `root` with latents of the pictures whose fingerprint is `images`, at one size."""
+    found = []
+    for path in sorted(root.glob("*/manifest.json")):
+        about = read_json(path)
+        if about["kind"] == "latents" and about["images"] == images and tuple(about["size"]) == size_hw:
+            found.append(Index(path.parent))
+    return found
+
+
+def autoencoder_of(card: Card) -> str:
+    """Whose latents stand for a data set's pictures: a name on the Hugging Face hub, or a folder.
+
+    The environment's AUTOENCODER takes precedence: it names where the same weights lie on a machine without network.
+    """
+    name = os.environ.get("AUTOENCODER") or card.autoencoder
+    if not name:
+        raise UserError(f"the card of {card.name} names no autoencoder; give one as AUTOENCODER=folder")
+    return name
 
 
 @functools.cache

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from benchmark.train import Run
 
 BOARDS = ROOT / "leaderboards"
-SCORING = tuple(f"benchmark/{name}.py" for name in ("shapes", "classifier", "detect", "metrics", "reference", "score"))
+SCORING = tuple(
+    f"benchmark/{name}.py" for name in ("shapes", "pictures", "classifier", "detect", "metrics", "reference", "score")
+)
 COMPARED = ("fid", "is")  # scores whose replicates are kept, for comparisons in pairs; the others keep their interval
 
 
@@ -70,12 +72,12 @@ def train(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> di
 
 def sample(protocol: Protocol, cell: Cell, run: Run) -> Path:
     """Draws a cell's images from its finished training."""
-    from benchmark import data
     from benchmark.sample import sample
-    from benchmark.train import fingerprint, is_whole, prepared
+    from benchmark.train import find_source, fingerprint, is_whole
 
     name = registry.trained_name(cell.method)
-    mark = fingerprint(protocol, name, cell.train, cell.seed, data.Index(prepared(protocol, run, False)).manifest["fingerprint"])
+    source = find_source(protocol, name, cell.train, run, verbose=False)
+    mark = fingerprint(protocol, name, cell.train, cell.seed, source.hash)
     training = run.out / "trainings" / protocol.name / f"{name}-{cell.train}-s{cell.seed}-{mark}"
     if not is_whole(training):
         raise UserError(f"{name} is not trained at {cell.train} with seed {cell.seed}; run `python -m benchmark train` first")
@@ -169,13 +171,12 @@ def build_record(
 
     import torch
 
-    from benchmark import data
     from benchmark.sample import DONE
-    from benchmark.train import REPORT, fingerprint, prepared
+    from benchmark.train import REPORT, find_source, fingerprint
 
     cls = registry.load(cell.method)
     trained = registry.trained_name(cell.method)
-    data_hash = data.Index(prepared(protocol, run, False)).manifest["fingerprint"]
+    data_hash = find_source(protocol, trained, cell.train, run, verbose=False).hash
     mark = fingerprint(protocol, trained, cell.train, cell.seed, data_hash)
     report = read_json(run.out / "trainings" / protocol.name / f"{trained}-{cell.train}-s{cell.seed}-{mark}" / REPORT)
     cuda = torch.cuda.is_available()

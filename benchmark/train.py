@@ -24,17 +24,16 @@ import safetensors
 import safetensors.torch
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from benchmark import data, progress, registry, shards
+from benchmark import data, progress, recipe, registry, shards
 from benchmark.files import Stopped, UserError, atomic, code_version, digest, read_json, write_json
 from benchmark.method import Method
-from benchmark.protocol import Protocol, size_hw
+from benchmark.protocol import Protocol, size_hw, size_name
 
-# What a training's numbers run through, besides the method's own files.
-CODE = tuple(f"benchmark/{name}.py" for name in ("encoding", "core", "diffusion", "method", "shapes", "data", "train"))
+# What a training's numbers run through, besides the method's own files and its data (whose hash covers how they were made).
+CODE = tuple(f"benchmark/{name}.py" for name in ("encoding", "core", "diffusion", "method", "pictures", "data", "recipe"))
 PLAIN = "center_crop"  # the augmentation that latents have seen already
 WEIGHTS, REPORT, CHECKPOINTS = "weights.safetensors", "training.json", "checkpoints"
 
@@ -48,6 +47,7 @@ class Run:
         data: the source of the data set, or a folder of shards; "" where the card needs none.
         devices: "auto", or how many on each node.
         nodes: machines.
+        workers: processes on each node that decode pictures; 0 takes half of its processors.
         every_steps, every_minutes: a training is saved whenever one of them has passed.
     """
 
@@ -55,6 +55,7 @@ class Run:
     data: str = ""
     devices: str = "auto"
     nodes: int = 1
+    workers: int = 0
     every_steps: int = 5000
     every_minutes: float = 2.0
 
@@ -63,11 +64,18 @@ class Run:
             raise UserError(f"DEVICES is 'auto' or a number of devices on each node, not '{self.devices}'")
         if self.nodes < 1:
             raise UserError(f"NODES is a number of machines, not {self.nodes}")
+        if self.workers < 0:
+            raise UserError(f"workers is a number of processes, not {self.workers}")
 
     @property
     def count(self) -> int:
         """Devices on each node; "auto" is every GPU, or the processor as one."""
         return max(torch.cuda.device_count(), 1) if self.devices == "auto" else int(self.devices)
+
+    @property
+    def decoders(self) -> int:
+        """Processes that decode for one device."""
+        return max(1, (self.workers or (os.cpu_count() or 1) // 2) // self.count)
 
     @property
     def several(self) -> bool:
@@ -89,10 +97,75 @@ def prepared(protocol: Protocol, run: Run, verbose: bool = True) -> Path:
             stage.total = total
             stage.set(done)
 
-        written = shards.prepare(card, found, run.out / "data", workers=max(1, (os.cpu_count() or 1) // 2), progress=report)
+        written = shards.prepare(card, found, run.out / "data", workers=run.decoders * run.count, progress=report)
     if verbose:
         progress.say(str(written))
     return written.folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What a training reads.
+
+    Attributes:
+        index: its shards.
+        hash: the identity of what the model sees. Pictures that are encoded on the way have that of their stored latents.
+        encoder: of pictures that become latents on the way: the autoencoder's name; "" for none.
+        autoencoder: the hash of the autoencoder; "" for pixels.
+    """
+
+    index: data.Index
+    hash: str
+    encoder: str = ""
+    autoencoder: str = ""
+
+
+def augments(protocol: Protocol, name: str) -> bool:
+    """Whether a method's training changes pictures before it sees them, so that it cannot read latents of whole ones.
+
+    The method itself is asked, on a core as small as the contest's heads allow.
+    """
+    small = dataclasses.replace(protocol.core, width=4 * protocol.core.heads, depth=2, classes=1)
+    rules = dataclasses.replace(protocol, core=small)
+    return registry.build(registry.trained_name(name), rules, next(iter(protocol.cells)), 0).augmentation[0] != PLAIN
+
+
+def find_source(protocol: Protocol, name: str, train: str, run: Run, verbose: bool = True) -> Source:
+    """The data of a training: pictures; or, where the protocol trains on latents, those that were made of them.
+
+    Latents are looked for in the folder of runs. Methods that augment encode their pictures on the way.
+
+    Raises:
+        UserError: the data are not there, or are of another kind, size or number of classes.
+    """
+    index = data.Index(prepared(protocol, run, verbose))
+    if index.classes > protocol.core.classes:
+        raise UserError(f"{index.folder} has {index.classes} classes, the protocol's core has {protocol.core.classes}")
+    if protocol.data.representation == "pixels":
+        if index.kind != "images":
+            raise UserError(f"{index.folder} holds {index.kind}, {protocol.name} trains on pixels: see `make shards`")
+        return Source(index, index.fingerprint)
+    if augments(protocol, name):
+        if index.kind != "images":
+            raise UserError(
+                f"{name} augments pictures before they are encoded, and {index.folder} holds latents: "
+                "give the pictures as DATA; latents made of them are found in OUT by themselves"
+            )
+        autoencoder = shards.autoencoder_of(data.card(protocol.data.card))
+        weights = shards.autoencoder_identity(autoencoder)[1]
+        return Source(index, shards.latents_fingerprint(index, weights, size_hw(train)), autoencoder, weights)
+    if index.kind == "images":
+        found = shards.encoded(run.out / "data", index.fingerprint, size_hw(train))
+        if len(found) > 1:  # of several autoencoders
+            wanted = shards.autoencoder_identity(shards.autoencoder_of(data.card(protocol.data.card)))[1]
+            found = [other for other in found if other.manifest["autoencoder"]["hash"] == wanted]
+        if not found:
+            raise UserError(f"{run.out / 'data'} has no latents of {index.folder} at {train}: `make latents` writes them")
+        index = found[0]
+    if tuple(index.manifest["size"]) != size_hw(train):
+        held = size_name(*index.manifest["size"])
+        raise UserError(f"{index.folder} holds latents of {held} pictures, {protocol.name} trains at {train}")
+    return Source(index, index.fingerprint, "", index.manifest["autoencoder"]["hash"])
 
 
 def fingerprint(protocol: Protocol, name: str, train: str, seed: int, data_hash: str) -> str:
@@ -122,10 +195,8 @@ def train(protocol: Protocol, name: str, train_size: str, seed: int, run: Run) -
         Stopped: asked to end; saved.
     """
     name = registry.trained_name(name)
-    shard_folder = prepared(protocol, run)
-    index = data.Index(shard_folder)
-    _check_data(protocol, index)
-    mark = fingerprint(protocol, name, train_size, seed, index.manifest["fingerprint"])
+    source = find_source(protocol, name, train_size, run)
+    mark = fingerprint(protocol, name, train_size, seed, source.hash)
     folder = run.out / "trainings" / protocol.name / f"{name}-{train_size}-s{seed}-{mark}"
     if is_whole(folder):
         progress.say(f"train {name} {train_size}: whole already, skipped ({folder})")
@@ -136,7 +207,9 @@ def train(protocol: Protocol, name: str, train_size: str, seed: int, run: Run) -
         from benchmark import checkpoint
 
         checkpoint.initialise(method, protocol.train.init)
-    _fit(method, protocol, index, folder, mark, name, seed, run)
+    if source.encoder:
+        method.encoder = recipe.Encoder(source.encoder)
+    _fit(method, protocol, source, folder, mark, name, seed, run)
     return folder
 
 
@@ -145,18 +218,7 @@ def is_whole(folder: Path) -> bool:
     return (folder / WEIGHTS).is_file() and (folder / REPORT).is_file()
 
 
-def _check_data(protocol: Protocol, index: data.Index) -> None:
-    latents = protocol.data.representation == "latents"
-    if latents != (index.kind == "latents"):
-        made = "make latents" if latents else "make shards"
-        raise UserError(f"{index.folder} holds {index.kind}, the protocol trains on {protocol.data.representation}: see {made}")
-    classes = index.manifest.get("classes", [])
-    count = classes if isinstance(classes, int) else len(classes)
-    if count > protocol.core.classes:
-        raise UserError(f"{index.folder} has {count} classes, the protocol's core has {protocol.core.classes}")
-
-
-def _fit(method: Method, protocol: Protocol, index: data.Index, folder: Path, mark: str, name: str, seed: int, run: Run) -> None:
+def _fit(method: Method, protocol: Protocol, source: Source, folder: Path, mark: str, name: str, seed: int, run: Run) -> None:
     config = protocol.train
     # Lightning's hints about workers and loggers are for people who write the loop themselves.
     for logger in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
@@ -168,7 +230,7 @@ def _fit(method: Method, protocol: Protocol, index: data.Index, folder: Path, ma
     if resumed[1] >= config.steps:  # killed between the last step and the writing of the weights
         content = torch.load(resumed[0], map_location="cpu", weights_only=True)
         method.load_state_dict(content["state_dict"])
-        save(method, folder, mark, name, content["callbacks"][Watch.__qualname__])
+        save(method, folder, mark, name, source, content["callbacks"][Watch.__qualname__])
         return
     # The last two of either kind are kept: a kill may tear the newest.
     kept = {"dirpath": folder / CHECKPOINTS, "filename": "{step}", "monitor": "step", "mode": "max", "save_top_k": 2}
@@ -180,9 +242,9 @@ def _fit(method: Method, protocol: Protocol, index: data.Index, folder: Path, ma
             devices=run.count,
             num_nodes=run.nodes,
             strategy="ddp" if run.several else "auto",
-            precision="bf16-mixed" if config.precision == "bf16" and has_bf16() else "32-true",
+            precision=recipe.precision(config.precision),
             callbacks=[
-                WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(config.ema)),
+                recipe.averaging(protocol),
                 Watch(stage, mark, config.batch),
                 keeper,
                 ModelCheckpoint(**kept, train_time_interval=timedelta(minutes=run.every_minutes)),
@@ -195,52 +257,15 @@ def _fit(method: Method, protocol: Protocol, index: data.Index, folder: Path, ma
             use_distributed_sampler=False,
             num_sanity_val_steps=0,
         )
-        loader = Reader(method, index, resumed[1])
+        loader = recipe.Reader(method, source.index, resumed[1], run.decoders)
         trainer.fit(method, loader, ckpt_path=resumed[0], weights_only=True)
     if keeper.stopped:
         reason = f"stopped at step {trainer.global_step} of {config.steps}; the same command continues"
         raise Stopped(reason, 128 + (keeper.asked or signal.SIGTERM))
     if trainer.is_global_zero:
         watch = next(callback for callback in trainer.callbacks if isinstance(callback, Watch))
-        save(method, folder, mark, name, watch.state_dict())
+        save(method, folder, mark, name, source, watch.state_dict())
     trainer.strategy.barrier()
-
-
-class Reader:
-    """The training batches from a step on, made once the trainer knows this process' rank. Lightning iterates it once."""
-
-    def __init__(self, method: Method, index: data.Index, start: int) -> None:
-        self.method, self.index, self.start = method, index, start
-
-    def __iter__(self):
-        method, trainer = self.method, self.method.trainer
-        config = method.protocol.train
-        transform = None
-        augmentation, options = method.augmentation
-        if self.index.kind == "latents":
-            if augmentation != PLAIN:
-                raise UserError(
-                    f"{method.title} augments pictures ({augmentation}); latents of whole pictures cannot be its data"
-                )
-        else:
-            transform = data.Transform(size_hw(method.train_size), augmentation, flip=config.flip, options=options)
-        batches = data.Batches(
-            self.index,
-            config.batch,
-            method.seed,
-            trainer.global_rank,
-            trainer.world_size,
-            transform,
-            flip=config.flip,
-            on_corrupt=method.protocol.data.on_corrupt,
-        )
-        return iter(batches.loader(self.start, config.steps, workers=1, worker_init_fn=ignore_signals))
-
-
-def ignore_signals(worker: int) -> None:
-    """A terminal and SLURM signal the whole group; a worker that decodes lives on until the main process has saved."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def newest(folder: Path, mark: str) -> tuple[str | None, int]:
@@ -339,7 +364,7 @@ class Keeper(Callback):
             signal.signal(number, handler)
 
 
-def save(method: Method, folder: Path, mark: str, name: str, watched: dict[str, float]) -> None:
+def save(method: Method, folder: Path, mark: str, name: str, source: Source, watched: dict[str, float]) -> None:
     """Writes the averaged weights (Lightning put them into the module at the end) and the report."""
     state = {key: value.detach().cpu().contiguous() for key, value in method.state_dict().items()}
     about = {"fingerprint": mark, "method": name, "train": method.train_size, "seed": str(method.seed)}
@@ -353,6 +378,7 @@ def save(method: Method, folder: Path, mark: str, name: str, watched: dict[str, 
         "hours": watched["seconds"] / 3600,
         "loss": watched["loss"],
         "skipped": watched["skipped"],
+        "autoencoder": source.autoencoder,
     }
     write_json(folder / REPORT, report)
 
@@ -380,13 +406,3 @@ def load_weights(method: Method, folder: Path, mark: str | None = None) -> dict[
         )
     method.load_state_dict(state)
     return report
-
-
-def has_bf16() -> bool:
-    """Whether this machine multiplies in bfloat16: a GPU since Ampere, or a processor with AVX512-BF16 or AMX."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    if torch.backends.mps.is_available():
-        return False
-    capability = torch.backends.cpu.get_cpu_capability()
-    return "AVX512" in capability and torch.cpu._is_avx512_bf16_supported()

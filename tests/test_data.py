@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from benchmark import data, shapes, shards
+from benchmark import data, pictures, shapes, shards
 from benchmark.data import AUGMENTATIONS, Batches, Index, Transform, card, center_crop, order
 from benchmark.files import UserError
 from benchmark.shards import Card
@@ -411,4 +411,4 @@ def test_decoder_is_webdatasets(folder: Path, index: Index) -> None:
     plain = webdataset.WebDataset(str(folder / "train-000000.tar"), shardshuffle=False).decode("pilrgb")
     for number, sample in enumerate(plain):
         mine = index[number]
-        np.testing.assert_array_equal(np.asarray(shards.decoded(mine.data, mine.member)), np.asarray(sample["png"]))
+        np.testing.assert_array_equal(np.asarray(pictures.decoded(mine.data, mine.member)), np.asarray(sample["png"]))

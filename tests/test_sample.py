@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmark import protocol, registry, sample
+from benchmark import protocol, recipe, registry, sample
 from benchmark.files import UserError
 
 
@@ -49,14 +49,14 @@ def test_a_rectangle_is_height_times_width(method):
 def test_pixels_follow_the_evaluators_rule():
     """trunc(127.5 x + 128), clamped: worked out by hand."""
     values = torch.tensor([-1.2, -1.0, -0.5, 0.0, 0.5, 0.999, 1.0, 1.2])
-    image = sample.to_uint8(values.view(1, 1, 1, -1).expand(1, 3, 1, -1))
+    image = recipe.to_uint8(values.view(1, 1, 1, -1).expand(1, 3, 1, -1))
     assert image.shape == (1, 1, 8, 3)
     assert image[0, 0, :, 0].tolist() == [0, 0, 64, 128, 191, 255, 255, 255]
 
 
 def test_values_that_are_not_numbers_are_refused():
     with pytest.raises(UserError, match="not numbers"):
-        sample.to_uint8(torch.full((1, 3, 2, 2), float("nan")))
+        recipe.to_uint8(torch.full((1, 3, 2, 2), float("nan")))
 
 
 def test_grid_places_images_row_by_row(tmp_path):
