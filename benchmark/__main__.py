@@ -137,6 +137,7 @@ def train(
     devices: Devices = "auto",
     nodes: Nodes = 1,
     workers: Workers = 0,
+    compile: Annotated[bool, typer.Option("--compile", help="compile the core: slow to start, then faster on a GPU")] = False,
     every_steps: Annotated[int, typer.Option(min=1, help="save a checkpoint after so many steps")] = 5000,
     every_minutes: Annotated[float, typer.Option(help="save a checkpoint after so many minutes")] = 2.0,
 ) -> None:
@@ -145,7 +146,9 @@ def train(
 
     rules = protocol.load(protocol_name, overrides or ())
     registry.check(method)
-    run = run_of(out, data, devices, nodes, workers=workers, every_steps=every_steps, every_minutes=every_minutes)
+    run = run_of(
+        out, data, devices, nodes, workers=workers, compile=compile, every_steps=every_steps, every_minutes=every_minutes
+    )
     for size in dict.fromkeys(cell.train for cell in chosen(rules, [method], seed, train, "")):
         progress.say(f"weights in {fit(rules, method, size, seed, run)}")
 
@@ -445,8 +448,9 @@ def list_(out: Out = Path("runs")) -> None:
     for column in ("name", "idea", "trained"):
         table.add_column(column)
     for name in registry.names():
-        done = {path.parent.parent.name for path in out.glob(f"trainings/*/{name}-*/weights.safetensors")}
-        table.add_row(name, registry.describe(name), ", ".join(sorted(done)))
+        folders = sorted(path.parent.name for path in out.glob(f"trainings/{name}-*/weights.safetensors"))
+        done = [folder.removeprefix(f"{name}-").rpartition("-")[0] for folder in folders]
+        table.add_row(name, registry.describe(name), ", ".join(done))
     console.print(table)
     table = Table(title="protocols", title_justify="left")
     for column in ("name", "title", "hash", "cells", "sampled"):

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmark import record, registry, sweep
 from benchmark.files import ROOT, UserError, code_version, read_json, unknown
-from benchmark.protocol import Core, Protocol, Sample, size_hw, size_name
+from benchmark.flops import OUTPUTS, Device, device, forward_flops, parameters, training_flops
+from benchmark.protocol import Protocol, Sample, size_hw, size_name
 
 if TYPE_CHECKING:
     import rich.console
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
     from benchmark.train import Run
 
 # --- Operations ------------------------------------------------------------------------------------------------------
-
-OUTPUTS = {"flow": 1, "ddpm": 2}  # predictions a channel: the ddpm objective learns a variance too
-BACKWARD = 2  # the gradient of a product is two products of its size
 
 # Stable Diffusion's autoencoder (83,653,863 parameters): convolutions per pixel, and one attention of width 512 in the middle of
 # either half over (height / 8) x (width / 8) places. Counted from diffusers' AutoencoderKL; a test counts again.
@@ -48,35 +46,6 @@ DETECTORS = {
     "dinov2": Seen(162.0e9, 1024),  # at 224 x 224
     "shapes": Seen(44.7e6, 64 + 128 + 8 + 1),
 }
-
-
-def forward_flops(core: Core, outputs: int, grid_hw: tuple[int, int]) -> float:
-    """Operations of one forward of the core for one image.
-
-    Per block: 6 T D^2 for q, k, v, 2 T D^2 for their projection, 4 T^2 D for attention (a mask saves nothing), 4 r T D^2 for an
-    MLP of ratio r, and 12 D^2 for the modulation. What a method adds to the core is not counted.
-
-    Args:
-        outputs: predictions a channel; 2 where the variance is learned.
-        grid_hw: tokens per axis.
-    """
-    tokens, width, pixels = grid_hw[0] * grid_hw[1], core.width, core.patch**2 * core.channels
-    hidden = int(width * core.mlp_ratio)
-    block = tokens * width * (8 * width + 4 * hidden) + 4 * tokens**2 * width + 12 * width**2
-    ends = 2 * tokens * width * pixels * (1 + outputs) + 4 * width**2
-    time = 2 * 256 * width + 2 * width**2
-    return float(core.depth * block + ends + time)
-
-
-def parameters(core: Core, outputs: int) -> int:
-    """Weights of the core, without what a method adds."""
-    width, pixels = core.width, core.patch**2 * core.channels
-    hidden = int(width * core.mlp_ratio)
-    block = 4 * width**2 + 2 * width * hidden + 6 * width**2 + (4 + 1 + 6) * width + hidden
-    patches = pixels * width + width
-    time = 256 * width + width + width**2 + width
-    last = 2 * width**2 + 2 * width + pixels * outputs * (width + 1)
-    return core.depth * block + patches + time + (core.classes + 1) * width + last
 
 
 def evaluations(config: Sample) -> int:
@@ -116,9 +85,7 @@ class Work:
 
 def training_work(rules: Protocol, train: str) -> Work:
     """The core's part of a training: forward and backward."""
-    flops = forward_flops(rules.core, OUTPUTS[rules.objective.name], rules.grid(train))
-    flops *= (1 + BACKWARD) * rules.train.batch * rules.train.steps
-    return Work(**{rules.train.precision: flops})
+    return Work(**{rules.train.precision: training_flops(rules, train) * rules.train.batch * rules.train.steps})
 
 
 def encoding_work(rules: Protocol, train: str, images: float) -> Work:
@@ -140,39 +107,6 @@ def detecting_work(rules: Protocol, images: int) -> Work:
     if rules.score.detector not in DETECTORS:
         raise unknown("detector", rules.score.detector, DETECTORS)
     return Work(float32=images * DETECTORS[rules.score.detector].flops)
-
-
-# --- Devices ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Device:
-    """Dense peaks in TFLOP/s, without sparsity, from the maker's data sheet; and the share of them that is assumed."""
-
-    title: str
-    bf16: float
-    tf32: float
-    float32: float
-    efficiency: float = 0.4
-
-
-DEVICES = {
-    "a100": Device("NVIDIA A100 SXM", 312, 156, 19.5),
-    "h100": Device("NVIDIA H100 SXM", 989, 495, 67),
-    "h200": Device("NVIDIA H200 SXM", 989, 495, 67),
-    "b200": Device("NVIDIA B200", 2250, 1100, 75),
-    "l40s": Device("NVIDIA L40S", 362, 183, 91.6),
-    "rtx4090": Device("NVIDIA RTX 4090", 165, 82.6, 82.6),
-    # Matrix products of 2048 x 2048 as measured on two cores with AVX512-BF16; other processors differ widely.
-    "cpu": Device("two CPU cores with AVX512-BF16", 0.862, 0.203, 0.203, 0.3),
-}  # fmt: skip
-
-
-def device(name: str) -> Device:
-    """A device by name; a UserError lists the choices."""
-    if name not in DEVICES:
-        raise unknown("device", name, DEVICES)
-    return DEVICES[name]
 
 
 # --- Disk ------------------------------------------------------------------------------------------------------------
@@ -326,7 +260,7 @@ def _data_hash(rules: Protocol, data: Found, fact: Facts, train: str, seed: int,
         return read_json(data.images / "manifest.json")["fingerprint"] if data.images else None
     if train in data.latents:  # those encoded on the way have the identity of the stored ones
         return read_json(data.latents[train] / "manifest.json")["fingerprint"]
-    begun = any((run.out / "trainings" / rules.name).glob(f"{fact.trained}-{train}-s{seed}-*"))
+    begun = any((run.out / "trainings").glob(f"{fact.trained}-{train}-s{seed}-*"))
     if not (data.images and fact.augments and begun):  # else the autoencoder need not be loaded
         return None
     from benchmark.train import find_source
@@ -342,7 +276,7 @@ def _training(rules: Protocol, fact: Facts, train: str, seed: int, mark: str | N
         from benchmark import train as training
 
         trained = training.fingerprint(rules, fact.trained, train, seed, mark)
-        folder = run.out / "trainings" / rules.name / f"{fact.trained}-{train}-s{seed}-{trained}"
+        folder = training.training_folder(fact.trained, train, seed, trained, run)
         if training.is_whole(folder):
             return trained, Stage("train", title, "whole", method=fact.trained, train=train)
         found = [int(path.stem.split("=")[1].split("-")[0]) for path in folder.glob(f"{training.CHECKPOINTS}/step=*.ckpt")]

@@ -73,12 +73,12 @@ def train(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> di
 def sample(protocol: Protocol, cell: Cell, run: Run) -> Path:
     """Draws a cell's images from its finished training."""
     from benchmark.sample import sample
-    from benchmark.train import find_source, fingerprint, is_whole
+    from benchmark.train import find_source, fingerprint, is_whole, training_folder
 
     name = registry.trained_name(cell.method)
     source = find_source(protocol, name, cell.train, run, verbose=False)
     mark = fingerprint(protocol, name, cell.train, cell.seed, source.hash)
-    training = run.out / "trainings" / protocol.name / f"{name}-{cell.train}-s{cell.seed}-{mark}"
+    training = training_folder(name, cell.train, cell.seed, mark, run)
     if not is_whole(training):
         raise UserError(f"{name} is not trained at {cell.train} with seed {cell.seed}; run `python -m benchmark train` first")
     return sample(protocol, cell.method, cell.train, cell.test, cell.seed, training, run)
@@ -172,13 +172,13 @@ def build_record(
     import torch
 
     from benchmark.sample import DONE
-    from benchmark.train import REPORT, find_source, fingerprint
+    from benchmark.train import REPORT, find_source, fingerprint, training_folder
 
     cls = registry.load(cell.method)
     trained = registry.trained_name(cell.method)
     data_hash = find_source(protocol, trained, cell.train, run, verbose=False).hash
     mark = fingerprint(protocol, trained, cell.train, cell.seed, data_hash)
-    report = read_json(run.out / "trainings" / protocol.name / f"{trained}-{cell.train}-s{cell.seed}-{mark}" / REPORT)
+    report = read_json(training_folder(trained, cell.train, cell.seed, mark, run) / REPORT)
     cuda = torch.cuda.is_available()
     return record.build(
         protocol,

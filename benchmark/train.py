@@ -7,6 +7,7 @@ holds weights, their average and the optimizer, and nothing about data or random
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import logging
 import math
@@ -25,10 +26,11 @@ import safetensors.torch
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from benchmark import data, progress, recipe, registry, shards
 from benchmark.files import Stopped, UserError, atomic, code_version, digest, read_json, write_json
+from benchmark.flops import recognised, training_flops
 from benchmark.method import Method
 from benchmark.protocol import Protocol, size_hw, size_name
 
@@ -48,6 +50,7 @@ class Run:
         devices: "auto", or how many on each node.
         nodes: machines.
         workers: processes on each node that decode pictures; 0 takes half of its processors.
+        compile: whether a training's core goes through torch.compile.
         every_steps, every_minutes: a training is saved whenever one of them has passed.
     """
 
@@ -56,6 +59,7 @@ class Run:
     devices: str = "auto"
     nodes: int = 1
     workers: int = 0
+    compile: bool = False
     every_steps: int = 5000
     every_minutes: float = 2.0
 
@@ -184,6 +188,11 @@ def fingerprint(protocol: Protocol, name: str, train: str, seed: int, data_hash:
     )
 
 
+def training_folder(name: str, train: str, seed: int, mark: str, run: Run) -> Path:
+    """Where a training's files lie; contests whose trainings agree share it."""
+    return run.out / "trainings" / f"{name}-{train}-s{seed}-{mark}"
+
+
 def train(protocol: Protocol, name: str, train_size: str, seed: int, run: Run) -> Path:
     """Trains the method whose checkpoint `name` uses, or finds it trained.
 
@@ -197,7 +206,7 @@ def train(protocol: Protocol, name: str, train_size: str, seed: int, run: Run) -
     name = registry.trained_name(name)
     source = find_source(protocol, name, train_size, run)
     mark = fingerprint(protocol, name, train_size, seed, source.hash)
-    folder = run.out / "trainings" / protocol.name / f"{name}-{train_size}-s{seed}-{mark}"
+    folder = training_folder(name, train_size, seed, mark, run)
     if is_whole(folder):
         progress.say(f"train {name} {train_size}: whole already, skipped ({folder})")
         return folder
@@ -245,12 +254,12 @@ def _fit(method: Method, protocol: Protocol, source: Source, folder: Path, mark:
             precision=recipe.precision(config.precision),
             callbacks=[
                 recipe.averaging(protocol),
-                Watch(stage, mark, config.batch),
+                Watch(stage, mark),
                 keeper,
                 ModelCheckpoint(**kept, train_time_interval=timedelta(minutes=run.every_minutes)),
                 ModelCheckpoint(**kept, every_n_train_steps=run.every_steps),
             ],
-            logger=TensorBoardLogger(folder, name="", version="log"),
+            logger=loggers(folder, mark),
             log_every_n_steps=50,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -258,6 +267,8 @@ def _fit(method: Method, protocol: Protocol, source: Source, folder: Path, mark:
             num_sanity_val_steps=0,
         )
         loader = recipe.Reader(method, source.index, resumed[1], run.decoders)
+        if run.compile:
+            method.core.compile()
         trainer.fit(method, loader, ckpt_path=resumed[0], weights_only=True)
     if keeper.stopped:
         reason = f"stopped at step {trainer.global_step} of {config.steps}; the same command continues"
@@ -266,6 +277,14 @@ def _fit(method: Method, protocol: Protocol, source: Source, folder: Path, mark:
         watch = next(callback for callback in trainer.callbacks if isinstance(callback, Watch))
         save(method, folder, mark, name, source, watch.state_dict())
     trainer.strategy.barrier()
+
+
+def loggers(folder: Path, mark: str) -> list[Logger]:
+    """TensorBoard's files in the folder; and Weights & Biases, where it is installed and WANDB_PROJECT names a project."""
+    found: list[Logger] = [TensorBoardLogger(folder, name="", version="log")]
+    if os.environ.get("WANDB_PROJECT") and importlib.util.find_spec("wandb"):
+        found.append(WandbLogger(name=folder.name, id=mark, resume="allow", save_dir=folder))
+    return found
 
 
 def newest(folder: Path, mark: str) -> tuple[str | None, int]:
@@ -289,12 +308,12 @@ def newest(folder: Path, mark: str) -> tuple[str | None, int]:
 
 
 class Watch(Callback):
-    """Shows progress, counts hours over all runs, and stops at a loss that is not a number."""
+    """Shows and logs progress and throughput, counts hours over all runs, and stops at a loss that is not a number."""
 
     every = 16  # steps between two looks at the losses: looking waits for the device
 
-    def __init__(self, stage: progress.Stage, mark: str, batch: int) -> None:
-        self.stage, self.mark, self.batch = stage, mark, batch
+    def __init__(self, stage: progress.Stage, mark: str) -> None:
+        self.stage, self.mark = stage, mark
         self.pending: list[tuple[int, torch.Tensor, list[str]]] = []
         self.before = 0.0  # seconds of earlier runs
         self.began = time.monotonic()
@@ -305,15 +324,26 @@ class Watch(Callback):
     def seconds(self) -> float:
         return self.before + time.monotonic() - self.began
 
+    def on_train_start(self, trainer: Trainer, module: Method) -> None:
+        peak = peak_flops(module.device, "bf16" if trainer.precision == "bf16-mixed" else "float32")
+        self.peak = peak and peak * trainer.world_size
+        self.flops = training_flops(module.protocol, module.train_size)
+
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.skipped += len(batch.get("skipped", []))
         self.pending.append((batch["step"], outputs["loss"].detach(), batch["key"]))
         if len(self.pending) >= self.every or trainer.global_step >= module.protocol.train.steps:
             self.look()
-            speed = self.stage.speed * self.batch
+            speed = self.stage.speed * module.protocol.train.batch
             module.log("images_per_second", speed)
-            skipped = f", {self.skipped} samples skipped" if self.skipped else ""
-            self.stage.set(trainer.global_step, f"loss {self.loss:.4f}{skipped}")
+            shown = [f"loss {self.loss:.4f}"]
+            if self.peak:
+                used = speed * self.flops / self.peak
+                module.log("mfu", used)
+                shown.append(f"mfu {used:.0%}")
+            if self.skipped:
+                shown.append(f"{self.skipped} samples skipped")
+            self.stage.set(trainer.global_step, ", ".join(shown))
 
     def look(self) -> None:
         """Reads the losses since the last look."""
@@ -334,6 +364,15 @@ class Watch(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.before, self.loss, self.skipped = state_dict["seconds"], state_dict["loss"], state_dict["skipped"]
+
+
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """Operations a second that the maker states for dense products; None for processors and GPUs that are not listed.
+
+    Lightning's own table holds the figures with sparsity for some GPUs, which would halve the utilisation.
+    """
+    found = recognised(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return getattr(found, precision) * 1e12 if found else None
 
 
 class Keeper(Callback):

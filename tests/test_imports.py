@@ -14,13 +14,15 @@ from benchmark.files import ROOT
 
 # Bottom to top: a file imports only files above it in this list.
 ORDER = [
-    "files", "protocol", "compare", "progress", "encoding", "core", "diffusion", "method", "checkpoint", "shapes",
+    "files", "protocol", "flops", "compare", "progress", "encoding", "core", "diffusion", "method", "checkpoint", "shapes",
     "classifier", "pictures", "shards", "data", "registry", "recipe", "train", "sample", "detect", "metrics", "reference",
     "score", "record", "table", "published", "plots", "page", "leaderboard", "sweep", "plan", "cluster", "reproduce",
     "spectrum", "speed", "__main__",
 ]  # fmt: skip
-TORCH_FREE = ["files", "protocol", "compare", "progress", "shapes", "registry", "record", "table", "published", "plots", "page",
-              "leaderboard", "sweep", "plan", "cluster", "reproduce", "__main__"]  # fmt: skip
+TORCH_FREE = [
+    "files", "protocol", "flops", "compare", "progress", "shapes", "registry", "record", "table", "published", "plots",
+    "page", "leaderboard", "sweep", "plan", "cluster", "reproduce", "__main__",
+]  # fmt: skip
 FILES = sorted(path.stem for path in (ROOT / "benchmark").glob("*.py") if path.stem != "__init__")
 
 

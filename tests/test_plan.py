@@ -11,7 +11,7 @@ import rich.console
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmark import diffusion, plan, protocol, registry, sweep
+from benchmark import diffusion, flops, plan, protocol, registry, sweep
 from benchmark.core import Core
 from benchmark.encoding import Encoding
 from benchmark.files import UserError, write_json
@@ -54,12 +54,12 @@ def test_forward_and_training_are_what_torch_counts(core, outputs, grid_hw):
     with torch.device("meta"):
         x = torch.empty(images, core.channels, *(core.patch * n for n in grid_hw))
         time, label = torch.empty(images), torch.empty(images, dtype=torch.int64)
-    formula = plan.forward_flops(core, outputs, grid_hw)
+    formula = flops.forward_flops(core, outputs, grid_hw)
     forward = counted(network, x, time, label, Encoding())
     assert forward / images == pytest.approx(formula, rel=0.01)
     both = counted(lambda: network(x, time, label, Encoding()).sum().backward())
-    assert both / forward == pytest.approx(1 + plan.BACKWARD, rel=0.05)
-    assert plan.parameters(core, outputs) == sum(value.numel() for value in network.parameters())
+    assert both / forward == pytest.approx(1 + flops.BACKWARD, rel=0.05)
+    assert flops.parameters(core, outputs) == sum(value.numel() for value in network.parameters())
 
 
 @pytest.mark.parametrize("name", ["ledit", "rpe2d", "extrapolation"])
@@ -72,15 +72,15 @@ def test_what_a_method_adds_is_small_change(name):
         with torch.no_grad():
             method.predict(x, torch.zeros(1), label, method.encoding((12, 16)), torch.zeros(1, 6))
 
-    assert counted(forward) == pytest.approx(plan.forward_flops(rules.core, 1, (12, 16)), rel=0.03)
+    assert counted(forward) == pytest.approx(flops.forward_flops(rules.core, 1, (12, 16)), rel=0.03)
 
 
 def test_published_sizes_of_dit():
     """Peebles and Xie 2023, table 4 and appendix A (their "Gflops" are multiply-adds) at 256 x 256; parameters in millions."""
     for name, giga, millions in (("s2", 6.06, 33), ("b2", 23.01, 130), ("xl2", 118.64, 675)):
         rules = protocol.load(f"imagenet-256-{name}")
-        assert plan.forward_flops(rules.core, 2, (16, 16)) / 2e9 == pytest.approx(giga, rel=0.01)
-        assert plan.parameters(rules.core, 2) / 1e6 == pytest.approx(millions, abs=0.6)
+        assert flops.forward_flops(rules.core, 2, (16, 16)) / 2e9 == pytest.approx(giga, rel=0.01)
+        assert flops.parameters(rules.core, 2) / 1e6 == pytest.approx(millions, abs=0.6)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_detectors_are_what_torch_counts():
 def test_outputs_and_evaluations_are_those_of_the_objectives():
     for name in ("flow", "ddpm"):
         objective = diffusion.objective(protocol.Objective(name=name))
-        assert plan.OUTPUTS[name] == objective.outputs
+        assert flops.OUTPUTS[name] == objective.outputs
         for solver in protocol.SOLVERS[name]:
             for guidance in (1.0, 1.5):
                 config = protocol.Sample(solver=solver, steps=6, guidance=guidance)
@@ -272,7 +272,7 @@ def test_what_is_there_is_found(tmp_path):
     card = dataclasses.replace(data.card(rules.data.card), count=rules.data.count)
     written = shards.prepare(card, None, tmp_path / "data", workers=1)
     mark = train.fingerprint(rules, "extrapolation", "16x16", 0, written.fingerprint)
-    folder = tmp_path / "trainings" / "smoke" / f"extrapolation-16x16-s0-{mark}"
+    folder = tmp_path / "trainings" / f"extrapolation-16x16-s0-{mark}"
 
     def states() -> dict[str, str]:
         return {f"{s.kind} {s.test or s.train}".strip(): s.state for s in listed(rules, ["extrapolation"], tmp_path)}

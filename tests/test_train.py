@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmark import protocol, registry, train
+from benchmark import flops, progress, protocol, registry, train
 from benchmark.files import ROOT, UserError
 from benchmark.method import Method
 
@@ -55,7 +55,7 @@ def test_report_and_skip(rules, uninterrupted, capsys):
     assert 0 < report["loss"] < 3
     method = registry.build("extrapolation", rules, "16x16", 0)
     assert report["parameters"] == sum(value.numel() for value in method.parameters())
-    again = train.train(rules, "extrapolation", "16x16", 0, run(uninterrupted.parents[2]))
+    again = train.train(rules, "extrapolation", "16x16", 0, run(uninterrupted.parents[1]))
     assert again == uninterrupted
     assert "whole already, skipped" in capsys.readouterr().out
 
@@ -95,7 +95,7 @@ def test_resume_after_a_crash_is_bit_equal(rules, uninterrupted, tmp_path, monke
     with pytest.raises(RuntimeError, match="plug"):
         train.train(rules, "extrapolation", "16x16", 0, run(tmp_path, every_steps=5))
     monkeypatch.undo()
-    folder = next(tmp_path.glob("trainings/smoke/*"))
+    folder = next(tmp_path.glob("trainings/*"))
     assert not train.is_whole(folder)
     # The newest checkpoint is torn, as by a kill while it was written: the one before is used.
     newest = folder / train.CHECKPOINTS / "step=10.ckpt"
@@ -119,12 +119,12 @@ def test_any_number_of_signals_in_the_real_command(uninterrupted, tmp_path):
     command = [sys.executable, "-m", "benchmark", "train", "extrapolation", *RULES, "--protocol", "smoke", "--out", str(tmp_path)]
     command += ["--every-steps", "3"]
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-        before = set(tmp_path.glob("trainings/smoke/*/checkpoints/*.ckpt"))
+        before = set(tmp_path.glob("trainings/*/checkpoints/*.ckpt"))
         process = subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
         deadline = time.monotonic() + 120
-        while set(tmp_path.glob("trainings/smoke/*/checkpoints/*.ckpt")) <= before and time.monotonic() < deadline:
+        while set(tmp_path.glob("trainings/*/checkpoints/*.ckpt")) <= before and time.monotonic() < deadline:
             if process.poll() is not None:  # a fast machine has finished
                 break
             time.sleep(0.005)
@@ -133,7 +133,7 @@ def test_any_number_of_signals_in_the_real_command(uninterrupted, tmp_path):
             os.killpg(process.pid, number)
         _, errors = process.communicate(timeout=60)
         assert "Traceback" not in errors, errors
-        folder = next(tmp_path.glob("trainings/smoke/*"))
+        folder = next(tmp_path.glob("trainings/*"))
         if train.is_whole(folder):
             break
         assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number)
@@ -144,7 +144,7 @@ def test_any_number_of_signals_in_the_real_command(uninterrupted, tmp_path):
 
 def test_another_seed_or_option_is_another_training(rules, uninterrupted):
     mark = uninterrupted.name.rpartition("-")[2]
-    shards = json.loads(next(uninterrupted.parents[2].glob("data/*/manifest.json")).read_text())["fingerprint"]
+    shards = json.loads(next(uninterrupted.parents[1].glob("data/*/manifest.json")).read_text())["fingerprint"]
     assert train.fingerprint(rules, "extrapolation", "16x16", 0, shards) == mark
     assert train.fingerprint(rules, "extrapolation", "16x16", 1, shards) != mark
     assert train.fingerprint(rules, "nope", "16x16", 0, shards) != mark
@@ -152,6 +152,37 @@ def test_another_seed_or_option_is_another_training(rules, uninterrupted):
     assert train.fingerprint(warmer, "extrapolation", "16x16", 0, shards) != mark
     sampled = dataclasses.replace(rules, sample=dataclasses.replace(rules.sample, guidance=7.0))
     assert train.fingerprint(sampled, "extrapolation", "16x16", 0, shards) == mark
+
+
+def test_throughput_and_utilisation_are_logged(rules, tmp_path, monkeypatch, capsys):
+    """MFU = images a second x three forwards of the core, as torch counts them, over the device's peak."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.flop_counter import FlopCounterMode
+
+    monkeypatch.setattr(train, "peak_flops", lambda device, precision: 1e9)
+    monkeypatch.setattr(progress, "PLAIN_EVERY", 0.0)
+    longer = dataclasses.replace(rules, train=dataclasses.replace(rules.train, steps=100))
+    folder = train.train(longer, "extrapolation", "16x16", 0, run(tmp_path))
+    log = EventAccumulator(str(folder / "log")).Reload()
+    speed, used = (log.Scalars(name)[-1].value for name in ("images_per_second", "mfu"))
+    method = registry.build("extrapolation", longer, "16x16", 0)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        method.predict(
+            torch.zeros(1, 3, 16, 16), torch.zeros(1), torch.zeros(1, dtype=torch.int64), method.encoding((4, 4)), None
+        )
+    assert speed > 0
+    assert used == pytest.approx(speed * 3 * counter.get_total_flops() / 1e9, rel=1e-5)
+    assert "mfu" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("NVIDIA H100 80GB HBM3", 989), ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA GeForce RTX 4090", 165), ("NVIDIA H200", 989),
+     ("NVIDIA H100 PCIe", None), ("Tesla T4", None)],
+)  # fmt: skip
+def test_devices_are_recognised(name, expected):
+    found = flops.recognised(name)
+    assert (found and found.bf16) == expected
 
 
 def test_nan_loss_names_step_and_samples(rules, tmp_path, monkeypatch):
@@ -163,7 +194,7 @@ def test_nan_loss_names_step_and_samples(rules, tmp_path, monkeypatch):
     monkeypatch.setattr(Method, "training_step", poisoned)
     with pytest.raises(UserError, match=r"the loss is nan at step 6; samples of the batch: .+"):
         train.train(rules, "extrapolation", "16x16", 0, run(tmp_path, every_steps=7))
-    folder = next(tmp_path.glob("trainings/smoke/*"))
+    folder = next(tmp_path.glob("trainings/*"))
     assert not list(folder.glob("checkpoints/*.ckpt")), "a loss that is not a number must not be saved"
 
 
@@ -185,6 +216,6 @@ def test_two_processes_train_as_one(uninterrupted, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run([*command, "--devices", "2"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
     assert result.returncode == 0, result.stderr
-    one, two = (load_file(folder / train.WEIGHTS) for folder in (uninterrupted, next(tmp_path.glob("trainings/smoke/*"))))
+    one, two = (load_file(folder / train.WEIGHTS) for folder in (uninterrupted, next(tmp_path.glob("trainings/*"))))
     for key in one:
         torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=2e-4)
