@@ -52,7 +52,7 @@ def load_core(path: Path | str) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"checkpoint {path} is not there")
+        raise UserError(f"checkpoint {path} is not there; give one in the DiT layout as train.init=PATH")
     if path.suffix == ".safetensors":
         try:
             state = safetensors.torch.load_file(path)

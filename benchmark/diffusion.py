@@ -218,9 +218,12 @@ def guided(predict: Callable[[Tensor, Tensor, Tensor], Tensor], label: Tensor, n
     return step
 
 
+WEIGHTS, TRAINING, IMAGES, POSITIONS = range(4)  # what random numbers are for: no two purposes share a stream
+
+
 def image_generator(seed: int, index: int) -> torch.Generator:
     """The generator of image `index`: its noise depends on the seed and the index alone, on the CPU."""
-    return torch.Generator().manual_seed(mixed_seed(seed, index))
+    return torch.Generator().manual_seed(mixed_seed(IMAGES, seed, index))
 
 
 def mixed_seed(*parts: int) -> int:

@@ -32,10 +32,19 @@ class Draws:
         seed: of the run.
         step: global step.
         rows: (first row, rows of the global batch) of this rank's slice, which holds `count` rows.
+        purpose: the stream, one of those in benchmark/diffusion.py.
     """
 
-    def __init__(self, seed: int, step: int, rows: tuple[int, int], count: int, device: torch.device | str = "cpu") -> None:
-        self.generator = torch.Generator().manual_seed(diffusion.mixed_seed(seed, step))
+    def __init__(
+        self,
+        seed: int,
+        step: int,
+        rows: tuple[int, int],
+        count: int,
+        device: torch.device | str = "cpu",
+        purpose: int = diffusion.TRAINING,
+    ) -> None:
+        self.generator = torch.Generator().manual_seed(diffusion.mixed_seed(purpose, seed, step))
         self.first, self.total = rows
         self.count, self.device = count, device
 
@@ -111,7 +120,7 @@ class Method(LightningModule):
         self.stem = self.conditioner = None
         # Weights are a function of the seed, and building them leaves the caller's random state alone.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(diffusion.mixed_seed(seed, 0))
+            torch.manual_seed(diffusion.mixed_seed(diffusion.WEIGHTS, seed))
             self.core = Core(**core, out_channels=core["channels"] * self.objective.outputs)
             self.build()
 

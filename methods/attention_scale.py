@@ -1,7 +1,7 @@
 """Attention scale: plain RoPE, and logits that grow with the number of tokens so that attention stays as sharp.
 
 Source: Jin et al. 2023, arXiv 2306.08645: logits times sqrt(ln N_test / ln N_train) (option `rule` "jin"); "fitv2" is FiTv2's
-max(1, ln N_test / ln N_train).
+max(1, ln N_test / ln N_train); the code whlzy/FiT has 2 N_test there.
 
 Training: plain RoPE (Extrapolation's checkpoint). At another grid: positions run on, as in extrapolation.
 Where the protocol scales the attention of all methods, this one adds nothing and equals extrapolation.

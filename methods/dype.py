@@ -7,8 +7,9 @@ here. Two forms (option `form`):
 
 Training: plain RoPE (Extrapolation's checkpoint). At a smaller grid: plain RoPE.
 Departures: at kappa = 0 the thresholds are zero and every band turns more often than that: plain RoPE, the limit; the public code
-divides by it, and just above it blends the wrong way round (its ramp is empty there). The temperature follows the larger axis,
-as in our YaRN; the code takes each axis' own. With a DDPM objective t is the level over 1000.
+divides by it, and just above it blends the wrong way round (its ramp is empty there). Ramps end at band d - 1 at the latest, as
+in FiT, and not at d / 2 as in that code: another number close to data only. The temperature follows the larger axis, as in
+our YaRN; the code takes each axis' own. With a DDPM objective t is the level over 1000.
 """
 
 from __future__ import annotations

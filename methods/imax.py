@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchmark.files import UserError
 from methods.extrapolation import Extrapolation
 
 
@@ -25,6 +26,10 @@ class IMax(Extrapolation):
     @dataclass(frozen=True)
     class Options:
         factor: float = 10.0  # on the base
+
+        def __post_init__(self) -> None:
+            if self.factor <= 0:
+                raise UserError(f"imax needs a positive factor on the base, not {self.factor}")
 
     def theta(self, trained: int, tested: int, time: float | None) -> Tensor:
         if tested <= trained:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmark.core import sinusoids
+from benchmark.diffusion import POSITIONS
 from benchmark.encoding import Encoding, rotary
 from benchmark.files import UserError, unknown
 from benchmark.method import Draws
@@ -72,7 +73,7 @@ class RPE2D(Extrapolation):
         if draws is not None:
             return draws.subsets(count, self.h_max)
         if self.options.spacing == "random":
-            return Draws(self.seed, axis, (0, 1), 1, self.device).subsets(count, self.h_max)[0]
+            return Draws(self.seed, axis, (0, 1), 1, self.device, POSITIONS).subsets(count, self.h_max)[0]
         if count == 1:
             return torch.full((1,), (self.h_max - 1) / 2, dtype=torch.float64, device=self.device)
         return torch.arange(count, device=self.device).double() * (self.h_max - 1) / (count - 1)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from benchmark.files import UserError
 from methods.extrapolation import Extrapolation
 
 
@@ -29,6 +30,10 @@ class YaRN(Extrapolation):
         beta_fast: float = 32.0  # turns inside the training grid from which a band stays
         beta_slow: float = 1.0  # turns up to which a band is interpolated
         temperature: float = 0.1  # factor of ln s
+
+        def __post_init__(self) -> None:
+            if not 0 < self.beta_slow < self.beta_fast:
+                raise UserError(f"yarn needs 0 < beta_slow < beta_fast, not {self.beta_slow} and {self.beta_fast}")
 
     def theta(self, trained: int, tested: int, time: float | None) -> Tensor:
         if tested <= trained:

@@ -112,6 +112,7 @@ def test_wrong_keys_are_named(tmp_path):
     state = published()
     del state["blocks.1.mlp.fc2.bias"], state["t_embedder.mlp.0.weight"]
     state |= {"blocks.2.attn.proj.bias": torch.zeros(32), "y_embedder.embedding_table.weight": torch.zeros(1001, 32)}
+    state["blocks.0.mlp.fc1.weight"] = state["blocks.0.mlp.fc1.weight"].T.contiguous()  # as many values, another shape
     torch.save(state, tmp_path / "weights.pt")
     method = build()
     before = {name: value.clone() for name, value in method.core.state_dict().items()}
@@ -121,6 +122,7 @@ def test_wrong_keys_are_named(tmp_path):
     assert "missing: t_embedder.mlp.0.weight, blocks.1.mlp.fc2.bias;" in text
     assert "not of this core: blocks.2.attn.proj.bias;" in text
     assert "of another shape: y_embedder.embedding_table.weight (1001, 32) instead of (5, 32)" in text
+    assert "blocks.0.mlp.fc1.weight (32, 128) instead of (128, 32)" in text
     assert "\n" not in text
     assert all(torch.equal(value, before[name]) for name, value in method.core.state_dict().items())
 
@@ -150,7 +152,7 @@ def test_truncated_files_are_refused(ending, share, tmp_path):
 
 
 def test_other_files_are_refused(tmp_path):
-    with pytest.raises(UserError, match="is not there"):
+    with pytest.raises(UserError, match=r"is not there.*train\.init=PATH"):
         checkpoint.load_core(tmp_path / "nothing.pt")
     (tmp_path / "text.pt").write_text("no weights at all")
     with pytest.raises(UserError, match=r"is not a whole PyTorch file|is refused"):

@@ -14,6 +14,7 @@ from scipy import stats
 
 from benchmark import diffusion
 from benchmark.files import UserError
+from benchmark.method import Draws
 from benchmark.protocol import Objective, Sample
 
 BETAS = np.linspace(1e-4, 0.02, 1000)
@@ -258,6 +259,19 @@ def test_no_guidance_costs_no_second_half():
 
     diffusion.guided(predict, torch.tensor([1, 2]), 9, 1.0, "all")(torch.zeros(2, 3, 2, 2), torch.zeros(2))
     assert sizes == [2]
+
+
+def test_no_two_purposes_share_random_numbers():
+    """Noise seen in training does not come back as the start of an image, at whatever place in the stream."""
+    trained = {value for step in range(20) for value in Draws(0, step, (0, 16), 16).normal(64).flatten().tolist()}
+    drawn = {v for i in range(20) for v in torch.randn(1024, generator=diffusion.image_generator(0, i)).tolist()}
+    placed = set(Draws(0, 0, (0, 16), 16, purpose=diffusion.POSITIONS).normal(64).flatten().tolist())
+    torch.manual_seed(diffusion.mixed_seed(diffusion.WEIGHTS, 0))
+    weights = set(torch.randn(1024).tolist())
+    sets = [trained, drawn, placed, weights]
+    for number, one in enumerate(sets):
+        for other in sets[number + 1 :]:
+            assert len(one & other) < 20, "a few meet by chance among float32 numbers"
 
 
 def test_noise_of_an_image_depends_on_seed_and_index():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 
@@ -54,7 +55,10 @@ def by_parts(trained: int, tested: int, factor: float = 1.0, plain: np.ndarray =
 
 @pytest.mark.parametrize(("trained", "tested"), GRIDS)
 def test_ntk_by_parts(trained, tested):
-    theta = latent("ntk_by_parts").theta(trained, tested, None).numpy()
+    method = latent("ntk_by_parts")
+    # Rounding hides small changes of a threshold on short grids.
+    assert dataclasses.astuple(method.options) == (1.25, 0.75, 16, 2)
+    theta = method.theta(trained, tested, None).numpy()
     np.testing.assert_allclose(theta, by_parts(trained, tested), rtol=1e-9)
     assert theta[-1] == pytest.approx(PLAIN[-1] * trained / tested)
     if trained == 512:
@@ -148,6 +152,7 @@ def test_resonance(trained, tested):
     np.testing.assert_allclose(method.theta(trained, tested, None), by_parts(trained, tested, plain=np.array(moved)), rtol=1e-9)
     assert moved[0] * trained / (2 * math.pi) == pytest.approx(round(trained / (2 * math.pi)))
     np.testing.assert_array_equal(method.theta(trained, trained, None), latent("extrapolation").plain())
+    assert method.temperature(2) == pytest.approx(1.0693, abs=1e-4)
 
 
 def test_attention_scale_is_a_factor_on_the_logits_alone():
@@ -287,3 +292,16 @@ def test_a_training_grid_of_one_token_or_one_row(name):
         method = small.fill(build(name, train, (train, "8x8"))).eval()
         assert small.loss(method).isfinite()
         assert method.generate("8x8" if train == "4x4" else train, 0, [0, 1]).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("yarn", {"beta_fast": 0.5}, "0 < beta_slow < beta_fast"),
+        ("yarn", {"beta_slow": -1.0}, "0 < beta_slow < beta_fast"),
+        ("imax", {"factor": 0.0}, "positive factor"),
+    ],
+)
+def test_impossible_options(name, options, message):
+    with pytest.raises(UserError, match=message):
+        registry.load(name).make_options(options)
