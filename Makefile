@@ -28,7 +28,9 @@ help: ## this list
 	@echo
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 	@echo
-	@echo "Variables: METHOD=$(METHOD) PROTOCOL=$(PROTOCOL) DATA=$(DATA) DEVICES=$(DEVICES) NODES=$(NODES) SEED=$(SEED) OUT=$(OUT) CLUSTER=$(CLUSTER) DEVICE=$(DEVICE) SET='section.key=value ...'"
+	@echo "Variables: METHOD=$(METHOD) PROTOCOL=$(PROTOCOL) SEED=$(SEED) OUT=$(OUT) DATA=$(DATA)"
+	@echo "           DEVICES=$(DEVICES) NODES=$(NODES) CLUSTER=$(CLUSTER) RESOURCES=$(RESOURCES) DEVICE=$(DEVICE)"
+	@echo "           SET='section.key=value ...'"
 
 # The stamp is newer than the lock exactly when the lock is installed, so a second make installs nothing.
 $(VENV)/.installed: requirements.txt requirements-uv.txt
@@ -71,7 +73,7 @@ spectrum: $(VENV)/.installed ## redraw leaderboards/spectrum.svg from the method
 	@$(RUN) spectrum
 
 test: $(VENV)/.installed ## the test suite
-	@$(VENV)/bin/pytest tests
+	@$(VENV)/bin/pytest -n auto --dist worksteal tests
 
 lint: $(VENV)/.installed ## ruff's checks and formatting
 	@$(VENV)/bin/ruff check .

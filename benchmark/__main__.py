@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import errno
 import multiprocessing
-import os
 import signal
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
+from safetensors import SafetensorError
 
 from benchmark import progress, protocol, registry
-from benchmark.files import Stopped, UserError
+from benchmark.files import Stopped, UserError, is_full
+
+# What the system says of a place that cannot be written: OUT is a file, or somebody else's.
+DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
 
 app = typer.Typer(
     name="python -m benchmark",
@@ -38,6 +41,14 @@ Workers = Annotated[int, typer.Option(min=0, help="processes on each node that d
 Methods = Annotated[str, typer.Option(help="only these, separated by commas")]
 Train = Annotated[str, typer.Option("--train", help="only this training size, such as 32x32")]
 Test = Annotated[str, typer.Option("--test", help="only this test size, such as 64x48")]
+
+
+def rules_of(name: str, overrides: list[str] | None) -> protocol.Protocol:
+    """The protocol, with options of methods that exist."""
+    rules = protocol.load(name, overrides or ())
+    for method in rules.options:
+        registry.check(method)
+    return rules
 
 
 def run_of(out: Path, data: str, devices: str, nodes: int, **options):
@@ -79,7 +90,7 @@ def shards(
     """Write a protocol's data set as webdataset shards with an index."""
     from benchmark.train import prepared
 
-    prepared(protocol.load(protocol_name, overrides or ()), run_of(out, data, "1", 1, workers=workers))
+    prepared(rules_of(protocol_name, overrides), run_of(out, data, "1", 1, workers=workers))
 
 
 @app.command()
@@ -100,7 +111,7 @@ def latents(
     from benchmark.data import card
     from benchmark.train import prepared
 
-    rules = protocol.load(protocol_name, overrides or ())
+    rules = rules_of(protocol_name, overrides)
     if rules.data.representation != "latents":
         raise UserError(f"{rules.name} trains on pixels and needs no latents")
     run = run_of(out, data, devices, 1)
@@ -139,12 +150,12 @@ def train(
     workers: Workers = 0,
     compile: Annotated[bool, typer.Option("--compile", help="compile the core: slow to start, then faster on a GPU")] = False,
     every_steps: Annotated[int, typer.Option(min=1, help="save a checkpoint after so many steps")] = 5000,
-    every_minutes: Annotated[float, typer.Option(help="save a checkpoint after so many minutes")] = 2.0,
+    every_minutes: Annotated[float, typer.Option(min=0.01, help="save a checkpoint after so many minutes")] = 2.0,
 ) -> None:
     """Train the checkpoint that a method uses, or continue its training."""
     from benchmark.train import train as fit
 
-    rules = protocol.load(protocol_name, overrides or ())
+    rules = rules_of(protocol_name, overrides)
     registry.check(method)
     run = run_of(
         out, data, devices, nodes, workers=workers, compile=compile, every_steps=every_steps, every_minutes=every_minutes
@@ -169,7 +180,7 @@ def sample(
     """Draw the images of a method's cells from its trained weights."""
     from benchmark import sweep
 
-    rules = protocol.load(protocol_name, overrides or ())
+    rules = rules_of(protocol_name, overrides)
     registry.check(method)
     for cell in chosen(rules, [method], seed, train, test):
         progress.say(f"images in {sweep.sample(rules, cell, run_of(out, data, devices, nodes))}")
@@ -200,7 +211,7 @@ def score(
         raise UserError("give a method, or --samples FILE --reference FILE")
     from benchmark import sweep
 
-    rules = protocol.load(protocol_name, overrides or ())
+    rules = rules_of(protocol_name, overrides)
     registry.check(method)
     run = run_of(out, data, "auto", 1)
     for cell in chosen(rules, [method], seed, train, test):
@@ -229,6 +240,15 @@ def print_scores(samples: str, reference: str, detector: str, weights: str) -> N
     for name, entry in result["scores"].items():
         table.add_row(name, *(f"{entry[key]:.4f}" if entry.get(key) is not None else "" for key in ("value", "low", "high")))
     Console().print(table)
+    for kind in ("detector", "reference"):
+        about = {"count": None, "source": None} | result[kind]
+        parts = [
+            about["source"] or about.get("name"),
+            f"hash {about['hash']}",
+            f"{about['count']} images" if about["count"] else "",
+        ]
+        progress.say(f"{kind}  {', '.join(part for part in parts if part)}")
+    progress.say(f"detector's work  {result['looked']}")
 
 
 @app.command()
@@ -243,7 +263,7 @@ def bench(
     nodes: Nodes = 1,
 ) -> None:
     """Everything for one method: shards, training, samples, scores, records, leaderboard."""
-    rules = protocol.load(protocol_name, overrides or ())
+    rules = rules_of(protocol_name, overrides)
     registry.check(method)
     contest(rules, [method], seed, run_of(out, data, devices, nodes))
 
@@ -267,7 +287,7 @@ def sweep(
     With --cluster the stages become jobs that depend on each other: trainings, then cells, then the leaderboards. Nodes that
     you already hold take a stage with torchrun: torchrun --nproc-per-node 8 -m benchmark train METHOD --devices 8 ...
     """
-    rules = protocol.load(protocol_name, overrides or ())
+    rules = rules_of(protocol_name, overrides)
     names, run = chosen_methods(rules, methods), run_of(out, data, devices, nodes)
     if not cluster:
         if resources or wait:
@@ -300,7 +320,7 @@ def plan(
 
     from benchmark import plan
 
-    rules = protocol.load(protocol_name, overrides or ())
+    rules = rules_of(protocol_name, overrides)
     plan.device(device)
     stages = plan.stages(rules, chosen_methods(rules, methods), seed, run_of(out, data, "1", 1))
     console = Console(width=None if sys.stdout.isatty() else 160)
@@ -324,7 +344,7 @@ def reproduce(
     """
     from benchmark import reproduce
 
-    rules = protocol.load(protocol_name, overrides or ())
+    rules = rules_of(protocol_name, overrides)
     registry.check(method)
     lines = reproduce.reproduce(rules, method, seed, run_of(out, data, devices, nodes))
     if any(line.word == reproduce.DIFFERS for line in lines):
@@ -355,7 +375,7 @@ def reference(
     source: Annotated[str, typer.Argument(help="real images: 'shapes', a folder of pictures, or of shards")],
     size: Annotated[str, typer.Argument(help="HEIGHTxWIDTH in pixels, such as 512x384")],
     count: Annotated[int, typer.Option(min=2, help="how many images")] = 50_000,
-    nearest: Annotated[int, typer.Option(help="how many of them for precision and recall")] = 10_000,
+    nearest: Annotated[int, typer.Option(min=4, help="how many of them for precision and recall")] = 10_000,
     detector: Annotated[str, typer.Option(help="inception, dinov2 or shapes")] = "inception",
     weights: Annotated[str, typer.Option(help="the detector's weight file; default DETECTOR_WEIGHTS or its download")] = "",
     out: Out = Path("runs"),
@@ -481,6 +501,7 @@ def stop(number: int, frame: object) -> NoReturn:
     """
     if multiprocessing.parent_process() is not None:
         return
+    signal.signal(number, signal.SIG_IGN)  # a second one would cut short what cleans up after the first
     raise Stopped("stopped; what was finished is kept, and the same command continues", 128 + number)
 
 
@@ -496,10 +517,14 @@ def main() -> int:
     except Stopped as reason:
         print(reason, file=sys.stderr)
         return reason.code
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except (OSError, SafetensorError) as error:
+        if is_full(error):
+            where = getattr(error, "filename", None)
+            print(f"error: no space left on the device{f' ({where})' if where else ''}; free some and run again", file=sys.stderr)
+        elif getattr(error, "errno", None) in DENIED:
+            print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        else:
             raise
-        print(f"error: no space left on the device ({error.filename or os.getcwd()}); free some and run again", file=sys.stderr)
         return 2
     return 0
 

@@ -120,7 +120,7 @@ class Inception(Detector):
         with untrained():
             self.network = Network("inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=empty)
             he_initialise(self.network)
-        self.hash = load_into(self.network, path, self.name)
+        self.hash = load_into(self.network, path, self.name, URL_INCEPTION_V3)
         self.network.eval().to(device)
         self._spatial: list[Tensor] = []
         self.network.Mixed_6d.branch1x1.register_forward_hook(lambda module, inputs, output: self._spatial.append(output))
@@ -153,7 +153,7 @@ class Dinov2(Detector):
         with untrained():
             self.network = timm.create_model(self.model, img_size=224, num_classes=0, global_pool="token")
         self.widths = {"features": self.network.num_features}
-        self.hash = load_into(self.network, path, self.name, checkpoint_filter_fn)
+        self.hash = load_into(self.network, path, self.name, self.url, checkpoint_filter_fn)
         self.network.eval().requires_grad_(False).to(device)
         mean, deviation = timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
         self.mean = torch.tensor(mean, device=device)[:, None, None]
@@ -269,12 +269,12 @@ def find_weights(name: str, weights: str | None, url: str, file: str | None = No
     weights = weights or os.environ.get(WEIGHTS_VARIABLE) or None
     if weights == RANDOM:
         return None
+    expected = f" (SHA-256 {sha256}...)" if sha256 else ""
     if weights is not None:
         if not Path(weights).is_file():
-            raise UserError(f"the weights of detector '{name}' are not at {weights}; give the path of a file there is")
+            raise UserError(f"the weights of detector '{name}' are not at {weights}; give the path of {url}{expected}")
         return Path(weights)
     path = Path(torch.hub.get_dir()) / "checkpoints" / (file or Path(url).name)
-    expected = f" (SHA-256 {sha256}...)" if sha256 else ""
     if not path.is_file():
         try:
             with atomic(path) as draft:
@@ -302,12 +302,13 @@ def check_hash(path: Path, sha256: str, where: str) -> None:
 
 
 def load_into(
-    network: nn.Module, path: Path | None, name: str, translate: Callable[[dict, nn.Module], dict] | None = None
+    network: nn.Module, path: Path | None, name: str, url: str, translate: Callable[[dict, nn.Module], dict] | None = None
 ) -> str:
     """Puts a weight file (safetensors, or a pickled dict of tensors) into a detector's network and returns its hash.
 
     Args:
         path: the file; None leaves the network untrained.
+        url: where the right file is published.
         translate: from the file's state dict to the network's.
     """
     if path is None:
@@ -318,7 +319,7 @@ def load_into(
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, ValueError, LookupError, TypeError,
             AttributeError, EOFError) as error:  # fmt: skip
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-        raise UserError(f"{path} does not hold the weights of detector '{name}' ({reason})") from None
+        raise UserError(f"{path} does not hold the weights of detector '{name}' ({reason}); those are at {url}") from None
     return file_hash(path)[:12]
 
 

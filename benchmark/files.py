@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import difflib
+import errno
 import hashlib
 import json
 import os
@@ -12,7 +13,11 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -57,6 +62,21 @@ def atomic(path: Path | str) -> Iterator[Path]:
         os.replace(inner, path)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a write failed because the disk is full, or a quota on it used up. Libraries in Rust say so in words only."""
+    codes = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "errno", None) in codes or any(os.strerror(code) in str(error) for code in codes)
+
+
+def write_array(path: Path | str, array: np.ndarray) -> None:
+    """Writes an array as .npy, atomically."""
+    import numpy as np
+
+    with atomic(path) as draft, open(draft, "wb") as file:
+        # Given a real file, NumPy writes through a buffer of C's, and does not notice that its last part found the disk full.
+        np.save(SimpleNamespace(write=file.write), array)
 
 
 def write_text(path: Path | str, text: str) -> None:

@@ -334,6 +334,12 @@ class _Kept(Metric):
             raise UserError(f"features have the width {features.shape[1]}, expected {self.reference.shape[1]}")
         self.kept.append(features.float())
 
+    def sync(self, *args, **kwargs) -> None:
+        """Gathers from all ranks; one without images takes part with none, of the right width."""
+        if isinstance(self.kept, list) and not self.kept:
+            self.kept.append(torch.empty(0, self.reference.shape[1], device=self.device))
+        super().sync(*args, **kwargs)
+
     def features(self) -> Tensor:
         """All features seen, [N, D]."""
         kept = self.kept

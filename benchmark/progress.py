@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 PLAIN_EVERY = 15.0  # seconds between two lines where there is no terminal
+WIDE = 100  # columns from which a bar fits beside title and figures
 
 
 class Stage:
@@ -56,8 +57,9 @@ class Stage:
     def line(self) -> str:
         """The state as one plain line."""
         left = "" if self.left is None else f"  {clock(self.left)} left"
+        left = f"  in {clock(self.elapsed)}" if self.done >= self.total else left
         figures = f"  {self.figures}" if self.figures else ""
-        speed = f"  {self.speed:.3g} {self.unit}/s" if self.done > self.start else ""
+        speed = f"  {rate(self.speed)} {self.unit}/s" if self.done > self.start else ""
         return f"{self.title}  {self.done}/{self.total} {self.unit}{'s' if self.total != 1 else ''}{speed}{figures}{left}"
 
 
@@ -81,17 +83,18 @@ class Live(Stage):
     """A bar in a terminal, redrawn in place."""
 
     def open(self) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich import get_console
+        from rich.progress import BarColumn, Progress, TextColumn
 
+        wide = get_console().width >= WIDE
         self.bars = Progress(
             TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=None),
+            *([BarColumn(bar_width=None)] if wide else []),
             TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}s"),
             TextColumn("[cyan]{task.fields[speed]}"),
             TextColumn("[magenta]{task.fields[figures]}"),
-            TimeElapsedColumn(),
             TextColumn("[green]{task.fields[left]}"),
-            expand=True,
+            expand=wide,
         )
         self.task = self.bars.add_task(
             self.title, total=self.total, completed=self.start, unit=self.unit, speed="", figures="", left=""
@@ -100,7 +103,8 @@ class Live(Stage):
 
     def show(self) -> None:
         left = "" if self.left is None else f"{clock(self.left)} left"
-        speed = f"{self.speed:.3g}/s" if self.done > self.start else ""
+        left = f"in {clock(self.elapsed)}" if self.done >= self.total else left
+        speed = f"{rate(self.speed)}/s" if self.done > self.start else ""
         self.bars.update(self.task, total=self.total, completed=self.done, speed=speed, figures=self.figures, left=left)
 
 
@@ -131,6 +135,11 @@ def first_rank() -> bool:
     """Whether this process speaks for all: it is the only one, or rank 0 of them (Lightning, torchrun and SLURM's variables)."""
     names = ("RANK", "LOCAL_RANK", "SLURM_PROCID") if "RANK" not in os.environ else ("RANK",)
     return all(os.environ.get(name, "0") == "0" for name in names)
+
+
+def rate(speed: float) -> str:
+    """A speed to three digits, large ones in full: 0.123, 12.3, 12300."""
+    return f"{speed:.3g}" if speed < 1000 else f"{speed:.0f}"
 
 
 def clock(seconds: float) -> str:

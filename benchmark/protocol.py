@@ -28,6 +28,7 @@ CHOICES = {
     "switches.timestep_shift": ("none", "sqrt_area"),
     "train.precision": ("bf16", "float32"),
     "sample.precision": ("bf16", "float32"),
+    "score.detector": ("inception", "shapes"),  # those that give an inception score, which every record holds
 }
 SOLVERS = {"flow": ("euler", "heun"), "ddpm": ("ddpm", "ddim")}
 
@@ -219,6 +220,7 @@ def load(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Protocol:
     Raises:
         UserError: unknown protocol or key, a value of the wrong type, or rules that contradict each other.
     """
+    import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -234,7 +236,7 @@ def load(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Protocol:
         )
         merged = OmegaConf.merge(schema, OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
         protocol = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, ValueError, TypeError, KeyError) as error:
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         where = f" with {' '.join(overrides)}" if overrides else ""
         raise UserError(f"protocol {path.stem}{where}: {reason}") from None
@@ -302,3 +304,7 @@ def validate(protocol: Protocol) -> None:
         need(value >= 1, f"{name} must be at least 1")
     need(protocol.sample.count >= 2, "sample.count must be at least 2: a covariance needs two images")
     need(protocol.score.reference >= 2, "score.reference must be at least 2: a covariance needs two images")
+    splits, count = protocol.score.splits, protocol.sample.count
+    need(1 <= splits <= count, f"score.splits must be 1 to {count}: every split of the inception score needs an image")
+    nearest = min(protocol.score.nearest, protocol.score.reference, count)
+    need(nearest >= 4, "score.nearest, score.reference and sample.count must be at least 4: precision needs a third neighbour")

@@ -23,14 +23,14 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.lib import format as npy
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from benchmark import shapes
 from benchmark.detect import Detector, log_spectrum
-from benchmark.files import UserError, atomic, code_version, digest, file_hash
+from benchmark.files import UserError, atomic, code_version, digest, file_hash, read_json
 from benchmark.metrics import FrechetDistance, Moments
-from benchmark.pictures import center_crop
+from benchmark.pictures import DAMAGE, center_crop
 from benchmark.protocol import size_name
 from benchmark.shards import ENDINGS, Index
 
@@ -92,7 +92,11 @@ def open_images(path: Path | str) -> Images:
         raise UserError(f"{path} is not there; samples are a cell's folder, an .npz with arr_0, or a folder of images")
     for folder in (path / "chunks", path):
         if any(folder.glob("chunk-*.npy")):
-            return _open_chunks(folder)
+            images = _open_chunks(folder)
+            done = path / "samples.json"
+            if done.is_file() and images.count != (count := read_json(done)["count"]):
+                raise UserError(f"{path} holds {images.count} images of {count}: sample the cell again")
+            return images
     return _open_pictures(path)
 
 
@@ -103,6 +107,8 @@ def check_layout(shape: Sequence[int], dtype: np.dtype, where: str) -> None:
     if len(shape) != 4 or shape[3] != 3:
         hint = ": that is NCHW, transpose it to NHWC" if len(shape) == 4 and shape[1] == 3 else ""
         raise UserError(f"{where} has the shape {list(shape)}, images must be [n, height, width, 3]{hint}")
+    if 0 in shape[1:]:
+        raise UserError(f"{where} has the shape {list(shape)}: images without pixels")
 
 
 def _stamp(path: Path) -> str:
@@ -149,12 +155,14 @@ class _Npz:
         if not path.is_file():
             raise UserError(f"{path} is not there")
         try:
-            self.member = zipfile.ZipFile(path).open("arr_0.npy")  # noqa: SIM115 (stays open)
+            archive = zipfile.ZipFile(path)  # stays open
+            self.member = archive.open("arr_0.npy")
             version = npy.read_magic(self.member)
             header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
             self.shape, fortran, dtype = header(self.member)
         except KeyError:
-            raise UserError(f"{path} has no array arr_0, which is where an evaluator's .npz holds its images") from None
+            there = ", ".join(name.removesuffix(".npy") for name in archive.namelist())
+            raise UserError(f"{path} has no array arr_0, where an evaluator's .npz holds its images (it has: {there})") from None
         except (*DAMAGED_ZIP, ValueError, OSError) as error:
             raise UserError(f"{path} is damaged ({error})") from None
         check_layout(self.shape, dtype, str(path))
@@ -218,6 +226,8 @@ def _picture(file: Path) -> np.ndarray:
 
 def export_npz(images: Images, path: Path | str) -> None:
     """Writes images as the evaluator's .npz (`arr_0`, uint8 NHWC, stored), unit by unit: memory does not grow with N."""
+    if Path(path).suffix != ".npz" or Path(path).is_dir():
+        raise UserError(f"{path} cannot be written: give the name of a file that ends in .npz")
     shape = (images.count, *images.size_hw, 3)
     with (
         atomic(path) as draft,
@@ -248,9 +258,12 @@ def open_image(file: Path | io.BytesIO, name: str | None = None) -> Image.Image:
     """A decoded RGB image; a UserError names the file that cannot be read."""
     try:
         with Image.open(file) as image:
-            return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+            mode, picture = image.mode, image.convert("RGB")
+    except DAMAGE as error:
         raise UserError(f"{name or file} is not a readable image ({error})") from None
+    if mode.startswith(("I", "F")):  # Pillow does not scale these, it cuts off at 255
+        raise UserError(f"{name or file} has more than 8 bits a channel (Pillow's mode {mode}); save it with 8")
+    return picture
 
 
 # --- Sources of real images ------------------------------------------------------------------------------------------
@@ -391,8 +404,12 @@ def make(
     """
     if count < 2:
         raise UserError(f"a reference needs at least 2 images, not {count}")
+    if nearest < 1:
+        raise UserError(f"a reference keeps the features of at least 1 image for precision and recall, not {nearest}")
     if source.count is not None and source.count < count:
-        raise UserError(f"{source.name} has {source.count} images, the reference asks for {count}; set score.reference")
+        raise UserError(
+            f"{source.name} has {source.count} images, the reference asks for {count}: ask for fewer (score.reference, or --count)"
+        )
     key = identity(source, size_hw, detector, count, nearest)
     path = None
     if folder is not None:
@@ -461,8 +478,10 @@ def load(path: Path | str, detector: Detector, batch: int = 64) -> Reference:
             arrays = {key: torch.from_numpy(file[key]) for key in file.files if key not in ("meta", "arr_0")}
             meta = json.loads(str(file["meta"])) if "meta" in file.files else None
             holds_images = "arr_0" in file.files
-    except (zipfile.BadZipFile, ValueError, OSError, KeyError, EOFError, TypeError) as error:
+    except (*DAMAGED_ZIP, ValueError, OSError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a readable reference ({error})") from None
+    if meta is not None and not (isinstance(meta, dict) and {"hash", "count", "source", "size", "detector"} <= meta.keys()):
+        raise UserError(f"{path} is not a readable reference (its meta was not written by python -m benchmark reference)")
     if not {"mu", "sigma"} <= arrays.keys():
         raise UserError(f"{path} holds no mean and covariance (mu, sigma), so it is not a reference")
     width = detector.widths["features"]
@@ -487,7 +506,7 @@ def load(path: Path | str, detector: Detector, batch: int = 64) -> Reference:
         )
     return Reference(
         features=Moments(arrays["mu"], arrays["sigma"], meta["count"]),
-        spatial=Moments(arrays["mu_s"], arrays["sigma_s"], meta["count"]) if "mu_s" in arrays else None,
+        spatial=Moments(arrays["mu_s"], arrays["sigma_s"], meta["count"]) if {"mu_s", "sigma_s"} <= arrays.keys() else None,
         nearest=arrays.get("nearest"),
         spectrum=arrays.get("spectrum"),
         meta=meta,

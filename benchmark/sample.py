@@ -16,7 +16,7 @@ import torch
 from lightning.fabric import Fabric
 
 from benchmark import data, progress, recipe, registry, shards
-from benchmark.files import UserError, atomic, code_version, digest, read_json, write_json
+from benchmark.files import UserError, atomic, code_version, digest, read_json, write_array, write_json
 from benchmark.protocol import Protocol, size_hw
 from benchmark.train import REPORT, WEIGHTS, Run, load_weights
 
@@ -70,7 +70,9 @@ def sample(protocol: Protocol, name: str, train: str, test: str, seed: int, trai
     report = read_json(training / REPORT)
     folder = cell_folder(protocol, name, train, test, seed, report["fingerprint"], run)
     title = f"sample {name} {train} -> {test}"
-    if is_whole(folder):
+    config = protocol.sample
+    numbers = [number for number in range(-(-config.count // config.batch)) if not chunk_path(folder, number).is_file()]
+    if is_whole(folder) and not numbers:
         progress.say(f"{title}: whole already, skipped ({folder})")
         return folder
     fabric = launched(run)
@@ -80,8 +82,6 @@ def sample(protocol: Protocol, name: str, train: str, test: str, seed: int, trai
     load_weights(method, training, report["fingerprint"])
     method = method.to(fabric.device).eval()
     decode = recipe.decoder(protocol, fabric.device)
-    config = protocol.sample
-    numbers = [number for number in range(-(-config.count // config.batch)) if not chunk_path(folder, number).is_file()]
     own = numbers[fabric.global_rank :: fabric.world_size]
     began = time.monotonic()
     with (
@@ -93,8 +93,7 @@ def sample(protocol: Protocol, name: str, train: str, test: str, seed: int, trai
             first = number * config.batch
             indices = range(first, min(first + config.batch, config.count))
             images = recipe.to_uint8(decode(method.generate(test, seed, indices, stage.advance)))
-            with atomic(chunk_path(folder, number)) as draft, open(draft, "wb") as file:
-                np.save(file, images)
+            write_array(chunk_path(folder, number), images)
     add_hours(folder, fabric.global_rank, (time.monotonic() - began) / 3600)
     fabric.barrier()
     if fabric.is_global_zero:

@@ -136,7 +136,7 @@ class Features:
     def __init__(self, folder: Path | str, images: Images):
         self.files = [_unit_file(folder, k) for k in range(len(images.units))]
         self.starts = [unit.start for unit in images.units]
-        self.count = images.count
+        self.count, self.size = images.count, size_name(*images.size_hw)
         for file, unit in zip(self.files, images.units, strict=True):
             if not _is_done(file, unit):
                 raise UserError(f"{file} is missing or belongs to other images; the features have to be made first")
@@ -219,6 +219,7 @@ def score(
     """
     if features.count < 2:
         raise UserError(f"scores need at least 2 images, not {features.count}")
+    check_size(real, features.size)
     if labels is not None and len(labels) != features.count:
         raise UserError(f"there are {len(labels)} labels for {features.count} images")
     classes = torch.zeros(features.count) if labels is None else torch.as_tensor(np.asarray(labels))
@@ -266,6 +267,12 @@ def score(
         wrong = (features.all("objects").double() - 1).abs()
         put("objects", float(wrong.mean()), wrong - wrong.mean())
     return scores
+
+
+def check_size(real: Reference, size: str) -> None:
+    """Raises UserError if a reference is known to be of another size than the samples."""
+    if real.meta["size"] not in (None, size):
+        raise UserError(f"the reference is of {real.meta['size']} images, the samples are {size}: make one of their size")
 
 
 def _moments(features: Features, part: str, device: torch.device | str) -> Moments:
@@ -338,6 +345,7 @@ def score_files(
     images = open_images(samples)
     detector = detect.load(detector_name, weights, device)
     real = open_reference(reference_path, detector, images.size_hw, options.nearest, batch, report)
+    check_size(real, size_name(*images.size_hw))  # before any work
     with tempfile.TemporaryDirectory() as scratch:
         folder = features_folder(keep or scratch, detector)
         looked = extract(images, detector, folder, batch=batch, report=report)

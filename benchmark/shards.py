@@ -13,7 +13,6 @@ Legend: N samples in the set, [h, w] pixels, y before x.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import functools
 import hashlib
@@ -41,7 +40,7 @@ import numpy as np
 from PIL import Image
 
 from benchmark import shapes
-from benchmark.files import UserError, atomic, code_version, digest, file_hash, read_json, write_json
+from benchmark.files import UserError, atomic, code_version, digest, file_hash, is_full, read_json, write_array, write_json
 from benchmark.pictures import DAMAGE, center_crop, decoded, shuffled
 
 FORMAT = 1  # of the folder and of what is written for a source; raise it when either changes
@@ -476,8 +475,11 @@ def _extension(data: bytes) -> str:
     """The member name that fits what `data` really is; raises one of DAMAGE unless every pixel can be read."""
     with Image.open(io.BytesIO(data)) as image:
         name = FORMATS.get(image.format, image.format.lower())
+        mode = image.mode
     if name not in MEMBERS:
         raise ValueError(f"format {name} is not supported")
+    if mode[0] in "IF":  # Pillow would cut them off at 255
+        raise ValueError(f"pixels of mode {mode} have more than 8 bits")
     decoded(data, name)
     return name
 
@@ -672,8 +674,7 @@ class _Work:
         index["key"] = keys
         for number, column in enumerate(("label", "member", "offset", "bytes"), start=1):
             index[column] = [row[number] for row in rows]
-        with atomic(self.out / "index.npy") as draft, open(draft, "wb") as file:
-            np.save(file, index)
+        write_array(self.out / "index.npy", index)
         counts = np.bincount(index["label"], minlength=about["classes"])
         write_json(self.out / "manifest.json", {
             **about, "format": FORMAT, "fingerprint": self.mark, "count": len(rows), "samples": self.total,
@@ -715,7 +716,7 @@ def _claimed(out: Path, mark: str, *options: Any) -> Iterator[_Work]:
             _sweep(out)
             yield _Work(out, mark, *options)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if is_full(error):
                 raise UserError(f"no space left for {out}: free some and run it again, it continues") from None
             raise
         finally:
@@ -799,10 +800,18 @@ def _summary(tar: Path, labels: dict[str, int]) -> dict[str, Any]:
 def _entry(out: Path, name: str) -> dict[str, Any] | None:
     """The index of a shard that is whole, else None."""
     tar = out / f"{name}.tar"
-    if not tar.is_file() or not _index_path(tar).is_file():
+    if not tar.is_file():
         return None
-    entry = read_json(_index_path(tar))
-    return entry if entry["bytes"] == tar.stat().st_size else None
+    entry = _read(_index_path(tar))
+    return entry if entry and entry["bytes"] == tar.stat().st_size else None
+
+
+def _read(path: Path) -> Any:
+    """The JSON value in a file; None where it is not there or damaged, so that it is written anew."""
+    try:
+        return read_json(path)
+    except UserError:
+        return None
 
 
 def row_type(key_bytes: int) -> np.dtype:
@@ -812,9 +821,9 @@ def row_type(key_bytes: int) -> np.dtype:
 
 def _whole(out: Path) -> dict[str, Any] | None:
     """The manifest, if all that it lists is there in full."""
-    if not (out / "manifest.json").is_file() or not (out / "index.npy").is_file():
+    manifest, index = _read(out / "manifest.json"), out / "index.npy"
+    if not manifest or not index.is_file() or file_hash(index) != manifest["index"]:
         return None
-    manifest = read_json(out / "manifest.json")
     sizes = {entry.name: entry.stat().st_size for entry in os.scandir(out)}
     return manifest if all(sizes.get(shard["name"]) == shard["bytes"] for shard in manifest["shards"]) else None
 
@@ -872,7 +881,7 @@ class Remote:
                             raise OSError(f"what came is not what the manifest lists ({draft.stat().st_size} bytes)")
                     return path
                 except self._errors() as error:
-                    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    if is_full(error):
                         raise UserError(f"no space left for {self.cache}: lower the cache's limit or free some") from None
                     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{name} cannot be read from {self.location} after {self.tries} tries ({reason})")
@@ -980,17 +989,17 @@ class Index:
             size = sizes.get(shard["name"])
             if size != shard["bytes"]:
                 state = "is missing" if size is None else f"has {size} bytes where its index says {shard['bytes']}"
-                raise UserError(f"{self.folder}/{shard['name']} {state}: run `python -m benchmark shards` again")
+                raise UserError(f"{self.folder}/{shard['name']} {state}: {self._remedy}")
 
     def _open(self) -> None:
         path = (self.remote.folder if self.remote else self.folder) / "index.npy"
         try:
             self.rows = np.load(path, mmap_mode="r")
         except (OSError, ValueError) as error:
-            raise UserError(f"{path} cannot be read ({error}): run `python -m benchmark shards` again") from None
-        if len(self.rows) != self.manifest["count"]:
+            raise UserError(f"{path} cannot be read ({error}): {self._remedy}") from None
+        if self.rows.dtype.names != row_type(1).names or len(self.rows) != self.manifest["count"]:
             count = self.manifest["count"]
-            raise UserError(f"{path} has {len(self.rows)} samples, manifest.json {count}: run `python -m benchmark shards` again")
+            raise UserError(f"{path} is not the index of the {count} samples in manifest.json: {self._remedy}")
         self.counts = np.array([shard["count"] for shard in self.manifest["shards"]], np.int64)
         self.starts = np.cumsum(self.counts) - self.counts  # the first sample of each shard
         self._files: OrderedDict[int, int] = OrderedDict()  # shard -> descriptor, least recently used first
@@ -1004,6 +1013,10 @@ class Index:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def _remedy(self) -> str:
+        return f"run `python -m benchmark {'latents' if self.kind == 'latents' else 'shards'}` again"
 
     @property
     def kind(self) -> str:
@@ -1040,7 +1053,9 @@ class Index:
         header = tarfile.BLOCKSIZE
         block = os.pread(self._descriptor(shard), header + size, offset - header)
         if not _is_member(block[:header], f"{key}.{member}", size) or len(block) != header + size:
-            raise Damaged(f"{self.folder}/{name}: sample '{key}' is damaged or not where the index says")
+            raise Damaged(
+                f"{self.folder}/{name}: sample '{key}' is damaged or not where the index says: remove {name} and {self._remedy}"
+            )
         return Sample(key, label, name, member, block[header:])
 
     def _descriptor(self, number: int) -> int:
@@ -1059,7 +1074,7 @@ class Index:
                 return self._files[number]
             except FileNotFoundError:  # of a remote shard: another process has made room meanwhile
                 if not self.remote:
-                    raise UserError(f"{path} has gone: run `python -m benchmark shards` again") from None
+                    raise UserError(f"{path} has gone: {self._remedy}") from None
 
     def close(self) -> None:
         while self._files:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark import progress, record, registry
-from benchmark.files import ROOT, UserError, code_version, digest, read_json, write_json
+from benchmark.files import ROOT, Stopped, UserError, code_version, digest, read_json, write_json
 from benchmark.protocol import Protocol, size_hw
 
 if TYPE_CHECKING:
@@ -123,17 +124,22 @@ def score(protocol: Protocol, cell: Cell, folder: Path, run: Run) -> dict[str, A
     done = folder / f"record-{mark}.json"
     destination = records_folder(protocol, run)
     if done.is_file():
-        progress.say(f"score {cell}: whole already, skipped")
         value = read_json(done)
         record.write(value, destination)
+        if value["scores"] is None:
+            raise UserError(f"{cell} failed when it was scored; remove {done} to score it again")
+        progress.say(f"score {cell}: whole already, skipped")
         return value
     began = time.monotonic()
     real = reference(protocol, cell.test, detector, run)
     images = scoring.open_images(folder)
+    if images.count != protocol.sample.count:
+        raise UserError(f"{folder} holds {images.count} images of {protocol.sample.count}; sample the cell again")
     features_at = scoring.features_folder(folder, detector)
     with progress.stage(f"score {cell}", protocol.sample.count, "image") as stage:
         looked = scoring.extract(images, detector, features_at, report=lambda done, _: stage.set(done))
-    options = scoring.Options(splits=protocol.score.splits, nearest=protocol.score.nearest)
+    # Recall takes all samples, as the field's evaluator does; `nearest` is how many real images are kept.
+    options = scoring.Options(splits=protocol.score.splits, nearest=protocol.score.nearest, all_samples=True)
     labels = np.arange(protocol.sample.count) % protocol.core.classes
     try:
         scores = scoring.score(scoring.Features(features_at, images), real, labels, options, device)
@@ -233,7 +239,7 @@ def bench(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> li
         for size in protocol.cells:
             try:
                 stage("train", protocol, method, seed, run, train=size)
-            except (UserError, subprocess.CalledProcessError) as error:
+            except UserError as error:
                 failures += [(cell, str(error)) for cell in cells if cell.train == size]
                 progress.say(f"failed: train {method} {size}: {error}")
         lost = {cell for cell, _ in failures}
@@ -244,7 +250,7 @@ def bench(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> li
                 folder = stage("sample", protocol, method, seed, run, cell=cell)
                 score(protocol, cell, folder, run)
                 keep_grid(protocol, cell, folder, run)
-            except (UserError, subprocess.CalledProcessError) as error:
+            except UserError as error:
                 failures.append((cell, str(error)))
                 progress.say(f"failed: {cell}: {error}")
     return failures
@@ -252,16 +258,39 @@ def bench(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> li
 
 def stage(verb: str, protocol: Protocol, method: str, seed: int, run: Run, train: str = "", cell: Cell | None = None) -> Path:
     """One stage, here; with several devices in processes of its own, which its launcher multiplies."""
+    import torch
+
     from benchmark.train import train as fit
 
     if run.several and "LOCAL_RANK" not in os.environ:
         size = ["--train", train or cell.train] + (["--test", cell.test] if cell else [])
         where = ["--seed", str(seed), "--out", str(run.out), "--devices", run.devices, "--nodes", str(run.nodes)]
         command = [sys.executable, "-m", "benchmark", verb, method, *size, *where, *(["--data", run.data] if run.data else [])]
-        subprocess.run([*command, "--protocol", protocol.source, *protocol.overrides], check=True)
-    if verb == "train":
-        return fit(protocol, method, train, seed, run)
-    return sample(protocol, cell, run)
+        code = follow([*command, "--protocol", protocol.source, *protocol.overrides])
+        if code in (130, 143, -signal.SIGINT, -signal.SIGTERM):
+            raise Stopped(f"stopped while it ran {verb} {method}; the same command continues", code if code > 0 else 128 - code)
+        if code:
+            raise UserError(f"{verb} {method} on {run.devices} devices ended with exit code {code}: its message stands above")
+    try:
+        return fit(protocol, method, train, seed, run) if verb == "train" else sample(protocol, cell, run)
+    except torch.OutOfMemoryError as error:
+        advice = "more devices share a training's batch" if verb == "train" else "sample.batch is part of the rules"
+        raise UserError(f"{verb} {method}: the device's memory is full ({str(error).splitlines()[0]}); {advice}") from None
+
+
+def follow(command: list[str]) -> int:
+    """Runs a command in a process group of its own and returns its exit code.
+
+    Ctrl-C and the like are handed to the whole group, once to every process, and what these then save is waited for.
+    """
+    child = subprocess.Popen(command, process_group=0)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda number, frame: os.killpg(child.pid, number)) for number in numbers}
+    try:
+        return child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def finish(protocol: Protocol, run: Run) -> list[Path]:

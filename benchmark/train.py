@@ -6,17 +6,22 @@ holds weights, their average and the optimizer, and nothing about data or random
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import importlib.util
+import io
 import json
 import logging
 import math
 import os
 import pickle
+import shutil
 import signal
 import time
 import warnings
 import zipfile
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,6 +30,7 @@ import safetensors
 import safetensors.torch
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
@@ -66,6 +72,8 @@ class Run:
     def __post_init__(self) -> None:
         if self.devices != "auto" and not (self.devices.isdigit() and int(self.devices) > 0):
             raise UserError(f"DEVICES is 'auto' or a number of devices on each node, not '{self.devices}'")
+        if self.devices != "auto" and torch.cuda.is_available() and int(self.devices) > torch.cuda.device_count():
+            raise UserError(f"DEVICES is {self.devices}, and this machine has {torch.cuda.device_count()}")
         if self.nodes < 1:
             raise UserError(f"NODES is a number of machines, not {self.nodes}")
         if self.workers < 0:
@@ -210,16 +218,33 @@ def train(protocol: Protocol, name: str, train_size: str, seed: int, run: Run) -
     if is_whole(folder):
         progress.say(f"train {name} {train_size}: whole already, skipped ({folder})")
         return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    method = registry.build(name, protocol, train_size, seed)
-    if protocol.train.init:
-        from benchmark import checkpoint
+    with alone(folder):
+        method = registry.build(name, protocol, train_size, seed)
+        if protocol.train.init:
+            from benchmark import checkpoint
 
-        checkpoint.initialise(method, protocol.train.init)
-    if source.encoder:
-        method.encoder = recipe.Encoder(source.encoder)
-    _fit(method, protocol, source, folder, mark, name, seed, run)
+            checkpoint.initialise(method, protocol.train.init)
+        if source.encoder:
+            method.encoder = recipe.Encoder(source.encoder)
+        _fit(method, protocol, source, folder, mark, name, seed, run)
     return folder
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Makes the folder and keeps others from training in it; the first of several ranks does so for all."""
+    if not progress.first_rank():
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is training in {folder}; wait for it, or choose another OUT") from None
+        for draft in folder.glob("**/.*.part"):  # of a killed run
+            shutil.rmtree(draft, ignore_errors=True)
+        yield
 
 
 def is_whole(folder: Path) -> bool:
@@ -259,6 +284,7 @@ def _fit(method: Method, protocol: Protocol, source: Source, folder: Path, mark:
                 ModelCheckpoint(**kept, train_time_interval=timedelta(minutes=run.every_minutes)),
                 ModelCheckpoint(**kept, every_n_train_steps=run.every_steps),
             ],
+            plugins=[Atomic()],
             logger=loggers(folder, mark),
             log_every_n_steps=50,
             enable_progress_bar=False,
@@ -304,6 +330,8 @@ def newest(folder: Path, mark: str) -> tuple[str | None, int]:
             raise UserError(f"{path} belongs to another training; remove it or choose another OUT")
         progress.say(f"continuing from step {content['global_step']} ({path})")
         return str(path), content["global_step"]
+    if found:
+        progress.say("no checkpoint is whole: starting over")
     return None, 0
 
 
@@ -375,6 +403,16 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
     return getattr(found, precision) * 1e12 if found else None
 
 
+class Atomic(TorchCheckpointIO):
+    """Checkpoints whole or absent. Lightning's own writing copies them from /tmp, which a kill or a full disk cuts short."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str, storage_options: Any = None) -> None:
+        content = io.BytesIO()  # written to a file directly, torch turns a full disk into a RuntimeError
+        torch.save(checkpoint, content)
+        with atomic(path) as draft:
+            draft.write_bytes(content.getbuffer())
+
+
 class Keeper(Callback):
     """Saves and ends cleanly at Ctrl-C or SIGTERM: between two steps, on every rank at the same one."""
 
@@ -382,6 +420,7 @@ class Keeper(Callback):
         self.folder = folder
         self.asked = 0  # the signal's number
         self.stopped = False
+        self.handlers: dict[int, Any] = {}  # those that were there before
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         # Lightning's own handlers raise inside a step, after which weights and their average may disagree.
@@ -399,8 +438,15 @@ class Keeper(Callback):
             self.stopped = trainer.should_stop = True
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self.restore()
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        self.restore()  # or the stages after a failed training would not hear Ctrl-C
+
+    def restore(self) -> None:
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
+        self.handlers.clear()
 
 
 def save(method: Method, folder: Path, mark: str, name: str, source: Source, watched: dict[str, float]) -> None:
@@ -431,9 +477,14 @@ def load_weights(method: Method, folder: Path, mark: str | None = None) -> dict[
     report = read_json(folder / REPORT)
     path = folder / WEIGHTS
     try:
+        with safetensors.safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {}).get("posbench", "{}"))
         state = safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read ({error}); remove {folder} to train again") from None
+    if about.get("fingerprint") != report["fingerprint"]:
+        whose = f"{about['method']} {about['train']} seed {about['seed']}" if about else "another program"
+        raise UserError(f"{path} holds the weights of {whose}, not those of {REPORT} beside it; remove {folder} to train again")
     if mark is not None and report["fingerprint"] != mark:
         raise UserError(f"{path} is of another training ({report['fingerprint']}, not {mark}); remove {folder} to train again")
     own = method.state_dict()

@@ -199,7 +199,7 @@ def test_weights_from_the_variable(monkeypatch, weights, inception):
 
 
 def test_missing_weights(tmp_path):
-    with pytest.raises(UserError, match=r"are not at .*/none\.pth"):
+    with pytest.raises(UserError, match=r"are not at .*/none\.pth; .*-6726825d\.pth \(SHA-256 6726825d"):
         detect.load("inception", tmp_path / "none.pth")
 
 
@@ -238,7 +238,7 @@ def test_wrong_weight_files(tmp_path, content):
         torch.save(Code(tmp_path / "ran"), path)
     else:
         path.write_bytes(content)
-    with pytest.raises(UserError, match=r"does not hold the weights of detector 'inception'"):
+    with pytest.raises(UserError, match=r"does not hold the weights of detector 'inception' \(.*\); those are at http.*6726825d"):
         detect.load("inception", path)
     assert not (tmp_path / "ran").exists()
 

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmark import protocol
+from benchmark import protocol, sweep
 from benchmark.__main__ import main
-from benchmark.files import ROOT
+from benchmark.files import ROOT, UserError
+from benchmark.train import Run
 
 
 def command(*arguments: str, out: Path | None = None) -> subprocess.CompletedProcess:
@@ -82,6 +83,47 @@ def test_an_interrupted_cell_continues_with_the_same_images(first, out):
     assert {path.name: path.read_bytes() for path in cell.glob("chunks/*.npy")} == whole
 
 
+def test_a_lost_chunk_is_drawn_again_and_a_cell_without_it_is_not_scored(first, out):
+    (cell,) = out.glob("cells/smoke/rpe2d-16x16-16x16-s0-*")
+    whole = (cell / "chunks" / "chunk-00001.npy").read_bytes()
+    (cell / "chunks" / "chunk-00001.npy").unlink()
+    rules, run = protocol.load("smoke"), Run(out)
+    marks = {path: path.read_bytes() for path in cell.glob("record-*.json")}
+    for path in marks:
+        path.unlink()
+    with pytest.raises(UserError, match="holds 16 images of 32; sample the cell again"):
+        sweep.score(rules, sweep.Cell("rpe2d", "16x16", "16x16", 0), cell, run)
+    assert not list(cell.glob("record-*.json")), "a failure of the disk is no result"
+    for path, content in marks.items():
+        path.write_bytes(content)
+    sweep.sample(rules, sweep.Cell("rpe2d", "16x16", "16x16", 0), run)
+    assert (cell / "chunks" / "chunk-00001.npy").read_bytes() == whole
+
+
+def test_a_failed_score_is_told_each_time(first, out):
+    (cell,) = out.glob("cells/smoke/rpe2d-16x16-16x16-s0-*")
+    (path,) = cell.glob("record-*.json")
+    content = path.read_text()
+    path.write_text(json.dumps(json.loads(content) | {"scores": None}))
+    with pytest.raises(UserError, match=r"failed when it was scored; remove .* to score it again"):
+        sweep.score(protocol.load("smoke"), sweep.Cell("rpe2d", "16x16", "16x16", 0), cell, Run(out))
+    path.write_text(content)
+    sweep.score(protocol.load("smoke"), sweep.Cell("rpe2d", "16x16", "16x16", 0), cell, Run(out))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_reaches_the_processes_of_a_stage_which_save(number, tmp_path):
+    child = "import signal, sys, time\n"
+    child += f"signal.signal({int(number)}, lambda *_: (print('saved', flush=True), sys.exit(7)))\n"
+    child += "print('ready', flush=True)\ntime.sleep(60)"
+    parent = f"import sys; from benchmark.sweep import follow; sys.exit(follow([sys.executable, '-c', {child!r}]))"
+    process = subprocess.Popen([sys.executable, "-c", parent], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    assert process.communicate(timeout=30)[0] == "saved\n"
+    assert process.returncode == 7
+
+
 def test_two_processes_draw_the_same_images(first, out):
     (cell,) = out.glob("cells/smoke/rpe2d-16x16-32x32-s0-*")
     whole = {path.name: path.read_bytes() for path in cell.glob("chunks/*.npy")}
@@ -122,6 +164,8 @@ def test_sweep_trains_shared_checkpoints_once_and_custom_runs_stay_apart(out):
         (["train", "rpe2d", "--protocol", "smoke", "--data", "no/such/folder"], "DATA must stay empty"),
         (["train", "rpe2d", "--protocol", "smoke", "--devices", "many"], "DEVICES is 'auto' or a number"),
         (["sample", "nope", "--protocol", "smoke"], "nope is not trained at 16x16 with seed 0"),
+        (["train", "nope", "options.rpe2dd.x=1", "--protocol", "smoke"], "unknown method 'rpe2dd'; did you mean 'rpe2d'?"),
+        (["train", "nope", "--protocol", "smoke", "score.detector=shape"], "unknown score.detector 'shape'; did you mean"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, capsys, monkeypatch):
@@ -138,6 +182,13 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, cap
     assert message in errors
     assert errors.count("\n") == 0, errors
     assert not list(tmp_path.glob("trainings/**/*.safetensors"))
+
+
+def test_a_place_that_cannot_be_written(tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(sys, "argv", ["benchmark", "train", "nope", "--protocol", "smoke", "--out", str(tmp_path / "file")])
+    assert main() == 2
+    assert capsys.readouterr().err.strip().endswith("Not a directory")
 
 
 def test_list_shows_methods_protocols_and_data_sets(out, first):

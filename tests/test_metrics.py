@@ -474,6 +474,10 @@ def on_rank(rank: int, path: str) -> None:
             for name, metric in metrics.items():
                 metric.update(*((part, start) if name == "is" else (part,)))
     torch.save({name: metric.compute() for name, metric in metrics.items()}, f"{path}/rank{rank}.pt")
+    idle = PrecisionRecall(real)  # all images on one rank, none on the other
+    if rank == 0:
+        idle.update(x)
+    torch.save(idle.compute(), f"{path}/idle{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -488,6 +492,7 @@ def test_two_processes_give_the_same_as_one(tmp_path):
         found = torch.load(tmp_path / f"rank{rank}.pt")
         for name, expected in alone.items():
             torch.testing.assert_close(found[name], expected, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(torch.load(tmp_path / f"idle{rank}.pt"), alone["pr"])
 
 
 # --- Bad input -------------------------------------------------------------------------------------------------------

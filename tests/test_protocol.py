@@ -74,6 +74,11 @@ def test_a_file_elsewhere_is_custom(tmp_path):
         ("objective.name=ddpm", "unknown solver for the ddpm objective"),
         ("sample.count=1", "a covariance needs two images"),
         ("train.precision=fp8", "unknown train.precision"),
+        ("score.detector=dinov2", "unknown score.detector 'dinov2'"),  # it gives no inception score
+        ("score.splits=33", "score.splits must be 1 to 32"),
+        ("score.splits=0", "score.splits must be 1 to 32"),
+        ("score.nearest=3", "precision needs a third neighbour"),
+        ("sample.count=3", "precision needs a third neighbour"),
         ("data.factor=8", "data.factor is 1 for pixels only"),
     ],
 )

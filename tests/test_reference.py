@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -185,6 +188,51 @@ def test_damaged_image_is_named(tmp_path):
     file.write_bytes(file.read_bytes()[:60])
     with pytest.raises(UserError, match=r"b/001\.png is not a readable image"):
         list(ImageFolder(folder).pictures(np.arange(3), (16, 16)))
+
+
+def test_pictures_of_more_than_8_bits_are_refused(tmp_path):
+    """Pillow would make nearly all of them white."""
+    for name, pixels in (("a.png", np.uint16(30_000)), ("b.tif", np.int32(30_000)), ("c.tif", np.float32(0.5))):
+        Image.fromarray(np.full((4, 6), pixels)).save(tmp_path / name)
+        with pytest.raises(UserError, match=rf"{name} has more than 8 bits a channel \(Pillow's mode [IF]"):
+            reference.open_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK"])
+def test_pictures_of_other_modes_become_rgb(tmp_path, mode):
+    """As torch-fidelity reads them: transparency is dropped."""
+    picture = Image.fromarray(shapes.render_batch("heldout", [0], (16, 16))[0]).convert(mode)
+    picture.save(tmp_path / "a.tif")
+    np.testing.assert_array_equal(reference.open_image(tmp_path / "a.tif"), picture.convert("RGB"))
+
+
+def test_damage_beyond_pillows_usual_errors(tmp_path):
+    (tmp_path / "a.ppm").write_bytes(b"P6 8 8 x255\n" + bytes(192))  # a ValueError
+    Image.new("RGB", (4, 4)).save(tmp_path / "b.png")
+    data = bytearray((tmp_path / "b.png").read_bytes())
+    data[16:24] = struct.pack(">II", 60_000, 60_000)  # a decompression bomb
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    (tmp_path / "b.png").write_bytes(data)
+    for name in ("a.ppm", "b.png"):
+        with pytest.raises(UserError, match=f"{name} is not a readable image"):
+            reference.open_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("nearest", [0, -1])
+def test_without_features_for_precision(detector, nearest):
+    with pytest.raises(UserError, match=f"at least 1 image for precision and recall, not {nearest}"):
+        make(Scenes(), (16, 16), detector, 4, nearest, None)
+
+
+def test_references_with_foreign_or_missing_parts(tmp_path):
+    arrays = adm_file(tmp_path / "half.npz", width=3)
+    del arrays["sigma_s"]
+    np.savez(tmp_path / "half.npz", **arrays)
+    assert load(tmp_path / "half.npz", Inceptionlike()).spatial is None
+    for meta in ('{"made": "elsewhere"}', "[1]", "3"):
+        adm_file(tmp_path / "foreign.npz", width=3, meta=meta)
+        with pytest.raises(UserError, match="its meta was not written by python -m benchmark reference"):
+            load(tmp_path / "foreign.npz", Inceptionlike())
 
 
 def test_reference_of_another_detector(tmp_path, detector):

@@ -317,6 +317,7 @@ def test_kept_features_serve_the_next_run(tmp_path, monkeypatch):
         (np.zeros((4, 16, 16, 3), np.float32), "holds float32, images must be uint8"),
         (np.zeros((16, 16, 3), np.uint8), r"must be \[n, height, width, 3\]"),
         (np.zeros((4, 16, 16, 1), np.uint8), r"shape \[4, 16, 16, 1\]"),
+        (np.zeros((4, 0, 16, 3), np.uint8), "images without pixels"),
     ],
 )
 def test_wrong_layout(tmp_path, array, message):
@@ -349,8 +350,8 @@ def test_missing_empty_and_damaged(tmp_path):
     np.savez(tmp_path / "empty.npz", np.zeros((0, 8, 8, 3), np.uint8))
     with pytest.raises(UserError, match="holds no images"):
         open_images(tmp_path / "empty.npz")
-    np.savez(tmp_path / "other.npz", mu=np.zeros(3))
-    with pytest.raises(UserError, match="has no array arr_0"):
+    np.savez(tmp_path / "other.npz", images=np.zeros(3), labels=np.zeros(3))
+    with pytest.raises(UserError, match=r"has no array arr_0.* \(it has: images, labels\)"):
         open_images(tmp_path / "other.npz")
     (tmp_path / "half.npz").write_bytes(b"PK nothing")
     with pytest.raises(UserError, match="is damaged"):
@@ -403,8 +404,11 @@ def test_labels_of_another_number(tmp_path, real):
 
 def test_reference_of_another_size(tmp_path, real, monkeypatch):
     images = open_images(cell(tmp_path / "cell", scenes(20, (16, 16))))
-    with pytest.raises(UserError, match="of different image sizes"):
+    with pytest.raises(UserError, match="the reference is of 24x32 images, the samples are 16x16"):
         score(features_of(images, tmp_path / "features"), real)
+    turned = open_images(cell(tmp_path / "turned", scenes(20, SIZE[::-1])))  # as many frequencies, yet other images
+    with pytest.raises(UserError, match="the reference is of 24x32 images, the samples are 32x24"):
+        score(features_of(turned, tmp_path / "turned"), real)
     monkeypatch.setitem(detect.DETECTORS, "grid", lambda weights, device: Grid())
     np.savez(tmp_path / "truth.npz", scenes(20))
     with pytest.raises(UserError, match="truth has images of 24x32, the samples are 16x16"):
@@ -423,6 +427,24 @@ def test_npz_damaged_in_the_middle(tmp_path):
     (tmp_path / "a.npz").write_bytes(data)
     with pytest.raises(UserError, match=r"a\.npz is damaged \(Bad CRC"):
         list(open_images(tmp_path / "a.npz").batches())
+
+
+def test_reference_of_another_size_is_seen_before_any_work(tmp_path, real, monkeypatch):
+    detector = Grid()
+    monkeypatch.setitem(detect.DETECTORS, "grid", lambda weights, device: detector)
+    save(real, tmp_path / "reference.npz")
+    pngs(tmp_path / "samples", scenes(12, SIZE[::-1]))
+    with pytest.raises(UserError, match="the samples are 32x24"):
+        score_files(tmp_path / "samples", tmp_path / "reference.npz", "grid")
+    assert detector.calls == 0
+
+
+@pytest.mark.parametrize("name", ["out", "out.npy", "folder.npz"])
+def test_export_to_something_that_is_no_npz(tmp_path, name):
+    (tmp_path / "folder.npz").mkdir()
+    images = open_images(cell(tmp_path / "cell", scenes(4)))
+    with pytest.raises(UserError, match=r"cannot be written: give the name of a file that ends in \.npz"):
+        export_npz(images, tmp_path / name)
 
 
 def test_precision_and_recall_from_all_samples(tmp_path, real):

@@ -1,6 +1,7 @@
 """Shards: what is written is standard, whole, and a function of the source alone."""
 
 import dataclasses
+import errno
 import fcntl
 import functools
 import http.server
@@ -10,6 +11,7 @@ import multiprocessing
 import os
 import pickle
 import re
+import resource
 import shutil
 import signal
 import tarfile
@@ -26,7 +28,7 @@ from PIL import Image
 
 from benchmark import shapes, shards
 from benchmark.data import Batches
-from benchmark.files import UserError, file_hash, read_json
+from benchmark.files import UserError, file_hash, is_full, read_json, write_array
 from benchmark.shards import Card, Index, prepare, source, write
 
 DRAWN = Card(name="drawn", kind="shapes", classes=8, count=50, size=(24, 16))
@@ -195,6 +197,47 @@ def test_full_disk_is_told_and_leaves_nothing_half(tmp_path: Path, monkeypatch: 
             write(DRAWN, source(DRAWN), tmp_path, per_shard=20)
     assert not list(tmp_path.glob("*.tar"))
     assert not list(tmp_path.glob(".*.part"))
+
+
+@pytest.mark.parametrize("name", ["index.npy", "manifest.json", "train-000001.idx.json"])
+def test_damaged_index_is_written_anew(tmp_path: Path, name: str) -> None:
+    """What `Index` tells people to do about it has to help."""
+    write(DRAWN, source(DRAWN), tmp_path, per_shard=20)
+    before = contents(tmp_path)
+    os.truncate(tmp_path / name, (tmp_path / name).stat().st_size // 2)
+    if name.endswith(".idx.json"):  # read only while the folder is being written
+        (tmp_path / "manifest.json").unlink()
+    assert not write(DRAWN, source(DRAWN), tmp_path, per_shard=20).skipped
+    assert contents(tmp_path) == before
+
+
+def test_an_array_whose_last_bytes_do_not_fit_is_an_error(tmp_path: Path) -> None:
+    """NumPy writes blocks of 4096 bytes, and the rest when it closes the file, without a look at how that went."""
+    array = (np.arange(4096 + 1000) % 251).astype(np.uint8)
+    write_array(tmp_path / "fits.npy", array)
+    np.testing.assert_array_equal(np.load(tmp_path / "fits.npy"), array)
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (128 + 4096, most))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_array(tmp_path / "does_not.npy", array)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    assert [path.name for path in tmp_path.iterdir()] == ["fits.npy"]
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), True),
+        (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), True),
+        (OSError(errno.ENOENT, "No such file or directory"), False),
+        (RuntimeError("out of memory"), False),
+    ],
+)
+def test_full_disks_are_told_from_other_trouble(error: Exception, full: bool) -> None:
+    assert is_full(error) == full
 
 
 # --- Class folders --------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -210,12 +211,74 @@ def test_weights_of_another_method_or_truncated(rules, uninterrupted, tmp_path):
         train.load_weights(registry.build("extrapolation", rules, "16x16", 0), broken)
 
 
-def test_two_processes_train_as_one(uninterrupted, tmp_path):
-    """Two gloo processes draw the same global batch and the same noise; only the order of sums differs."""
-    command = [sys.executable, "-m", "benchmark", "train", "extrapolation", *RULES, "--protocol", "smoke", "--out", str(tmp_path)]
+def test_weights_of_another_training(rules, uninterrupted, tmp_path):
+    """A file that fits, but is not what the report beside it says."""
+    other = train.train(rules, "extrapolation", "16x16", 1, run(tmp_path))
+    (other / train.WEIGHTS).write_bytes((uninterrupted / train.WEIGHTS).read_bytes())
+    method = registry.build("extrapolation", rules, "16x16", 1)
+    with pytest.raises(UserError, match="holds the weights of extrapolation 16x16 seed 0, not those of training"):
+        train.load_weights(method, other)
+
+
+def test_one_training_at_a_time_in_a_folder(tmp_path):
+    with train.alone(tmp_path):
+        (tmp_path / "inner").mkdir()
+        (tmp_path / "inner" / ".step=3.ckpt.x.part").mkdir()
+        with pytest.raises(UserError, match="another process is training in"), train.alone(tmp_path):
+            pass
+    with train.alone(tmp_path):
+        assert not list(tmp_path.glob("**/.*.part")), "drafts of a killed run are swept"
+
+
+def test_a_failed_training_gives_the_signals_back(rules, tmp_path, monkeypatch):
+    """Or the stages after it would not hear Ctrl-C."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(Method, "training_step", lambda self, batch, batch_index=0: torch.tensor(math.nan, requires_grad=True))
+    with pytest.raises(UserError, match="the loss is nan"):
+        train.train(rules, "extrapolation", "16x16", 0, run(tmp_path))
+    assert {number: signal.getsignal(number) for number in before} == before
+
+
+def test_checkpoints_are_whole_or_absent(tmp_path, monkeypatch):
+    path = tmp_path / "step=3.ckpt"
+    train.Atomic().save_checkpoint({"global_step": 3}, path)
+    assert torch.load(path, weights_only=True) == {"global_step": 3}
+
+    def full(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        train.Atomic().save_checkpoint({"global_step": 4}, tmp_path / "step=4.ckpt")
+    assert [found.name for found in tmp_path.iterdir()] == ["step=3.ckpt"]
+
+
+def test_two_processes_train_as_one_and_resume_exactly(uninterrupted, tmp_path):
+    """Two gloo processes draw the same global batch and the same noise as one; only the order of sums differs.
+
+    Killed and run again, they end in the same bits.
+    """
+    command = [sys.executable, "-m", "benchmark", "train", "extrapolation", *RULES, "--protocol", "smoke", "--devices", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run([*command, "--devices", "2"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
+    options = {"cwd": ROOT, "env": environment, "text": True}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    result = subprocess.run([*command, "--out", str(whole)], capture_output=True, timeout=180, **options)
     assert result.returncode == 0, result.stderr
-    one, two = (load_file(folder / train.WEIGHTS) for folder in (uninterrupted, next(tmp_path.glob("trainings/*"))))
+    together = next(whole.glob("trainings/*"))
+    one, two = (load_file(folder / train.WEIGHTS) for folder in (uninterrupted, together))
     for key in one:
         torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=2e-4)
+    command += ["--out", str(killed), "--every-steps", "5"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, **options)
+    deadline = time.monotonic() + 120
+    while not list(killed.glob("trainings/*/checkpoints/*.ckpt")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    (folder,) = killed.glob("trainings/*")
+    assert not train.is_whole(folder), "it was killed in time"
+    result = subprocess.run(command, capture_output=True, timeout=180, **options)
+    assert result.returncode == 0, result.stderr
+    assert "continuing from step" in result.stdout
+    assert same_weights(folder, together)
+    assert all(torch.equal(value, final_raw(together)[key]) for key, value in final_raw(folder).items())
