@@ -242,12 +242,8 @@ def print_scores(samples: str, reference: str, detector: str, weights: str) -> N
     Console().print(table)
     for kind in ("detector", "reference"):
         about = {"count": None, "source": None} | result[kind]
-        parts = [
-            about["source"] or about.get("name"),
-            f"hash {about['hash']}",
-            f"{about['count']} images" if about["count"] else "",
-        ]
-        progress.say(f"{kind}  {', '.join(part for part in parts if part)}")
+        count = f", {about['count']} images" if about["count"] else ""
+        progress.say(f"{kind}  {about['source'] or about['name']}, hash {about['hash']}{count}")
     progress.say(f"detector's work  {result['looked']}")
 
 

@@ -407,9 +407,8 @@ def make(
     if nearest < 1:
         raise UserError(f"a reference keeps the features of at least 1 image for precision and recall, not {nearest}")
     if source.count is not None and source.count < count:
-        raise UserError(
-            f"{source.name} has {source.count} images, the reference asks for {count}: ask for fewer (score.reference, or --count)"
-        )
+        advice = "ask for fewer (score.reference, or --count)"
+        raise UserError(f"{source.name} has {source.count} images, the reference asks for {count}: {advice}")
     key = identity(source, size_hw, detector, count, nearest)
     path = None
     if folder is not None:
