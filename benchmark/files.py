@@ -6,6 +6,7 @@ import ast
 import contextlib
 import difflib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -119,6 +120,17 @@ def code_version(*files: str) -> str:
         files: paths relative to the repository, e.g. "benchmark/core.py".
     """
 
+    def parsed(file: str) -> list:
+        state = (ROOT / file).stat()
+        return _parsed(str(ROOT / file), state.st_size, state.st_mtime_ns)
+
+    return digest([parsed(file) for file in files])
+
+
+@functools.cache
+def _parsed(path: str, size: int, changed: int) -> list:
+    """The syntax tree of a source file as nested lists, without docstrings; a plan asks for the same ones over and over."""
+
     def canonical(node: Any) -> Any:
         if isinstance(node, ast.AST):
             body = getattr(node, "body", None)
@@ -133,4 +145,4 @@ def code_version(*files: str) -> str:
             return [canonical(item) for item in node]
         return repr(node)
 
-    return digest([canonical(ast.parse((ROOT / file).read_text(encoding="utf-8"))) for file in files])
+    return canonical(ast.parse(Path(path).read_text(encoding="utf-8")))

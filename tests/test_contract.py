@@ -166,6 +166,18 @@ def test_two_ranks_train_on_the_numbers_of_one(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_everything_is_made_on_the_methods_device(name):
+    """On torch's device without memory any tensor left on another one is an error: what a GPU would say, without a GPU."""
+    method = build(name).to("meta")
+    assert all(table.device.type == "meta" for table in tables(method.encoding(method.train_grid, 0.5)))
+    batch = small.batch(method.protocol, "16x24", 0)
+    moved = {key: value.to("meta") if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+    loss = method.training_step(moved)
+    loss.backward()
+    assert loss.device.type == "meta"
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_a_copy_is_whole(name):
     """Weight averaging copies the module between steps, with whatever it has cached."""
     method = build(name).train()
