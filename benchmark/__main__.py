@@ -120,7 +120,7 @@ def latents(
     for size in [train] if train else rules.cells:
         if size not in rules.cells:
             raise UserError(f"{rules.name} does not train at {size} (there are: {', '.join(rules.cells)})")
-        with progress.stage(f"latents {rules.data.card} {size}", len(index), "image") as stage:
+        with progress.stage(f"latents {index.manifest['card']} {size}", len(index), "image") as stage:
             written = shards.prepare_latents(
                 index, out / "data", name, protocol.size_hw(size), devices=processors(run), batch=batch,
                 progress=lambda done, _, stage=stage: stage.set(done),

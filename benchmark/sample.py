@@ -18,7 +18,7 @@ from lightning.fabric import Fabric
 from benchmark import data, progress, recipe, registry, shards
 from benchmark.files import UserError, atomic, code_version, digest, read_json, write_array, write_json
 from benchmark.protocol import Protocol, size_hw
-from benchmark.train import REPORT, WEIGHTS, Run, load_weights
+from benchmark.train import REPORT, WEIGHTS, Run, load_weights, quieten
 
 CODE = tuple(f"benchmark/{name}.py" for name in ("encoding", "core", "diffusion", "method", "recipe"))
 CHUNKS, GRID, DONE = "chunks", "grid.png", "samples.json"
@@ -110,6 +110,7 @@ def _check_autoencoder(protocol: Protocol, report: dict[str, Any]) -> None:
 
 def launched(run: Run) -> Fabric:
     """Fabric on the run's devices: one process each, started by it, by torchrun or by a cluster's scheduler."""
+    quieten()
     fabric = Fabric(accelerator="auto", devices=run.count, num_nodes=run.nodes, strategy="ddp" if run.several else "auto")
     fabric.launch()
     return fabric

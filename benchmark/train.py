@@ -254,11 +254,7 @@ def is_whole(folder: Path) -> bool:
 
 def _fit(method: Method, protocol: Protocol, source: Source, folder: Path, mark: str, name: str, seed: int, run: Run) -> None:
     config = protocol.train
-    # Lightning's hints about workers and loggers are for people who write the loop themselves.
-    for logger in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
-    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+    quieten()
     keeper = Keeper(folder / CHECKPOINTS)
     resumed = newest(folder / CHECKPOINTS, mark)
     if resumed[1] >= config.steps:  # killed between the last step and the writing of the weights
@@ -303,6 +299,15 @@ def _fit(method: Method, protocol: Protocol, source: Source, folder: Path, mark:
         watch = next(callback for callback in trainer.callbacks if isinstance(callback, Watch))
         save(method, folder, mark, name, source, watch.state_dict())
     trainer.strategy.barrier()
+
+
+def quieten() -> None:
+    """Silences Lightning's hints about workers, ranks and loggers, which are for people who write the loop themselves."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        for logger in (name, f"{name}.utilities.rank_zero", f"{name}.utilities.distributed"):
+            logging.getLogger(logger).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
 
 
 def loggers(folder: Path, mark: str) -> list[Logger]:
