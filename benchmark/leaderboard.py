@@ -78,6 +78,20 @@ def _measure(board: Table, metric: str) -> list[str]:
     return _grid(header, rows)
 
 
+def _side(item: table.Side) -> list[str]:
+    """A small table beside the main ones."""
+    rows = []
+    for row in item.rows:
+        cells = []
+        for value, detail, strong in row:
+            text = f"**{escape(value)}**" if strong else escape(value)
+            cells.append(f"{text} <sub>{detail}</sub>" if detail else text)
+        rows.append(cells)
+    header, rule, *body = _grid([cell.replace("|", "<br>") for cell in item.header], rows)
+    rule = f"| {' | '.join(['---'] * item.words + ['---:'] * (len(item.header) - item.words))} |"
+    return [f"## {escape(item.title)}", "", item.text, "", header, rule, *body]
+
+
 def _methods(board: Table) -> list[str]:
     rows = []
     for row in board.rows:
@@ -93,7 +107,8 @@ def _agreement(item: published.Agreement, board: Table) -> list[str]:
     if item.tau is None:
         verdict = f"{len(item.methods)} methods in common, which is too few for an order."
     else:
-        ends = f" (95 % interval {item.interval[0]:.2f} to {item.interval[1]:.2f})" if item.interval else ""
+        over = f" over images and seed{'s' if len(item.seeds) > 1 else ''} {', '.join(map(str, item.seeds))}"
+        ends = f" (95 % interval {item.interval[0]:.2f} to {item.interval[1]:.2f}{over})" if item.interval else ""
         verdict = f"Kendall's tau **{item.tau:.2f}**{ends} over {len(item.methods)} methods."
     theirs = " < ".join(f"{titles[name]} {value:.4g}" for name, value in zip(item.methods, item.theirs, strict=True))
     ours = " < ".join(f"{titles[name]} {value:.4g}" for value, name in sorted(zip(item.ours, item.methods, strict=True)))
@@ -105,14 +120,17 @@ def _agreement(item: published.Agreement, board: Table) -> list[str]:
     return lines
 
 
-def _contest(board: Table, figures: Published, notes: str, pictures: Sequence[str]) -> list[str]:
+def _contest(board: Table, boards: Boards, figures: Published, notes: str, pictures: Sequence[str]) -> list[str]:
     """The sections of a contest that has records."""
-    lines = _grid(["What", "Value"], [[what, escape(text)] for what, text in table.facts(board)], words=True)
+    told = table.verdict(board)
+    lines = [escape(told), ""] if told else []
+    lines += _grid(["What", "Value"], [[what, escape(text)] for what, text in table.facts(board)], words=True)
     lines += [
         "Every column is one training size → test size (height x width in pixels) with its ratio per axis. Rows are in "
         "the order of their mean FID beyond the training size. Several seeds: mean ± standard deviation over seeds. One "
         "seed: the bootstrap interval over images. **Bold**: the best value of a column, and every value that is not "
-        "different from it (paired over the same noise and the same resamples; with several seeds, over seeds too).",
+        "different from it (paired over the same noise and the same resamples; with several seeds, over seeds too; a measure "
+        "that has neither is compared by its intervals, and where it has none the best value stands alone).",
         "",
     ]
     used = "".join(table.marks(row) for row in board.rows)
@@ -125,12 +143,15 @@ def _contest(board: Table, figures: Published, notes: str, pictures: Sequence[st
         lines += ["## Plots", ""]
         lines += [f"![{plots.CAPTIONS[name.rpartition('-')[2]]}](plots/{name}.svg)" for name in pictures]
         lines += ["", f"Samples side by side, and tables to sort and filter: [index.html](index.html#{board.rules.name}).", ""]
+    for side in (table.switches(board, boards), *table.parts(board)):
+        lines += _side(side) if side else []
     agreements = published.agreements(board, figures)
     if agreements:
         lines += ["## Does this contest predict the large one?", ""]
         lines += [
             "The order of the methods by FID here, against the order that a paper printed for ImageNet. 1 is the same "
-            "order, -1 the reverse; the interval is over images and seeds of ours, the paper's numbers are taken as exact.",
+            "order, -1 the reverse. The interval is over images and those seeds of ours that all compared methods have; the "
+            "paper's numbers are taken as exact.",
             "",
         ]
         for item in agreements:
@@ -214,7 +235,7 @@ def _board(name: str, boards: Boards, figures: Published, notes: str, pictures: 
     board = boards[name]
     lines = [MARKER, "", f"# {escape(title_of(name, board, figures))}", ""]
     if board and board.rows:
-        lines += _contest(board, figures, notes, pictures)
+        lines += _contest(board, boards, figures, notes, pictures)
     elif board:
         lines += [f"No records of protocol `{name}` yet: `make sweep PROTOCOL={name}` makes them.", ""]
     lines += _figures(name, figures, boards)
@@ -236,6 +257,11 @@ READING = """## How to read them
 - **± x** is the standard deviation over training seeds. With one seed, the small numbers are a bootstrap interval over
   images, which knows nothing of other seeds.
 - **Bold** is the best value and everything that is not different from it.
+- **FIDs of different detectors do not compare**: those of `shapes` come from a small classifier of the embedded pictures, and
+  say nothing beside the papers' numbers but the order of methods.
+- Contests that differ from another in a switch alone (attention scale, timestep shift) sample from its trainings; the table
+  "switches, off and on" of that contest sets them side by side.
+- † a stale row, ‡ an incomplete one, § one of mixed options: the sentence above each table says what is meant.
 - Methods without training of their own share the checkpoint of plain rotary positions, so at the training size their
   numbers are the same by construction.
 """
@@ -248,7 +274,8 @@ SUBMITTING = """## How to submit a record
 2. `make leaderboards` regenerates everything here. Commit the records, the sample grids in `leaderboards/grids/` and
    what was generated, and open a pull request.
 3. The check of the pull request refuses, by name, a record with another schema, other rules, another N, numbers that
-   cannot be, or another detector or reference than its neighbours; and it says what changed in the ranking.
+   cannot be, or another detector or reference than its neighbours; and its summary says what changed in the ranking, ready to
+   be pasted as a comment.
 
 Tables are made from records alone: editing a table by hand makes the check fail.
 """
@@ -276,7 +303,7 @@ def _index(boards: Boards, figures: Published) -> str:
             str(papers) if papers else "–",
         ])  # fmt: skip
     header = ["Contest", "What", "N", "Detector", "Methods", "Records", "Lowest mean FID beyond", "Published tables"]
-    lines += _grid(header, rows)
+    lines += _grid(header, rows, words=True)
     idle = [name for name, board in boards.items() if name not in figures.leaderboards and not (board and board.rows)]
     if idle:
         lines += [f"Contests without records: {', '.join(f'`{name}`' for name in idle)}.", ""]
@@ -426,7 +453,7 @@ def generate(records_folder: Path | str = record.FOLDER, out_folder: Path | str 
     Raises:
         UserError: a record is refused; or, with `check`, the files are not what the records give (and which, and where).
     """
-    out_folder = Path(out_folder)
+    out_folder = Path(out_folder).resolve()  # the project's README lies beside it
     texts = render(record.read_all(records_folder), published.load(), out_folder)
     changed = {name: text for name, text in texts.items() if _current(out_folder / name) != text}
     gone = _leftovers(out_folder, texts)
@@ -455,7 +482,7 @@ def _difference(path: Path, name: str, text: str) -> str:
 
 def check(records_folder: Path | str = record.FOLDER, out_folder: Path | str = FOLDER) -> str:
     """A unified diff from the files to what the records give; "" when they are the same. Nothing is written."""
-    out_folder = Path(out_folder)
+    out_folder = Path(out_folder).resolve()  # the project's README lies beside it
     texts = render(record.read_all(records_folder), published.load(), out_folder)
     lines: list[str] = []
     for name, text in sorted([*texts.items(), *((name, "") for name in _leftovers(out_folder, texts))]):

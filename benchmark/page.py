@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -66,7 +67,7 @@ dd { margin: 0; overflow-wrap: anywhere; }
 .tools output { color: var(--quiet); }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 8px; }
 table { border-collapse: separate; border-spacing: 0; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .38rem .75rem; text-align: right; white-space: nowrap; }
+th, td { padding: .38rem .55rem; text-align: right; white-space: nowrap; }
 th { font-weight: 600; vertical-align: bottom; }
 th:first-child { text-align: left; position: sticky; left: 0; z-index: 1; background: var(--ground); }
 thead th, thead th:first-child { background: var(--raised); border-bottom: 1px solid var(--line); }
@@ -80,6 +81,7 @@ th small { font-weight: 400; color: var(--quiet); }
 th.text { text-align: left; }
 td.text { text-align: left; white-space: normal; min-width: 7rem; }
 .mean { border-left: 1px solid var(--line); }
+.mean + :not(.mean) { border-left: 1px solid var(--line); }
 th button { border: 0; background: none; padding: 0; font-weight: 600; text-align: right; line-height: 1.35; }
 th:first-child button { text-align: left; }
 th[aria-sort] button::before { content: "↕ "; color: var(--quiet); font-weight: 400; }
@@ -88,7 +90,15 @@ th[aria-sort=descending] button::before { content: "▼ "; color: var(--accent);
 tbody th { vertical-align: middle; }
 abbr { text-decoration: none; cursor: help; color: var(--accent); margin-left: .25rem; }
 .legend, .hint { font-size: .88rem; color: var(--quiet); max-width: 60rem; }
-.legend { padding-left: 1.2rem; }
+.legend { margin: .5rem 0 .7rem; }
+.told { margin: .2rem 0; font-size: 1.05rem; font-weight: 500; max-width: 60rem; }
+.key { color: var(--best-ink); background: var(--best); border-radius: 4px; padding: .05rem .3rem; font-weight: 600; }
+.notes { font-size: .92rem; max-width: 60rem; }
+.notes .scroll { margin: .8rem 0; }
+.notes th:first-child, .notes td:first-child { text-align: left; white-space: normal; min-width: 16rem; }
+.notes code { font-size: .9em; }
+.side thead small { white-space: normal; max-width: 6.5rem; margin-left: auto; }
+.seed > summary { color: var(--quiet); font-size: .92rem; }
 .more { margin-top: 1rem; }
 details > summary { cursor: pointer; padding: .3rem 0; font-weight: 500; }
 details > summary span { font-weight: 400; color: var(--quiet); }
@@ -147,7 +157,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
     press.type = "button";
     press.append(...head.childNodes);
     head.append(press);
-    head.setAttribute("aria-sort", "none");
+    head.setAttribute("aria-sort", head.dataset.sorted || "none");
     press.addEventListener("click", () => {
       const first = head.dataset.first || "ascending";
       const second = first === "ascending" ? "descending" : "ascending";
@@ -210,14 +220,19 @@ def _measure(board: Table, metric: str) -> str:
     known, places = METRICS[metric], table.digits(board, metric)
     first = "descending" if known.arrow == "↑" else "ascending"
     head = '<th scope="col">Method</th>'
-    for column in board.columns:
+    # What rows are ranked by stands first: on a phone the last columns are out of sight.
+    columns = sorted(board.columns, key=lambda column: not (column.is_mean and column.group == "beyond"))
+    one = len(board.rules.cells) == 1
+    for column in columns:
         title, below = map(_e, table.column_title(column))
+        title = _e(column.test) if one else title
         label = f"{below} <small>{title}</small>" if not column.is_mean else f"mean <small>{below}</small>"
-        head += f'<th scope="col" class="g-{_group(column)}{_edge(column)}" data-first="{first}">{label}</th>'
+        ranked = ' data-sorted="ascending"' if metric == "fid" and column.is_mean and column.group == "beyond" else ""
+        head += f'<th scope="col" class="g-{_group(column)}{_edge(column)}" data-first="{first}"{ranked}>{label}</th>'
     body = ""
     for row in board.rows:
         body += f'<tr {_keys(row)}><th scope="row" data-v="{_e(row.title)}">{_e(row.title)}{_marks(row)}</th>'
-        for column in board.columns:
+        for column in columns:
             entry = row.entries[metric, column]
             value, detail = map(_e, table.show(entry, places))
             classes = f"g-{_group(column)}{_edge(column)}"
@@ -295,9 +310,12 @@ def _samples(board: Table, grids: Path) -> str:
         is_open = column.ratio == far and column.is_square and not opened
         opened |= is_open
         inner = ""
-        for seed, figures in sorted(seeds.items()):
-            inner += f"<p class=hint>Seed {seed}</p>" if len(seeds) > 1 else ""
-            inner += f'<div class="grids">{"".join(figures)}</div>'
+        for place, (seed, figures) in enumerate(sorted(seeds.items())):
+            row = f'<div class="grids">{"".join(figures)}</div>'
+            if len(seeds) > 1:
+                opened_row = "" if place else " open"
+                row = f'<details class="seed"{opened_row}><summary>Training seed {seed}</summary>{row}</details>'
+            inner += row
         title = f"{_e(column.train)} → {_e(column.test)} <span>{_e(column.ratio_label)}</span>"
         blocks.append(
             f'<details{" open" if is_open else ""} class="g-{column.group}"><summary>{title}</summary>{inner}</details>\n'
@@ -312,12 +330,43 @@ def _samples(board: Table, grids: Path) -> str:
     )
 
 
+def _side(item: table.Side) -> str:
+    """A small table beside the main ones."""
+    head = ""
+    for place, cell in enumerate(item.header):
+        above, _, below = cell.partition("|")
+        text = ' class="text"' if place < item.words else ""
+        head += f'<th scope="col"{text}>{_e(above)}{f" <small>{_e(below)}</small>" if below else ""}</th>'
+    body = ""
+    for row in item.rows:
+        body += f'<tr><th scope="row">{_e(row[0][0])}</th>'
+        for place, (value, detail, strong) in enumerate(row[1:], start=1):
+            kind = "text" if place < item.words else "best" if strong else ""
+            shown = f"<b>{_e(value)}</b>" if strong else _e(value)
+            body += f"<td{f' class={kind}' if kind else ''}>{shown}{f'<small>{_e(detail)}</small>' if detail else ''}</td>"
+        body += "</tr>\n"
+    return (
+        f'<h3>{_e(item.title)}</h3>\n<p class="hint">{_e(item.text)}</p>\n<div class="scroll" tabindex="0" role="region" '
+        f'aria-label="{_e(item.title)}"><table class=side><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n'
+    )
+
+
+def _notes(text: str) -> str:
+    """Notes written by hand, as HTML; markup inside them is shown and never run."""
+    from markdown_it import MarkdownIt
+
+    made = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
+    made = re.sub(r"<(/?)h[1-6]>", r"<\1h4>", made)
+    return made.replace("<table>", '<div class="scroll" tabindex="0"><table>').replace("</table>", "</table></div>")
+
+
 def _agreements(board: Table, figures: Published) -> str:
     rows = []
     titles = {row.method: row.title for row in board.rows}
     for item in published.agreements(board, figures):
         tau = "too few methods" if item.tau is None else f"{item.tau:.2f}"
-        ends = f"<small>{item.interval[0]:.2f} to {item.interval[1]:.2f}</small>" if item.interval else ""
+        over = f"seed{'s' if len(item.seeds) > 1 else ''} {', '.join(map(str, item.seeds))}"
+        ends = f"<small>{item.interval[0]:.2f} to {item.interval[1]:.2f}<br>{over}</small>" if item.interval else ""
         theirs = " &lt; ".join(f"{_e(titles[m])} {v:.4g}" for m, v in zip(item.methods, item.theirs, strict=True))
         order = sorted(zip(item.ours, item.methods, strict=True))
         ours = " &lt; ".join(f"{_e(titles[m])} {v:.4g}" for v, m in order)
@@ -329,7 +378,7 @@ def _agreements(board: Table, figures: Published) -> str:
     return (
         "<h3>Does this contest predict the large one?</h3>\n"
         '<p class="hint">The order of the methods by FID here, against the order that a paper printed. 1 is the same order, '
-        "-1 the reverse; the interval is over images and seeds of ours.</p>\n"
+        "-1 the reverse; the interval is over images and those seeds of ours that all compared methods have.</p>\n"
         + _plain(header, rows, "Agreement with published orders")
     )
 
@@ -396,6 +445,15 @@ def _contest(
         out += '<p class="hint">No records of this contest yet.</p>\n' if board else ""
         return out + _papers(name, figures, boards) + "</section>\n"
     known = "".join(f"<dt>{_e(what)}</dt><dd>{_e(text)}</dd>" for what, text in table.facts(board))
+    told = table.verdict(board)
+    out += f'<p class="told">{_e(told)}</p>\n' if told else ""
+    used = "".join(table.marks(row) for row in board.rows)
+    items = [f"{mark} {meaning}." for mark, meaning in table.MARKS.items() if mark in used]
+    out += (
+        '<p class="legend"><span class="key">Green</span>: the best of a column and all that is not different from it. 1x is the '
+    )
+    out += "training size. ±: standard deviation over seeds; a range: bootstrap interval over images of a single seed."
+    out += "".join(f" {_e(item)}" for item in items) + "</p>\n"
     size = f"N = {board.rules.sample.count:,}, detector {board.rules.score.detector}, rules {board.rules.hash}"
     out += f"<details><summary>{_e(size)} <span>all rules</span></summary><dl>{known}</dl></details>\n"
     out += _tools(board)
@@ -408,21 +466,16 @@ def _contest(
             continue
         more += f"<details><summary>{_e(label)}</summary>{inner}</details>\n"
     out += f'<div class="more">{more}</div>\n'
-    used = "".join(table.marks(row) for row in board.rows)
-    items = [f"{mark} {meaning}" for mark, meaning in table.MARKS.items() if mark in used]
-    items.append("Green: the best of a column and all that is not different from it.")
-    items.append("± is the standard deviation over seeds; a range is the bootstrap interval over images of a single seed.")
-    out += f'<ul class="legend">{"".join(f"<li>{_e(item)}</li>" for item in items)}</ul>\n'
     if drawn:
         shown = "".join(
             f"<figure><figcaption>{_e(plots.CAPTIONS[plot.rpartition('-')[2]])}</figcaption>{plots.inline(svg)}</figure>\n"
             for plot, svg in drawn.items()
         )
         out += f'<h3>Plots</h3>\n<div class="plots">{shown}</div>\n'
-    out += _samples(board, grids) + _agreements(board, figures)
+    sides = [table.switches(board, boards), *table.parts(board)]
+    out += _samples(board, grids) + "".join(_side(side) for side in sides if side) + _agreements(board, figures)
     if notes:
-        paragraphs = [" ".join(part.split()) for part in notes.split("\n\n") if part.strip()]
-        out += "<h3>Notes</h3>\n" + "".join(f'<p class="hint">{_e(part)}</p>\n' for part in paragraphs)
+        out += f'<h3>Notes</h3>\n<div class="notes">{_notes(notes)}</div>\n'
     remarks = [
         [
             _e(row.title),

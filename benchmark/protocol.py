@@ -234,7 +234,7 @@ def load(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Protocol:
         schema = OmegaConf.structured(
             Protocol(path.stem, "", {}, custom=bool(overrides) or outside, source=name, overrides=list(overrides))
         )
-        merged = OmegaConf.merge(schema, OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        merged = OmegaConf.merge(schema, *_layers(path), OmegaConf.from_dotlist(list(overrides)))
         protocol = OmegaConf.to_object(merged)
     except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -248,6 +248,19 @@ def load(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Protocol:
         # Where the very file lies that the rules ask for is no rule.
         protocol.custom = protocol.hash != load(name).hash
     return protocol
+
+
+def _layers(path: Path) -> list[Any]:
+    """A protocol's file, after that of the protocol which it names as its `base`."""
+    from omegaconf import OmegaConf
+
+    content = OmegaConf.load(path)
+    base = content.pop("base", None)
+    if base is None:
+        return [content]
+    if base not in names() or base == path.stem:
+        raise unknown(f"base of {path.stem}", str(base), [name for name in names() if name != path.stem])
+    return [*_layers(FOLDER / f"{base}.yaml"), content]
 
 
 def _check_assignment(assignment: str) -> None:

@@ -192,6 +192,7 @@ class Agreement:
     missing: list[str]  # methods of the paper's order that ours lacks
     tau: float | None
     interval: tuple[float, float] | None
+    seeds: list[int]  # those that all compared methods have: the interval knows no others
 
 
 def kendall(theirs: Sequence[float], ours: np.ndarray) -> np.ndarray:
@@ -211,6 +212,8 @@ def kendall(theirs: Sequence[float], ours: np.ndarray) -> np.ndarray:
 
 def agreements(board: Table, published: Published) -> list[Agreement]:
     """How our order at each size ratio agrees with the published one, for the contests that claim to predict it."""
+    if board.rules.switches != protocol.Switches():
+        return []  # the papers' contest had them off
     found = []
     for prediction in published.predictions:
         if not fnmatch.fnmatchcase(board.rules.name, prediction.contests):
@@ -236,11 +239,17 @@ def _agreement(board: Table, column: Column, source: PublishedTable, size: str, 
     tau, ends = None, None
     if len(methods) > 2:
         tau = float(kendall(order, values))
-        ends = _interval(order, [have[method].replicates for method in methods])
+        ends = _interval(order, [_centred(have[method]) for method in methods])
+    seeds = sorted(set.intersection(*(set(have[method].by_seed) for method in methods))) if methods else []
     return Agreement(
         column.ratio_label, size, column, f"{source.paper}, table {source.table}", methods, order, values.tolist(),
-        sorted(set(theirs) - set(methods)), tau, ends,
+        sorted(set(theirs) - set(methods)), tau, ends, seeds,
     )  # fmt: skip
+
+
+def _centred(entry: table.Entry) -> dict[int, np.ndarray]:
+    """Replicates whose mean is the value of their seed: resampling moves some statistics, and only the spread is wanted."""
+    return {seed: values - values.mean() + entry.by_seed[seed] for seed, values in entry.replicates.items()}
 
 
 def _interval(order: list[float], replicates: list[dict[int, np.ndarray]]) -> tuple[float, float] | None:

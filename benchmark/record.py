@@ -24,6 +24,8 @@ from benchmark.files import UserError
 
 SCHEMA = 1
 FOLDER = files.ROOT / "leaderboards" / "records"
+MANY = 20  # replicates whose mean says something
+CLASSES = {"shapes": 8, "inception": 1008}  # of the detectors that give an inception score
 LIBRARIES = ("torch", "torchvision", "lightning", "torchmetrics", "timm", "diffusers", "torch-fidelity", "numpy")
 
 
@@ -188,7 +190,7 @@ def _fit(value: Any, shape: Any, where: str) -> None:
         raise UserError(f"{where} must be {shape[0]}, not {_show(value)}")
 
 
-def _fit_scores(scores: dict[str, Any], resamples: int) -> None:
+def _fit_scores(scores: dict[str, Any], resamples: int, classes: int) -> None:
     required = [name for name, metric in METRICS.items() if metric.required]
     _keys(scores, required, "scores", METRICS)
     for name, score in scores.items():
@@ -203,10 +205,19 @@ def _fit_scores(scores: dict[str, Any], resamples: int) -> None:
         if not metric.low <= score["value"] <= metric.high:  # replicates may overshoot, a value cannot
             possible = f"a {metric.title} lies in [{metric.low:g}, {metric.high:g}]"
             raise UserError(f"{where}.value is {score['value']:g}: {possible}")
+        if name == "is" and score["value"] > classes:
+            raise UserError(f"{where}.value is {score['value']:g}: the detector knows {classes} classes, and no IS is above that")
         if "replicates" in score and not _numbers(score["replicates"], resamples):
             raise UserError(f"{where}.replicates must be a list of {resamples} finite numbers")
         if score.get("low", 0) > score.get("high", math.inf):
             raise UserError(f"{where} has an interval with its ends the wrong way round")
+        if "low" in score:  # an interval lies around its value; with a width of slack, since it need not be symmetric
+            low, high, width = score["low"], score["high"], score["high"] - score["low"]
+            if not low - width <= score["value"] <= high + width:
+                raise UserError(f"{where}.value is {score['value']:g}, far outside its own interval {low:g} to {high:g}")
+            drawn = score.get("replicates", [])
+            if len(drawn) >= MANY and abs(math.fsum(drawn) / len(drawn) - score["value"]) > 2 * width + 1e-5 * abs(high):
+                raise UserError(f"{where}.value is {score['value']:g}, far from the mean of its own replicates")
 
 
 def validate(value: Any, rules: protocol.Protocol) -> None:
@@ -228,12 +239,12 @@ def validate(value: Any, rules: protocol.Protocol) -> None:
         ("count", value["count"], rules.sample.count),
         ("reference.count", value["reference"]["count"], rules.score.reference),
         ("detector.name", value["detector"]["name"], rules.score.detector),
-        ("data.card", value["data"]["card"], rules.data.card),
+        ("data.card", value["data"]["card"], Path(rules.data.card).stem),
     ):
         if found != expected:
             raise UserError(f"{where} is {_show(found)}, but protocol '{rules.name}' says {_show(expected)}")
     if value["scores"] is not None:
-        _fit_scores(value["scores"], value["uncertainty"]["resamples"])
+        _fit_scores(value["scores"], value["uncertainty"]["resamples"], CLASSES.get(rules.score.detector, 10**6))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -304,7 +315,7 @@ def build(
             "seed": seed,
             "code": {"version": files.code_version(*sources), "files": sources, "commit": commit, "dirty": dirty},
             "training": training,
-            "data": {"card": rules.data.card, "hash": data_hash},
+            "data": {"card": Path(rules.data.card).stem, "hash": data_hash},
             "reference": reference,
             "detector": detector,
             "count": rules.sample.count,

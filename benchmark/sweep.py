@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark import progress, record, registry
-from benchmark.files import ROOT, Stopped, UserError, code_version, digest, read_json, write_json
+from benchmark.files import ROOT, Stopped, UserError, atomic, code_version, digest, read_json, write_json
 from benchmark.protocol import Protocol, size_hw
 
 if TYPE_CHECKING:
@@ -303,8 +302,11 @@ def finish(protocol: Protocol, run: Run) -> list[Path]:
 
 
 def keep_grid(protocol: Protocol, cell: Cell, folder: Path, run: Run) -> None:
-    """Puts a ranked cell's grid beside the records, for the page."""
+    """Puts a ranked cell's grid beside the records, for the page: in 256 colours, a quarter of the bytes."""
+    from PIL import Image
+
     if records_folder(protocol, run) == BOARDS / "records":
         target = BOARDS / "grids" / protocol.name / cell.method / f"{cell.train}-{cell.test}-s{cell.seed}.png"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / "grid.png", target)
+        with Image.open(folder / "grid.png") as sheet, atomic(target) as draft:
+            few = sheet.convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+            few.save(draft, format="PNG", optimize=True)

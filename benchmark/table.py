@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmark import compare, protocol
-from benchmark.protocol import Protocol
+from benchmark import compare, files, protocol
+from benchmark.files import UserError
+from benchmark.protocol import Protocol, Switches
 from benchmark.record import METRICS, Record
 
 LEVEL = 0.95
+PARTS = files.ROOT / "leaderboards" / "parts.yaml"
 GROUPS = ("below", "at", "beyond")
 # The 97.5 % point of Student's t for 1, 2, ... degrees of freedom (two-sided 95 %): the usual table, to three decimals.
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
@@ -181,7 +184,8 @@ def different(a: Entry, b: Entry) -> bool:
 
     Over images: the paired bootstrap interval of the mean difference, over the seeds that both have, excludes zero.
     Over seeds, where both have two or more: so does the paired Student interval of the seeds' differences. Both must.
-    Without replicates and without seeds nothing is known about the spread, and any difference counts.
+    Without replicates and without common seeds, the difference exceeds what their intervals allow; where there are none either,
+    nothing is known about the spread, and any difference counts.
     """
     if not set(a.by_seed) & set(b.by_seed):
         seeds_a, seeds_b = list(a.by_seed), list(b.by_seed)  # nothing to pair: each with its own seeds
@@ -201,7 +205,19 @@ def different(a: Entry, b: Entry) -> bool:
         differences = [a.by_seed[seed] - b.by_seed[seed] for seed in seeds_a]
         quantile = STUDENT[min(len(differences) - 1, len(STUDENT)) - 1]
         return abs(_mean(differences)) > quantile * statistics.stdev(differences) / math.sqrt(len(differences))
+    if not (a.replicates and b.replicates):
+        known = [half for half in (_half(a), _half(b)) if half is not None]
+        if known:  # an entry about which nothing is known is taken to be as uncertain as the other
+            return abs(a.value - b.value) > math.hypot(known[0], known[-1])
     return a.value != b.value
+
+
+def _half(entry: Entry) -> float | None:
+    """Half the width of an entry's 95 % interval, over seeds or else over images."""
+    if entry.spread is not None:
+        count = len(entry.by_seed)
+        return STUDENT[min(count - 1, len(STUDENT)) - 1] * entry.spread / math.sqrt(count)
+    return (entry.interval[1] - entry.interval[0]) / 2 if entry.interval is not None else None
 
 
 def _mark_best(entries: Sequence[Entry], arrow: str) -> None:
@@ -306,6 +322,127 @@ def show(entry: Entry, places: int) -> tuple[str, str]:
     if entry.failed:
         detail += f" ({entry.failed} failed)"
     return f"{entry.value:.{places}f}", detail.strip()
+
+
+def verdict(table: Table) -> str:
+    """Who is first, by what rows are ranked by, and who is not different from it; "" where no row is complete."""
+    have = [row for row in table.rows if "fid" in table.metrics and headline(row, table.columns).value is not None]
+    if not have:
+        return ""
+    pairs = {pair.group for pair in table.pairs}
+    where = "beyond" if "beyond" in pairs else "at" if "at" in pairs else "below"
+    first = headline(have[0], table.columns)
+    near = [row.title for row in have[1:] if not different(headline(row, table.columns), first)]
+    value, detail = show(first, digits(table, "fid"))
+    told = f"Lowest mean FID {where} the training size: {have[0].title}, {value}{f' ({detail})' if detail else ''}."
+    if near:
+        told += f" Not different from it: {', '.join(near)}."
+    if len(have) > 1 + len(near):
+        behind = have[-1]
+        last = show(headline(behind, table.columns), digits(table, "fid"))[0]
+        told += f" Last of {len(have)} complete rows: {behind.title}, {last}."
+    return told
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables beside the main ones
+
+
+@dataclass(frozen=True)
+class Side:
+    """A small table: `rows` hold the method's title (and perhaps words), then cells of (value, detail, strong)."""
+
+    title: str
+    text: str
+    header: list[str]
+    words: int  # columns of words at the left
+    rows: list[list[tuple[str, str, bool]]]
+
+
+def _change(on: Entry, off: Entry, places: int) -> tuple[str, str, bool]:
+    """An entry, its difference to another over the seeds that both have, and whether it is better and different."""
+    if on.value is None:
+        return (*show(on, places), False)
+    common = [seed for seed in on.by_seed if seed in off.by_seed]
+    if not common:
+        return (*show(on, places), False)
+    moved = _mean(on.by_seed[seed] - off.by_seed[seed] for seed in common)
+    return f"{on.value:.{places}f}", f"{moved:+.{places}f}", moved < 0 and different(on, off)
+
+
+def _on(chosen: Switches) -> str:
+    """The switches that are not at rest, as text."""
+    rest = vars(Switches())
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in vars(chosen).items() if value != rest[key])
+
+
+def switches(board: Table, boards: Mapping[str, Table | None]) -> Side | None:
+    """Every method's FID with the switches of the contest off and on; None unless a contest differs in its switches alone."""
+    rules = board.rules.rules()
+    if rules["switches"] != vars(Switches()) or "fid" not in board.metrics:
+        return None
+    default = {"switches": rules["switches"]}
+    others = [other for other in boards.values() if other and other.rows and other is not board]
+    others = [other for other in others if other.rules.rules() | default == rules]
+    if not others:
+        return None
+    names = {other.rules.name: _on(other.rules.switches) for other in others}
+    places = digits(board, "fid")
+    cols = [column for column in board.columns if column.is_mean or (column.group != "at" and column.ratio_label == "2x")]
+    rows = []
+    for row in board.rows:
+        counterparts = [next((item for item in other.rows if item.method == row.method), None) for other in others]
+        if not any(counterparts):
+            continue
+        cells = [(row.title, "", False)]
+        for column in cols:
+            off = row.entries["fid", column]
+            cells.append((*show(off, places), False))
+            for item in counterparts:
+                cells.append(("–", "", False) if item is None else _change(item.entries["fid", column], off, places))
+        rows.append(cells)
+    header = ["Method"]
+    for column in cols:
+        label = " ".join(column_title(column)) if column.is_mean else column.ratio_label
+        header += [f"{label}|off", *(f"{label}|{names[other.rules.name]}" for other in others)]
+    text = (
+        "The same checkpoints, sampled again with one switch of the contest on, alike for every method. FID ↓, and below it the "
+        "change over the seeds that both have; bold where it is better and different. At the training size neither switch does "
+        f"anything. Whole tables: {', '.join(names)}."
+    )
+    return Side("The contest's switches, off and on", text, header, 1, rows)
+
+
+def parts(board: Table, path: Path | str = PARTS) -> list[Side]:
+    """What the parts of a method bring: rows of the contest that differ from it in one part, as the file of parts lists them."""
+    import yaml
+
+    try:
+        listed = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        listed = {str(whole): {str(name): str(what) for name, what in members.items()} for whole, members in listed.items()}
+    except FileNotFoundError:
+        return []
+    except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} must map methods to their parts ({' '.join(str(error).split())})") from None
+    rows = {row.method: row for row in board.rows}
+    cols = [column for column in board.columns if column.is_mean or column.group == "at" or column.ratio_label == "2x"]
+    found = []
+    for whole, members in listed.items():
+        if "fid" not in board.metrics or whole not in rows or not set(members) & set(rows):
+            continue
+        places = digits(board, "fid")
+        lines = [[(rows[whole].title, "", False), ("the whole", "", False)]]
+        lines[0] += [(*show(rows[whole].entries["fid", column], places), False) for column in cols]
+        for name, what in members.items():
+            if name in rows:
+                changes = [_change(rows[name].entries["fid", c], rows[whole].entries["fid", c], places) for c in cols]
+                lines.append([(rows[name].title, "", False), (what, "", False), *changes])
+        header = ["Method", "What it has", *("|".join(column_title(c) if c.is_mean else column_title(c)[::-1]) for c in cols)]
+        text = (
+            "FID ↓, and below it the difference to the whole over the seeds that both have; bold where the part alone is better."
+        )
+        found.append(Side(f"What the parts of {rows[whole].title} bring", text, header, 2, lines))
+    return found
 
 
 MARKS = {

@@ -172,9 +172,10 @@ def test_sorting_filtering_themes_and_zoom_in_a_browser(home: Path) -> None:
       const heads = [...table.tHead.rows[0].cells];
       const press = place => heads[place].querySelector("button").click();
       out.first = names();
-      press(1); out.up = names(); out.state = heads.map(head => head.getAttribute("aria-sort"));
-      press(1); out.down = names(); out.flipped = heads[1].getAttribute("aria-sort");
-      press(2); out.missing_last = names().slice(-2);
+      out.ranked = heads.map(head => head.getAttribute("aria-sort"));
+      press(2); out.up = names(); out.state = heads.map(head => head.getAttribute("aria-sort"));
+      press(2); out.down = names(); out.flipped = heads[2].getAttribute("aria-sort");
+      press(3); out.missing_last = names().slice(-2);
       press(0); out.by_name = names();
       const words = section.querySelector("input[type=search]");
       words.value = "yarn, LEDiT"; words.dispatchEvent(new view.Event("input", {bubbles: true}));
@@ -203,7 +204,8 @@ def test_sorting_filtering_themes_and_zoom_in_a_browser(home: Path) -> None:
     attack = ATTACK[:80]
     assert result["first"] == ["LEDiT", "YaRN", "NTK-aware", attack, "RPE-2D"]
     assert result["up"] == ["NTK-aware", "LEDiT", "YaRN", "RPE-2D", attack]
-    assert result["state"] == ["none", "ascending", "none", "none", "none"]
+    assert result["ranked"] == ["none", "ascending", "none", "none", "none"]  # the mean beyond, by which rows are in order
+    assert result["state"] == ["none", "none", "ascending", "none", "none"]
     assert result["down"] == ["NTK-aware", "LEDiT", "YaRN", "RPE-2D", attack][::-1]
     assert result["flipped"] == "descending"
     assert result["missing_last"] == [attack, "RPE-2D"]
@@ -239,3 +241,23 @@ def test_the_page_fits_a_phone_and_its_policy_stops_foreign_scripts(home: Path) 
     assert result["width"] <= 390
     assert result["theme"] <= 390
     assert result["title"] == "PosBench leaderboards"
+
+
+def test_notes_by_hand_are_markdown_without_a_script(home: Path) -> None:
+    note = "### A heading\n\n| a | b |\n|---|---:|\n| 1 & `x` | 2 |\n\n**Bold** <script>run</script> [x](javascript:run)"
+    files.write_text(home / "notes" / "shapes-tiny.md", note)
+    leaderboard.generate(home / "records", home)
+    text = (home / "index.html").read_text()
+    parts = Parts(text)
+    assert [tag for tag, _ in parts.found].count("script") == 1
+    assert "<h4>A heading</h4>" in text
+    assert "<code>x</code>" in text
+    assert "<strong>Bold</strong> &lt;script&gt;" in text
+    assert not any(str(attributes.get("href")).startswith("javascript") for _, attributes in parts.found)
+
+
+def test_the_first_words_of_a_contest_say_who_is_first_and_how_to_read(home: Path) -> None:
+    text = (home / "index.html").read_text()
+    section = text[text.index('id="shapes-tiny"') :]
+    told = "Lowest mean FID beyond the training size: LEDiT, 25.5 (24.7 to 26.3)."
+    assert section.index(told) < section.index("all that is not different from it") < section.index("<table")

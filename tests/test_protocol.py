@@ -99,3 +99,17 @@ def test_a_size_that_does_not_fit_is_named(tmp_path):
     path.write_text((protocol.FOLDER / "smoke.yaml").read_text().replace("32x24", "32x23"))
     with pytest.raises(UserError, match="size 32x23 is not a multiple of 4"):
         protocol.load(str(path))
+
+
+def test_a_base_is_merged_below(tmp_path):
+    """A switch contest is its base with one setting changed, and shares its trainings."""
+    plain, switched = protocol.load("shapes"), protocol.load("shapes-attention-jin")
+    assert switched.switches.attention_scale == "jin"
+    assert switched.training("32x32") == plain.training("32x32")
+    assert {key for key, value in switched.rules().items() if value != plain.rules()[key]} == {"switches"}
+    (tmp_path / "mine.yaml").write_text("base: shapez\ntitle: x\n")
+    with pytest.raises(UserError, match="unknown base of mine 'shapez'; did you mean 'shapes'"):
+        protocol.load(str(tmp_path / "mine.yaml"))
+    (tmp_path / "broken.yaml").write_text("title: [\n")
+    with pytest.raises(UserError, match="protocol broken: "):
+        protocol.load(str(tmp_path / "broken.yaml"))

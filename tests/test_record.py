@@ -87,6 +87,9 @@ BAD = [
     (("scores", "fid", "replicates"), [1.0] * 19 + [math.inf], "scores.fid.replicates must be"),
     (("scores", "fid", "replicates"), [1.0] * 19 + [True], "scores.fid.replicates must be"),
     (("scores", "is", "value"), 0.99, "scores.is.value is 0.99"),
+    (("scores", "is", "value"), 8.01, "scores.is.value is 8.01: the detector knows 8 classes"),
+    (("scores", "fid", "value"), 2.0, "scores.fid.value is 2, far outside its own interval 19.2 to 20.8"),
+    (("scores", "fid", "replicates"), [2.0] * 20, "scores.fid.value is 20, far from the mean of its own replicates"),
     (("scores", "precision", "value"), 1.01, "scores.precision.value is 1.01"),
     (("scores", "recall", "value"), -0.01, "scores.recall.value is -0.01"),
     (("scores", "sfid"), {"value": 1, "low": 0}, "scores.sfid has one end"),
@@ -109,10 +112,12 @@ def test_a_bad_record_is_refused_by_name(rules: protocol.Protocol, path: tuple[s
     ("path", "to"),
     [
         (("scores",), None),
-        (("scores", "is", "value"), 1),
-        (("scores", "fid", "value"), 0),
+        (("scores", "is"), {"value": 1, "low": 1, "high": 1, "replicates": [1] * 20}),
+        (("scores", "is"), {"value": 8, "low": 7.9, "high": 8.2, "replicates": [8.1] * 20}),
+        (("scores", "fid"), {"value": 0, "low": 0, "high": 0, "replicates": [0.0] * 20}),
+        (("scores", "fid", "value"), 18.5),
         (("scores", "precision", "value"), 1.0),
-        (("scores", "fid", "replicates"), [-1.0] * 20),
+        (("scores", "fid"), {"value": 0.1, "low": -0.2, "high": 0.4, "replicates": [-0.1] * 20}),
         (("scores", "kid"), {"value": -0.001}),
         (("scores", "is", "deviation"), 0.1),
         (("training", "loss"), None),
@@ -156,6 +161,7 @@ def test_the_compact_layout_keeps_any_content(tmp_path_factory: pytest.TempPathF
     assert json.loads(path.read_text()) == value
 
 
+@settings(deadline=None)
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_rounding_is_to_six_digits_and_only_once(number: float) -> None:
     (once,) = record.rounded([number])
