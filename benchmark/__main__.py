@@ -405,6 +405,31 @@ def export(
 
 
 @app.command()
+def weights(
+    method: Method,
+    file: Annotated[Path, typer.Argument(help="what to write, .pt or .safetensors", show_default=False)],
+    overrides: Overrides = None,
+    protocol_name: ProtocolName = "shapes",
+    seed: Seed = 0,
+    train: Train = "",
+    out: Out = Path("runs"),
+    data: Data = "",
+) -> None:
+    """Write a trained core in the published DiT layout, averaged weights."""
+    from benchmark import checkpoint, sweep
+    from benchmark.train import load_weights
+
+    rules = rules_of(protocol_name, overrides)
+    registry.check(method)
+    size = chosen(rules, [method], seed, train, "")[0].train
+    folder, _ = sweep.trained(rules, method, size, seed, run_of(out, data, "1", 1))
+    built = registry.build(registry.trained_name(method), rules, size, seed)
+    load_weights(built, folder)
+    checkpoint.export(built, file)
+    progress.say(f"{method} {size} seed {seed} in {file}")
+
+
+@app.command()
 def detector(
     out: Annotated[Path | None, typer.Option(help="the file to write; default the shipped one")] = None,
     steps: Annotated[int, typer.Option(min=0, help="of training; 0 takes the default")] = 0,

@@ -70,17 +70,23 @@ def train(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> di
     return {(name, size): train(protocol, name, size, seed, run) for name, size in needed}
 
 
+def trained(protocol: Protocol, method: str, size: str, seed: int, run: Run) -> tuple[Path, str]:
+    """(folder of the finished training whose weights a method uses, hash of its data)."""
+    from benchmark.train import find_source, fingerprint, is_whole, training_folder
+
+    name = registry.trained_name(method)
+    source = find_source(protocol, name, size, run, verbose=False)
+    folder = training_folder(name, size, seed, fingerprint(protocol, name, size, seed, source.hash), run)
+    if not is_whole(folder):
+        raise UserError(f"{name} is not trained at {size} with seed {seed}; run `python -m benchmark train` first")
+    return folder, source.hash
+
+
 def sample(protocol: Protocol, cell: Cell, run: Run) -> Path:
     """Draws a cell's images from its finished training."""
     from benchmark.sample import sample
-    from benchmark.train import find_source, fingerprint, is_whole, training_folder
 
-    name = registry.trained_name(cell.method)
-    source = find_source(protocol, name, cell.train, run, verbose=False)
-    mark = fingerprint(protocol, name, cell.train, cell.seed, source.hash)
-    training = training_folder(name, cell.train, cell.seed, mark, run)
-    if not is_whole(training):
-        raise UserError(f"{name} is not trained at {cell.train} with seed {cell.seed}; run `python -m benchmark train` first")
+    training, _ = trained(protocol, cell.method, cell.train, cell.seed, run)
     return sample(protocol, cell.method, cell.train, cell.test, cell.seed, training, run)
 
 
@@ -177,20 +183,18 @@ def build_record(
     import torch
 
     from benchmark.sample import DONE
-    from benchmark.train import REPORT, find_source, fingerprint, training_folder
+    from benchmark.train import REPORT
 
     cls = registry.load(cell.method)
-    trained = registry.trained_name(cell.method)
-    data_hash = find_source(protocol, trained, cell.train, run, verbose=False).hash
-    mark = fingerprint(protocol, trained, cell.train, cell.seed, data_hash)
-    report = read_json(training_folder(trained, cell.train, cell.seed, mark, run) / REPORT)
+    training, data_hash = trained(protocol, cell.method, cell.train, cell.seed, run)
+    report = read_json(training / REPORT)
     cuda = torch.cuda.is_available()
     return record.build(
         protocol,
         method={
             "name": cell.method,
             "title": cls.title,
-            "trained_as": trained,
+            "trained_as": registry.trained_name(cell.method),
             "options": dataclasses.asdict(cls.make_options(protocol.options.get(cell.method, {}))),
             "note": cls.note,
         },

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
-from benchmark import protocol, sweep
+from benchmark import checkpoint, protocol, sweep
 from benchmark.__main__ import main
 from benchmark.files import ROOT, UserError
-from benchmark.train import Run
+from benchmark.train import WEIGHTS, Run
+from benchmark.train import train as fit
 
 
 def command(*arguments: str, out: Path | None = None) -> subprocess.CompletedProcess:
@@ -189,6 +192,20 @@ def test_a_place_that_cannot_be_written(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["benchmark", "train", "nope", "--protocol", "smoke", "--out", str(tmp_path / "file")])
     assert main() == 2
     assert capsys.readouterr().err.strip().endswith("Not a directory")
+
+
+def test_weights_leave_in_the_published_layout(out, capsys, monkeypatch):
+    """What goes out is what a core takes in."""
+    rules, file = protocol.load("smoke"), out / "core.safetensors"
+    trained = fit(rules, "extrapolation", "16x16", 0, Run(out))
+    monkeypatch.setattr(sys, "argv", ["benchmark", "weights", "yarn", str(file), "--protocol", "smoke", "--out", str(out)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    state = checkpoint.load_core(file)
+    own = {key.removeprefix("core."): value for key, value in load_file(trained / WEIGHTS).items()}
+    assert state.keys() == own.keys()
+    assert all(torch.equal(state[key], own[key]) for key in own)
 
 
 def test_list_shows_methods_protocols_and_data_sets(out, first):
