@@ -73,7 +73,7 @@ spectrum: $(VENV)/.installed ## redraw leaderboards/spectrum.svg from the method
 	@$(RUN) spectrum
 
 test: $(VENV)/.installed ## the test suite
-	@$(VENV)/bin/pytest -n auto --dist worksteal tests
+	@$(VENV)/bin/pytest -n auto --dist loadgroup tests
 
 lint: $(VENV)/.installed ## ruff's checks and formatting
 	@$(VENV)/bin/ruff check .

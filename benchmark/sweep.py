@@ -138,8 +138,6 @@ def score(protocol: Protocol, cell: Cell, folder: Path, run: Run) -> dict[str, A
     began = time.monotonic()
     real = reference(protocol, cell.test, detector, run)
     images = scoring.open_images(folder)
-    if images.count != protocol.sample.count:
-        raise UserError(f"{folder} holds {images.count} images of {protocol.sample.count}; sample the cell again")
     features_at = scoring.features_folder(folder, detector)
     with progress.stage(f"score {cell}", protocol.sample.count, "image") as stage:
         looked = scoring.extract(images, detector, features_at, report=lambda done, _: stage.set(done))
@@ -286,10 +284,20 @@ def follow(command: list[str]) -> int:
 
     Ctrl-C and the like are handed to the whole group, once to every process, and what these then save is waited for.
     """
-    child = subprocess.Popen(command, process_group=0)
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, lambda number, frame: os.killpg(child.pid, number)) for number in numbers}
+    child: subprocess.Popen | None = None
+    early: list[int] = []  # signals that come before there is somebody to hand them to
+
+    def hand_on(number: int, frame: Any) -> None:
+        if child is None:
+            early.append(number)
+        else:
+            os.killpg(child.pid, number)
+
+    before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
+        child = subprocess.Popen(command, process_group=0)
+        for number in early:
+            os.killpg(child.pid, number)
         return child.wait()
     finally:
         for number, handler in before.items():

@@ -20,6 +20,8 @@ from benchmark.files import ROOT, UserError
 from benchmark.train import WEIGHTS, Run
 from benchmark.train import train as fit
 
+pytestmark = pytest.mark.xdist_group("end to end")  # most of them share the folder of one run
+
 
 def command(*arguments: str, out: Path | None = None) -> subprocess.CompletedProcess:
     """Runs `python -m benchmark ...` as a person would."""
@@ -94,7 +96,7 @@ def test_a_lost_chunk_is_drawn_again_and_a_cell_without_it_is_not_scored(first, 
     marks = {path: path.read_bytes() for path in cell.glob("record-*.json")}
     for path in marks:
         path.unlink()
-    with pytest.raises(UserError, match="holds 16 images of 32; sample the cell again"):
+    with pytest.raises(UserError, match="holds 16 images of 32: sample the cell again"):
         sweep.score(rules, sweep.Cell("rpe2d", "16x16", "16x16", 0), cell, run)
     assert not list(cell.glob("record-*.json")), "a failure of the disk is no result"
     for path, content in marks.items():

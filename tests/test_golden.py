@@ -27,6 +27,8 @@ CASES = {
     "extrapolation ddpm": ("extrapolation", {}, DDPM),
     "learned": ("learned", {}, FLOW),
     "ledit": ("ledit", {}, FLOW),
+    "ledit_causal": ("ledit_causal", {}, FLOW),
+    "ledit_convolution": ("ledit_convolution", {}, FLOW),
     "ledit_finetune": ("ledit_finetune", {"dilated": 0.5}, FLOW),
     "nope": ("nope", {}, FLOW),
     "randomized_1d": ("randomized_1d", {}, FLOW),

@@ -259,6 +259,7 @@ def test_two_processes_train_as_one_and_resume_exactly(uninterrupted, tmp_path):
     Killed and run again, they end in the same bits.
     """
     command = [sys.executable, "-m", "benchmark", "train", "extrapolation", *RULES, "--protocol", "smoke", "--devices", "2"]
+    command += ["--every-steps", "4"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     options = {"cwd": ROOT, "env": environment, "text": True}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -268,7 +269,7 @@ def test_two_processes_train_as_one_and_resume_exactly(uninterrupted, tmp_path):
     one, two = (load_file(folder / train.WEIGHTS) for folder in (uninterrupted, together))
     for key in one:
         torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=2e-4)
-    command += ["--out", str(killed), "--every-steps", "5"]
+    command += ["--out", str(killed)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, **options)
     deadline = time.monotonic() + 120
     while not list(killed.glob("trainings/*/checkpoints/*.ckpt")) and time.monotonic() < deadline:
