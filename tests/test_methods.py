@@ -288,6 +288,12 @@ def test_ledit_convolution_by_hand():
         torch.testing.assert_close(stem(x)[0].double(), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_ledit_without_the_residual_is_the_convolution_alone():
+    alone, added = (small.fill(ledit(recipe="finetune", residual=residual).stem, 0.5) for residual in (False, True))
+    x = small.normal(1, 1, 32, 4, 5)
+    torch.testing.assert_close(alone(x), added(x) - x, rtol=1e-5, atol=1e-5)
+
+
 def test_ledit_dilates_a_tenth_of_the_training_steps_and_no_test():
     method = ledit(recipe="finetune")
     dilations = Counter()

@@ -161,6 +161,7 @@ def test_attention_scale_is_a_factor_on_the_logits_alone():
         encoding = method.encoding((32, 32))
         assert encoding.logit_scale == pytest.approx(expected, abs=5e-4)
         assert torch.equal(encoding.rotary[0], latent("extrapolation").encode((32, 32)).rotary[0])
+    assert latent("attention_scale").encoding((32, 32)).logit_scale == pytest.approx(1.118, abs=5e-4), "jin unless told otherwise"
     stacked = latent("attention_scale", switches={"attention_scale": "fitv2"})
     assert stacked.encoding((32, 32)).logit_scale == pytest.approx(1.25), "the protocol's scale alone"
     with pytest.raises(UserError, match=r"unknown attention_scale rule 'gin'.*fitv2, jin"):
