@@ -23,14 +23,13 @@ from benchmark import checkpoint, registry
 from benchmark.core import Core
 from benchmark.encoding import Encoding, sincos_table, token_yx
 from benchmark.files import UserError, unknown, write_json, write_text
+from benchmark.flops import recognised
 from benchmark.protocol import Core as CoreConfig
 from benchmark.protocol import Data, Protocol
 from benchmark.spectrum import shared
 
 SIDE = 32  # latents: 256 pixels, 16 x 16 tokens with patch 2
 CLASSES = 1000
-# Dense bfloat16 peaks from the vendor's data sheets, FLOP/s, by a part of the device's name.
-PEAKS = {"H200": 989e12, "H100": 989e12, "GH200": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12, "RTX 4090": 165e12}
 
 
 def measure(
@@ -151,10 +150,9 @@ def flop(size: str) -> float:
 
 def _peak(precision: str, device: str) -> float:
     """FLOP/s of the device: the data sheet's for bfloat16 on a GPU that we know, else what a matrix product reaches."""
-    if device == "cuda" and precision == "bf16":
-        for part, peak in PEAKS.items():
-            if part in torch.cuda.get_device_name():
-                return peak
+    known = recognised(torch.cuda.get_device_name()) if device == "cuda" and precision == "bf16" else None
+    if known:
+        return known.bf16 * 1e12
     width = 8192 if device == "cuda" else 1536
     a = torch.randn(width, width, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
     return 2 * width**3 / min(paired({"": lambda: a @ a}, 5, device)[""])
