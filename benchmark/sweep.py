@@ -62,14 +62,6 @@ def records_folder(protocol: Protocol, run: Run) -> Path:
     return BOARDS / "records"
 
 
-def train(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> dict[tuple[str, str], Path]:
-    """Trains what the methods need, each shared checkpoint once: {(trained method, training size): folder}."""
-    from benchmark.train import train
-
-    needed = dict.fromkeys((registry.trained_name(method), size) for method in methods for size in protocol.cells)
-    return {(name, size): train(protocol, name, size, seed, run) for name, size in needed}
-
-
 def trained(protocol: Protocol, method: str, size: str, seed: int, run: Run) -> tuple[Path, str]:
     """(folder of the finished training whose weights a method uses, hash of its data)."""
     from benchmark.train import find_source, fingerprint, is_whole, training_folder
