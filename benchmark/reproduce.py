@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmark import compare, plan, published, record, sweep, table
+from benchmark import compare, plan, progress, published, record, sweep, table
 from benchmark.files import UserError, read_json
 from benchmark.protocol import Protocol
 
@@ -228,6 +228,10 @@ def reproduce(rules: Protocol, method: str, seed: int, run: Run) -> list[Line]:
     from rich.console import Console
 
     committed = committed_of(rules, method)  # read first: a refused record should not be found out after days
+    seeds = sorted({key[2] for key in committed})
+    if seeds and seed not in seeds:
+        known = ", ".join(map(str, seeds))
+        progress.say(f"{method} has committed records of seed {known}, and none of seed {seed}: SEED={seeds[0]} compares cells")
     there = all(stage.whole for stage in plan.stages(rules, [method], seed, run) if stage.kind in ("train", "sample"))
     values, failures = run_row(rules, method, seed, run)
     lines = compare_row(rules, values, sweep.cells_of(rules, [method], seed), committed, published.load())

@@ -376,19 +376,26 @@ def _on(chosen: Switches) -> str:
     return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in vars(chosen).items() if value != rest[key])
 
 
+def _rests(rules: Protocol) -> dict[str, Any]:
+    """The rules with every switch at rest, without the sizes."""
+    return {key: value for key, value in rules.rules().items() if key not in ("switches", "cells")}
+
+
 def switches(board: Table, boards: Mapping[str, Table | None]) -> Side | None:
-    """Every method's FID with the switches of the contest off and on; None unless a contest differs in its switches alone."""
-    rules = board.rules.rules()
-    if rules["switches"] != vars(Switches()) or "fid" not in board.metrics:
+    """Every method's FID with the switches of the contest off and on, at the square sizes beyond the training size.
+
+    None unless a contest differs in its switches alone; it may have fewer cells.
+    """
+    if board.rules.switches != Switches() or "fid" not in board.metrics:
         return None
-    default = {"switches": rules["switches"]}
-    others = [other for other in boards.values() if other and other.rows and other is not board]
-    others = [other for other in others if other.rules.rules() | default == rules]
-    if not others:
+    others = [other for other in boards.values() if other and other.rows and other.rules.switches != Switches()]
+    others = [other for other in others if _rests(other.rules) == _rests(board.rules)]
+    cols = [column for column in board.pairs if column.group == "beyond" and column.is_square]
+    cols = [column for column in cols if all(column in other.columns for other in others)]
+    if not others or not cols:
         return None
     names = {other.rules.name: _on(other.rules.switches) for other in others}
     places = digits(board, "fid")
-    cols = [column for column in board.columns if column.is_mean or (column.group != "at" and column.ratio_label == "2x")]
     rows = []
     for row in board.rows:
         counterparts = [next((item for item in other.rows if item.method == row.method), None) for other in others]
@@ -403,8 +410,7 @@ def switches(board: Table, boards: Mapping[str, Table | None]) -> Side | None:
         rows.append(cells)
     header = ["Method"]
     for column in cols:
-        label = " ".join(column_title(column)) if column.is_mean else column.ratio_label
-        header += [f"{label}|off", *(f"{label}|{names[other.rules.name]}" for other in others)]
+        header += [f"{column.ratio_label}|off", *(f"{column.ratio_label}|{names[other.rules.name]}" for other in others)]
     text = (
         "The same checkpoints, sampled again with one switch of the contest on, alike for every method. FID ↓, and below it the "
         "change over the seeds that both have; bold where it is better and different. At the training size neither switch does "

@@ -629,9 +629,12 @@ def _unchecked(folder: Path) -> list[record.Record]:
 
 
 def test_switches_off_and_on_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = TINY.replace("steps: 8", "steps: 9")
+    """At the square sizes beyond training's that both contests have; a contest of switches may lack the others."""
     on = "switches: {attention_scale: jin}\n"
-    contests(tmp_path / "protocols", monkeypatch, shapes_off=TINY, shapes_on=TINY + on, shapes_other=other + on)
+    off = TINY.replace("[16x16,", "[24x24, 24x16, 16x16,")
+    fewer = TINY.replace("[16x16, 32x32, 16x32]", "[24x24, 32x32]") + on
+    other = fewer.replace("steps: 8", "steps: 9")
+    contests(tmp_path / "protocols", monkeypatch, shapes_off=off, shapes_on=fewer, shapes_other=other)
     for name, fids in (("shapes-off", {"yarn": 40.0, "ledit": 20.0, "ntk": 60.0}), ("shapes-on", {"yarn": 30.0, "ledit": 25.0}),
                        ("shapes-other", {"yarn": 1.0})):  # fmt: skip
         for method, fid in fids.items():
@@ -641,13 +644,11 @@ def test_switches_off_and_on_stand_side_by_side(tmp_path: Path, monkeypatch: pyt
     records = record.read_all(tmp_path / "records")
     boards = {name: table.build(protocol.load(name), records) for name in ("shapes-off", "shapes-on", "shapes-other")}
     side = table.switches(boards["shapes-off"], boards)
-    assert side.header == ["Method", "2x|off", "2x|attention scale jin", "mean beyond|off", "mean beyond|attention scale jin"]
+    assert side.header == ["Method", "1.5x|off", "1.5x|attention scale jin", "2x|off", "2x|attention scale jin"]
     assert side.rows == [
-        [("LEDiT", "", False), ("20.5", "± 0.7", False), ("25.0", "+5.0", False), ("20.5", "± 0.7", False),
-         ("25.0", "+5.0", False)],
-        [("YaRN", "", False), ("40.5", "± 0.7", False), ("30.0", "-10.0", True), ("40.5", "± 0.7", False),
-         ("30.0", "-10.0", True)],
-    ]  # fmt: skip
+        [("LEDiT", "", False), *[("20.5", "± 0.7", False), ("25.0", "+5.0", False)] * 2],
+        [("YaRN", "", False), *[("40.5", "± 0.7", False), ("30.0", "-10.0", True)] * 2],
+    ]
     assert table.switches(boards["shapes-on"], boards) is None
     assert table.switches(boards["shapes-other"], boards) is None
 

@@ -106,7 +106,8 @@ def test_a_base_is_merged_below(tmp_path):
     plain, switched = protocol.load("shapes"), protocol.load("shapes-attention-jin")
     assert switched.switches.attention_scale == "jin"
     assert switched.training("32x32") == plain.training("32x32")
-    assert {key for key, value in switched.rules().items() if value != plain.rules()[key]} == {"switches"}
+    assert {key for key, value in switched.rules().items() if value != plain.rules()[key]} == {"switches", "cells"}
+    assert set(switched.pairs()) < set(plain.pairs())
     (tmp_path / "mine.yaml").write_text("base: shapez\ntitle: x\n")
     with pytest.raises(UserError, match="unknown base of mine 'shapez'; did you mean 'shapes'"):
         protocol.load(str(tmp_path / "mine.yaml"))

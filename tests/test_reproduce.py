@@ -172,3 +172,18 @@ def test_reproduce_goes_through_every_stage_and_says_that_nothing_is_committed(t
     assert "16x16 -> 24x16" in done.stdout
     assert "2 no committed record of 2 values" in done.stdout
     assert "There are no committed records of custom rules" in done.stdout
+
+
+def test_a_seed_without_records_is_said_with_those_that_have_some(tmp_path, monkeypatch, capsys):
+    from benchmark.train import Run
+
+    rules = protocol.load("shapes")
+    committed = committed_row(rules, "yarn")
+    monkeypatch.setattr(reproduce, "committed_of", lambda *_: committed)
+    monkeypatch.setattr(reproduce.plan, "stages", lambda *_: [])
+    monkeypatch.setattr(reproduce, "run_row", lambda *_: ({}, []))
+    for seed, word in ((5, "and none of seed 5: SEED=0"), (0, None)):
+        reproduce.reproduce(rules, "yarn", seed, Run(tmp_path, "", "1", 1))
+        said = capsys.readouterr()
+        assert ((said.out + said.err).count("has committed records of seed") == 1) == (word is not None)
+        assert word is None or word in said.out + said.err
