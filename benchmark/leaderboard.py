@@ -78,8 +78,8 @@ def _measure(board: Table, metric: str) -> list[str]:
     return _grid(header, rows)
 
 
-def _side(item: table.Side) -> list[str]:
-    """A small table beside the main ones."""
+def _side(item: table.Side, level: int = 2) -> list[str]:
+    """A small table beside the main ones, under a heading of a level."""
     rows = []
     for row in item.rows:
         cells = []
@@ -89,7 +89,7 @@ def _side(item: table.Side) -> list[str]:
         rows.append(cells)
     header, rule, *body = _grid([cell.replace("|", "<br>") for cell in item.header], rows)
     rule = f"| {' | '.join(['---'] * item.words + ['---:'] * (len(item.header) - item.words))} |"
-    return [f"## {escape(item.title)}", "", item.text, "", header, rule, *body]
+    return [f"{'#' * level} {escape(item.title)}", "", item.text, "", header, rule, *body]
 
 
 def _methods(board: Table) -> list[str]:
@@ -156,7 +156,8 @@ def _contest(board: Table, boards: Boards, figures: Published, notes: str, pictu
         ]
         for item in agreements:
             lines += _agreement(item, board)
-        lines.append("")
+        measures = published.by_measure(board, figures)
+        lines += ["", *(_side(measures, 3) if measures else [])]
     if notes:
         lines += ["## Notes", "", notes.strip(), ""]
     for title, metrics in SECTIONS.items():

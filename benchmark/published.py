@@ -18,7 +18,8 @@ import numpy as np
 
 from benchmark import files, protocol, table
 from benchmark.files import UserError
-from benchmark.table import Column, Table
+from benchmark.record import METRICS as RECORDED
+from benchmark.table import Column, Side, Table
 
 FILE = files.ROOT / "leaderboards" / "published.yaml"
 METRICS = ("fid", "sfid", "is", "precision", "recall")  # the order of a cell's numbers
@@ -177,9 +178,9 @@ def _is_number(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Kendall's tau between a paper's order and ours at one size ratio, with its bootstrap interval.
+    """Kendall's tau between a paper's order and ours by one measure at one size ratio, with its bootstrap interval.
 
-    `interval` is None where it cannot be computed: fewer than three methods, or records without replicates.
+    `interval` is None where it cannot be computed: fewer than three methods, or one seed of a measure without replicates.
     """
 
     ratio: str  # "2x"
@@ -210,8 +211,11 @@ def kendall(theirs: Sequence[float], ours: np.ndarray) -> np.ndarray:
     return score / len(pairs)
 
 
-def agreements(board: Table, published: Published) -> list[Agreement]:
-    """How our order at each size ratio agrees with the published one, for the contests that claim to predict it."""
+def agreements(board: Table, published: Published, metric: str = "fid") -> list[Agreement]:
+    """How our order by a measure agrees with the published one by the same measure, at each size ratio.
+
+    For the contests that claim to predict it.
+    """
     if board.rules.switches != protocol.Switches():
         return []  # the papers' contest had them off
     found = []
@@ -222,16 +226,42 @@ def agreements(board: Table, published: Published) -> list[Agreement]:
         rows = {row.name: row for row in source.rows}
         for size in source.sizes:
             cells = {ours: rows[name].cells.get(size) for ours, name in prediction.methods.items()}
-            theirs = {ours: cell[0] for ours, cell in cells.items() if cell}
+            theirs = {ours: cell[METRICS.index(metric)] for ours, cell in cells.items() if cell}
             wanted = Column("beyond", source.train, size)
             for column in board.pairs:
                 if column.is_square and column.ratio_label == wanted.ratio_label:
-                    found.append(_agreement(board, column, source, size, theirs))
+                    found.append(_agreement(board, column, source, size, theirs, metric))
     return found
 
 
-def _agreement(board: Table, column: Column, source: PublishedTable, size: str, theirs: dict[str, float]) -> Agreement:
-    entries = {row.method: row.entries["fid", column] for row in board.rows if ("fid", column) in row.entries}
+def by_measure(board: Table, published: Published) -> Side | None:
+    """Kendall's tau for every measure that the paper prints, as a table; None where there is no order to compare."""
+    found = {metric: agreements(board, published, metric) for metric in METRICS if metric in board.metrics}
+    found = {metric: items for metric, items in found.items() if any(item.tau is not None for item in items)}
+    if not found:
+        return None
+    ratios = list(dict.fromkeys(item.ratio for items in found.values() for item in items))
+    rows = []
+    for metric, items in found.items():
+        cells = {item.ratio: item for item in items if item.tau is not None}
+        row = [(f"{RECORDED[metric].title} {RECORDED[metric].arrow}", "", False)]
+        for ratio in ratios:
+            item = cells.get(ratio)
+            ends = f"{item.interval[0]:.2f} to {item.interval[1]:.2f}" if item and item.interval else ""
+            row.append((f"{item.tau:.2f}", ends, False) if item else ("–", "", False))
+        rows.append(row)
+    text = (
+        "Kendall's tau between the paper's order by a measure and the order here by the same measure: all that the paper prints. "
+        "The detectors differ (Inception there). Intervals are over images and seeds, or over seeds alone where a measure has no "
+        "resamples."
+    )
+    return Side("Which measures predict?", text, ["By", *ratios], 1, rows)
+
+
+def _agreement(
+    board: Table, column: Column, source: PublishedTable, size: str, theirs: dict[str, float], metric: str
+) -> Agreement:
+    entries = {row.method: row.entries[metric, column] for row in board.rows if (metric, column) in row.entries}
     have = {method: entry for method, entry in entries.items() if entry.value is not None}
     methods = sorted((method for method in theirs if method in have), key=lambda method: theirs[method])
     order = [theirs[method] for method in methods]
@@ -248,7 +278,12 @@ def _agreement(board: Table, column: Column, source: PublishedTable, size: str, 
 
 
 def _centred(entry: table.Entry) -> dict[int, np.ndarray]:
-    """Replicates whose mean is the value of their seed: resampling moves some statistics, and only the spread is wanted."""
+    """Replicates whose mean is the value of their seed: resampling moves some statistics, and only the spread is wanted.
+
+    A measure without replicates has its values alone.
+    """
+    if not entry.replicates:
+        return {seed: np.array([value]) for seed, value in entry.by_seed.items()}
     return {seed: values - values.mean() + entry.by_seed[seed] for seed, values in entry.replicates.items()}
 
 
@@ -257,7 +292,11 @@ def _interval(order: list[float], replicates: list[dict[int, np.ndarray]]) -> tu
     seeds = sorted(set.intersection(*(set(item) for item in replicates)))
     if not seeds:
         return None
+    if len({values.size for item in replicates for values in item.values()}) > 1:  # not of the same resamples
+        replicates = [{seed: values.mean(keepdims=True) for seed, values in item.items()} for item in replicates]
     stack = np.array([[item[seed] for seed in seeds] for item in replicates])  # [methods, seeds, images' resamples]
+    if stack[0].size == 1:
+        return None
     generator = np.random.RandomState(0)  # its stream is frozen, Generator's is not
     images = generator.randint(0, stack.shape[2], RESAMPLES)
     picks = generator.randint(0, len(seeds), (RESAMPLES, len(seeds)))

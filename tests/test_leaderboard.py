@@ -598,6 +598,28 @@ def test_agreement_over_common_methods_with_an_interval(rules: protocol.Protocol
     assert (found.tau, found.interval) == (None, None)
 
 
+def test_agreement_by_every_measure_that_the_paper_prints(rules: protocol.Protocol) -> None:
+    """Each against the paper's same measure: by sFID, RIFLEx comes before YaRN there; constants agree with nothing."""
+    fids = {"ledit": 10, "yarn": 20, "rifle": 30, "ntk": 40}
+    board = board_of(rules, {(name, 0): (1, fid, 1) for name, fid in fids.items()})
+    side = published.by_measure(board, published.load())
+    assert side.header == ["By", "2x"]
+    assert side.rows == [
+        [("FID ↓", "", False), ("1.00", "1.00 to 1.00", False)],
+        [("sFID ↓", "", False), ("0.67", "", False)],  # one seed, and no resamples
+        [("IS ↑", "", False), ("1.00", "1.00 to 1.00", False)],
+        [("Precision ↑", "", False), ("0.00", "", False)],
+        [("Recall ↑", "", False), ("0.00", "", False)],
+    ]
+    swapped = {"ledit": 10, "yarn": 30, "rifle": 20, "ntk": 40}
+    rows = {(name, 0): (1, fid, 1) for name, fid in fids.items()} | {(name, 1): (1, fid, 1) for name, fid in swapped.items()}
+    fid, sfid, *_ = published.by_measure(board_of(rules, rows), published.load()).rows
+    assert sfid[1][1] == "0.67 to 1.00"  # means over draws of the seeds: a tie counts zero
+    assert fid[1][1] == "0.67 to 1.00"
+    few = board_of(rules, {("ledit", 0): (1, 56, 1), ("yarn", 0): (1, 109, 1)})
+    assert published.by_measure(few, published.load()) is None
+
+
 def test_an_order_is_compared_with_the_switches_off_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     contests(tmp_path / "protocols", monkeypatch, shapes_a=TINY, shapes_b=TINY + "switches: {attention_scale: jin}\n")
     for name, count in (("shapes-a", 1), ("shapes-b", 0)):
