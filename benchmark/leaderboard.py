@@ -315,38 +315,73 @@ FRONT = "shapes"  # the contest whose table stands in the project's README, betw
 FRONT_START, FRONT_END = "<!-- table: made by `make leaderboards` -->\n", "<!-- end of table -->"
 
 
-def _front(readme: str, board: Table | None) -> str:
-    """The project's README with the current table between its two comments."""
+def _front(readme: str, board: Table | None, grids: Path) -> str:
+    """The project's README with the current table and pictures between its two comments.
+
+    All methods, but few columns: the training size, the square sizes beyond it and their mean.
+    """
     start, end = readme.find(FRONT_START), readme.find(FRONT_END)
     if board is None or not 0 <= start < end:
         return readme
     lines = [f"No records of `{FRONT}` yet.", ""]
     if board.rows:
         places = {metric: table.digits(board, metric) for metric in ("fid", "is") if metric in board.metrics}
-        titles = [table.column_title(column)[:: 1 if column.is_mean else -1] for column in board.columns]
-        header = ["FID ↓ / IS ↑", *map("<br>".join, titles)]
+        columns = [c for c in board.columns if c.group == "at" or (c.group == "beyond" and (c.is_mean or c.is_square))]
+        titles = [table.column_title(column)[:: 1 if column.is_mean else -1] for column in columns]
+        header = ["FID ↓ / IS ↑", *map("<br>".join, titles), "Seeds"]
         rows = []
         for row in board.rows:
             cells = [f"{escape(row.title)} {table.marks(row)}".strip()]
-            for column in board.columns:
+            for column in columns:
                 shown = []
                 for metric, digits in places.items():
                     entry = row.entries[metric, column]
                     value, _ = table.show(entry, digits)
                     shown.append(f"**{value}**" if entry.best else value)
                 cells.append(shown[0] if len(set(shown)) == 1 else " / ".join(shown))
-            rows.append(cells)
-        lines = _grid(header, rows)
+            rows.append([*cells, str(len(row.seeds))])
+        told = table.verdict(board)
+        lines = ([escape(told), ""] if told else []) + _grid(header, rows)
         used = "".join(table.marks(row) for row in board.rows)
         legend = "".join(f" {mark} {meaning}." for mark, meaning in table.MARKS.items() if mark in used)
         rules = board.rules
         lines += [
             f"{escape(rules.title)}: N = {rules.sample.count:,} samples per cell, detector {rules.score.detector}, rules "
-            f"`{rules.hash}`. Bold: the best, and what is not different from it.{legend} Seeds, intervals and further measures: "
-            f"[leaderboards/{rules.name}.md](leaderboards/{rules.name}.md).",
+            f"`{rules.hash}`. Bold: the best, and what is not different from it.{legend} The mean is over rectangles too. All "
+            f"cells, seeds, intervals and further measures: [leaderboards/{rules.name}.md](leaderboards/{rules.name}.md).",
             "",
+            *_gallery(board, grids),
         ]
     return readme[: start + len(FRONT_START)] + "\n" + "\n".join(lines) + readme[end:]
+
+
+def _gallery(board: Table, grids: Path) -> list[str]:
+    """The sample grids of the contest's own methods at the size that stands for all beyond, two in a row, as HTML."""
+    rules = board.rules
+    column = table.far(board.pairs, board.pairs[0].train)
+    if column is None:
+        return []
+    by_seed: dict[int, list[str]] = {}
+    for row in board.rows:
+        for seed in row.seeds if row.method in rules.methods else ():
+            name = f"{rules.name}/{row.method}/{column.train}-{column.test}-s{seed}.png"
+            if (grids / name).is_file():
+                image = f'<img src="leaderboards/grids/{name}" width="400" alt="{html.escape(row.title)} at {column.test}">'
+                by_seed.setdefault(seed, []).append(f"<td>{html.escape(row.title)}<br>{image}</td>")
+    if not by_seed:
+        return []
+    seed = min(by_seed, key=lambda seed: (-len(by_seed[seed]), seed))
+    found = by_seed[seed]
+    pairs = ["".join(found[place : place + 2]) for place in range(0, len(found), 2)]
+    return [
+        f"Samples at {column.ratio_label} the training size, {column.train} → {column.test}, of seed {seed}. A column of a grid "
+        "is a class, and a place has the same noise in every grid:",
+        "",
+        "<table>",
+        *(f"<tr>{pair}</tr>" for pair in pairs),
+        "</table>",
+        "",
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -420,7 +455,7 @@ def render(records: Sequence[Record], figures: Published, out_folder: Path) -> d
             texts[f"{name}.csv"], texts[f"{name}.json"] = _csv(rows), _json(rows)
     readme = out_folder.parent / "README.md"
     if readme.is_file():
-        texts["../README.md"] = _front(readme.read_text(encoding="utf-8"), boards.get(FRONT))
+        texts["../README.md"] = _front(readme.read_text(encoding="utf-8"), boards.get(FRONT), out_folder / "grids")
     titles = {name: title_of(name, boards[name], figures) for name in drawn}
     texts["index.html"] = page.render(titles, boards, figures, drawn, notes, out_folder / "grids")
     return texts

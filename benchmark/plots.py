@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from benchmark import table
 from benchmark.record import METRICS
 from benchmark.table import Column, Entry, Row, Table
 
@@ -70,12 +71,14 @@ class Look:
 
 
 def looks(board: Table, most: int = len(COLOURS)) -> dict[str, Look]:
-    """A look for every method; those with most seeds (then the best) get their own, the rest share a quiet one.
+    """A look for every method; the contest's own, then those with most seeds, then the best have theirs, the rest a quiet one.
 
     Looks go by the order of names, so that a method keeps its own when ranks change.
     """
     place = {row.method: rank for rank, row in enumerate(board.rows)}
-    first = sorted(board.rows, key=lambda row: (row.missing > 0, -len(row.seeds), place[row.method]))[:most]
+    own = board.rules.methods
+    order = sorted(board.rows, key=lambda row: (row.missing > 0, row.method not in own, -len(row.seeds), place[row.method]))
+    first = order[:most]
     named = sorted(row.method for row in first)
     titles = {row.method: row.title for row in board.rows}
     found = {}
@@ -190,10 +193,9 @@ def _tradeoff(board: Table) -> Figure | None:
     at = [column for column in board.pairs if column.group == "at"]
     if "fid" not in board.metrics or not at:
         return None
-    beyond = [c for c in board.pairs if c.train == at[0].train and c.group == "beyond" and c.is_square]
-    if not beyond:
+    far = table.far(board.pairs, at[0].train)
+    if far is None:
         return None
-    far = min(beyond, key=lambda column: (abs(column.ratio - 2), column.ratio))
     style = looks(board)
     figure = Figure(figsize=(7.8, 4.4))
     axes = figure.subplots()

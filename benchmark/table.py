@@ -130,6 +130,12 @@ def columns(rules: Protocol) -> list[Column]:
     return pairs + [Column(name) for name in GROUPS if sizes[name] > 1]
 
 
+def far(pairs: Iterable[Column], train: str) -> Column | None:
+    """The square size nearest to twice a training size, which stands for all beyond it; None where there is none."""
+    beyond = [column for column in pairs if column.train == train and column.group == "beyond" and column.is_square]
+    return min(beyond, key=lambda column: (abs(column.ratio - 2), column.ratio), default=None)
+
+
 def _mean(values: Iterable[float]) -> float:
     values = list(values)
     return math.fsum(values) / len(values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 import json
@@ -18,6 +19,7 @@ import pytest
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from rich.console import Console
 from synthetic import CONTEST, TINY, contests, fill, tiny, value_of
 
@@ -264,13 +266,15 @@ def test_the_projects_readme_shows_the_current_table(home: Path, monkeypatch: py
     assert "README.md" in generate(home)
     table_lines = [line for line in readme.read_text().splitlines() if line.startswith("|")]
     assert table_lines == [
-        "| FID ↓ / IS ↑ | 1x<br>16x16 → 16x16 | 2x<br>16x16 → 32x32 | 1x by 2x<br>16x16 → 16x32 | mean<br>beyond |",
+        "| FID ↓ / IS ↑ | 1x<br>16x16 → 16x16 | 2x<br>16x16 → 32x32 | mean<br>beyond | Seeds |",
         "| --- | ---: | ---: | ---: | ---: |",
-        "| LEDiT | 10.2 / 7.75 | **20.0** / **7.50** | **31.0** / **7.22** | **25.5** / **7.36** |",
-        "| YaRN | **10.5** / **7.74** | 41.0 / 6.97 | **31.5** / **7.21** | 36.2 / 7.09 |",
-        "| NTK-aware † | **10.0** / **7.75** | 90.0 / 5.75 | 80.0 / 6.00 | 85.0 / 5.88 |",
-        "| RPE-2D ‡ | 12.5 / 7.69 | failed | – | – |",
+        "| LEDiT | 10.2 / 7.75 | **20.0** / **7.50** | **25.5** / **7.36** | 1 |",
+        "| YaRN | **10.5** / **7.74** | 41.0 / 6.97 | 36.2 / 7.09 | 2 |",
+        "| NTK-aware † | **10.0** / **7.75** | 90.0 / 5.75 | 85.0 / 5.88 | 1 |",
+        "| RPE-2D ‡ | 12.5 / 7.69 | failed | – | 1 |",
     ]
+    assert ": LEDiT, 25.5 (" in readme.read_text()
+    assert "<img" not in readme.read_text()
     assert readme.read_text().startswith("# A project\n")
     assert readme.read_text().endswith("\n\nThe end.\n")
     assert generate(home) == []
@@ -280,6 +284,29 @@ def test_the_projects_readme_shows_the_current_table(home: Path, monkeypatch: py
     readme.write_text("# Nothing to fill in\n")
     generate(home)
     assert readme.read_text() == "# Nothing to fill in\n"
+
+
+def test_the_projects_readme_shows_samples_of_the_contests_own_methods(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one seed, that of which most methods have them, in the order of the table."""
+    contests(home.parent / "protocols", monkeypatch, shapes=TINY + "methods: [yarn, ledit]\n")
+    tiny(home / "records", protocol.load("shapes"))
+    for name in (
+        "yarn/16x16-32x32-s0",
+        "yarn/16x16-32x32-s1",
+        "ledit/16x16-32x32-s0",
+        "ledit/16x16-16x32-s0",
+        "ntk/16x16-32x32-s0",
+    ):
+        file = home / "grids" / "shapes" / f"{name}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 6)).save(file)
+    readme = home.parent / "README.md"
+    readme.write_text(leaderboard.FRONT_START + leaderboard.FRONT_END)
+    generate(home)
+    assert re.findall(r"<img src=\"(\S+)\"", readme.read_text()) == [
+        f"leaderboards/grids/shapes/{method}/16x16-32x32-s0.png" for method in ("ledit", "yarn")
+    ]
+    assert "2x the training size, 16x16 → 32x32, of seed 0." in readme.read_text()
 
 
 def test_the_order_of_records_changes_nothing(home: Path, rules: protocol.Protocol) -> None:
@@ -673,6 +700,15 @@ def test_switches_off_and_on_stand_side_by_side(tmp_path: Path, monkeypatch: pyt
     ]
     assert table.switches(boards["shapes-on"], boards) is None
     assert table.switches(boards["shapes-other"], boards) is None
+
+
+def test_the_contests_own_methods_are_drawn_with_a_look_of_their_own(rules: protocol.Protocol) -> None:
+    """Whatever others have more seeds or are better."""
+    others = {(f"other{number}", seed): (1, 2, 3) for number in range(9) for seed in range(2)}
+    board = board_of(dataclasses.replace(rules, methods=["own"]), others | {("own", 0): (9, 9, 9)})
+    labels = {method: look.label for method, look in plots.looks(board).items()}
+    assert labels["own"] == "own"
+    assert sum(not label for label in labels.values()) == 2
 
 
 def test_parts_of_a_method_stand_below_the_whole(rules: protocol.Protocol, tmp_path: Path) -> None:
