@@ -1,8 +1,8 @@
-"""Measures evaluation: speed of the Frechet distance, memory against N, precision and recall of 10k x 10k, detectors.
+"""Measures evaluation: the Frechet distance's speed, memory against N, precision and recall of 10k x 10k, detectors, failures.
 
-    python tests/measure_evaluation.py [frechet] [memory] [manifold] [detectors]
+    python tests/measure_evaluation.py [frechet] [memory] [manifold] [detectors] [failures]
 
-Everything is random and nothing is downloaded. Each figure comes from a process of its own, so that peak memory is its own.
+Nothing is downloaded. Each figure comes from a process of its own, so that peak memory is its own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import scipy.linalg
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmark import detect, reference, score
+from benchmark import detect, reference, score, shapes
 from benchmark.metrics import FrechetInfluence, Moments, frechet_distance, precision_recall
 
 WIDTH = 2048
@@ -100,8 +100,33 @@ def detectors() -> None:
             )
 
 
+def failures() -> None:
+    """What the scores of `shapes` say of pictures that are wrong in a known way: real scenes, each spoiled alike; no model."""
+    random, numbers = np.random.default_rng(0), np.arange(500)
+    small, whole = (shapes.render_batch("heldout", numbers, (side, side)) for side in (32, 64))
+    empty = shapes.render_batch("heldout", numbers, (64, 64), objects=0)
+    corner = empty.copy()
+    corner[:, :32, :32] = small
+    blocks = whole.reshape(-1, 4, 16, 4, 16, 3).swapaxes(2, 3).reshape(-1, 16, 16, 16, 3)
+    blocks = np.stack([picture[random.permutation(16)] for picture in blocks])
+    shuffled = blocks.reshape(-1, 4, 4, 16, 16, 3).swapaxes(2, 3).reshape(whole.shape)
+    spoiled = {
+        "as it should be": whole, "of half the size, four times": np.tile(small, (1, 2, 2, 1)),
+        "of half the size, once in a corner": corner, "blocks of 16x16 shuffled": shuffled, "no object": empty,
+    }  # fmt: skip
+    detector = detect.load("shapes")
+    with tempfile.TemporaryDirectory() as folder:
+        real = Path(folder) / "reference.npz"
+        reference.save(reference.make(reference.Scenes(), (64, 64), detector, 2000, 500, None), real)
+        for name, images in spoiled.items():
+            np.savez(Path(folder) / "samples.npz", arr_0=images)
+            found = score.score_files(Path(folder) / "samples.npz", real, "shapes", options=score.Options(nearest=500))["scores"]
+            shown = ("fid", "sfid", "is", "precision", "recall", "objects")
+            print(f"{name}: " + ", ".join(f"{key} {found[key]['value']:.2f}" for key in shown), flush=True)
+
+
 PARTS = {"frechet": [(frechet,)], "memory": [(memory, 1000), (memory, 10_000)], "manifold": [(manifold,)],
-         "detectors": [(detectors,)]}  # fmt: skip
+         "detectors": [(detectors,)], "failures": [(failures,)]}  # fmt: skip
 
 if __name__ == "__main__":
     for part in sys.argv[1:] or PARTS:
