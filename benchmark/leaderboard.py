@@ -150,8 +150,8 @@ def _contest(board: Table, boards: Boards, figures: Published, notes: str, pictu
         lines += ["## Does this contest predict the large one?", ""]
         lines += [
             "The order of the methods by FID here, against the order that a paper printed for ImageNet. 1 is the same "
-            "order, -1 the reverse. The interval is over images and those seeds of ours that all compared methods have; the "
-            "paper's numbers are taken as exact.",
+            "order, -1 the reverse. Ours are means over the seeds that all compared methods have, and the interval is over "
+            "images and those seeds; the paper's numbers are taken as exact.",
             "",
         ]
         for item in agreements:

@@ -378,7 +378,7 @@ def _agreements(board: Table, figures: Published) -> str:
     return (
         "<h3>Does this contest predict the large one?</h3>\n"
         '<p class="hint">The order of the methods by FID here, against the order that a paper printed. 1 is the same order, '
-        "-1 the reverse; the interval is over images and those seeds of ours that all compared methods have.</p>\n"
+        "-1 the reverse. Ours and the interval are over the seeds that all compared methods have.</p>\n"
         + _plain(header, rows, "Agreement with published orders")
         + (_side(measures) if (measures := published.by_measure(board, figures)) else "")
     )

@@ -193,7 +193,7 @@ class Agreement:
     missing: list[str]  # methods of the paper's order that ours lacks
     tau: float | None
     interval: tuple[float, float] | None
-    seeds: list[int]  # those that all compared methods have: the interval knows no others
+    seeds: list[int]  # those that all compared methods have: `ours` are their means (of all seeds, where there are none)
 
 
 def kendall(theirs: Sequence[float], ours: np.ndarray) -> np.ndarray:
@@ -265,12 +265,14 @@ def _agreement(
     have = {method: entry for method, entry in entries.items() if entry.value is not None}
     methods = sorted((method for method in theirs if method in have), key=lambda method: theirs[method])
     order = [theirs[method] for method in methods]
-    values = np.array([have[method].value for method in methods])
+    # A method's extra seed would compare the draw of a seed rather than methods.
+    seeds = sorted(set.intersection(*(set(have[method].by_seed) for method in methods))) if methods else []
+    own = [[have[method].by_seed[seed] for seed in seeds] or [have[method].value] for method in methods]
+    values = np.array([math.fsum(items) / len(items) for items in own])
     tau, ends = None, None
     if len(methods) > 2:
         tau = float(kendall(order, values))
         ends = _interval(order, [_centred(have[method]) for method in methods])
-    seeds = sorted(set.intersection(*(set(have[method].by_seed) for method in methods))) if methods else []
     return Agreement(
         column.ratio_label, size, column, f"{source.paper}, table {source.table}", methods, order, values.tolist(),
         sorted(set(theirs) - set(methods)), tau, ends, seeds,

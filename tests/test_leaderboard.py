@@ -623,6 +623,9 @@ def test_agreement_over_common_methods_with_an_interval(rules: protocol.Protocol
     few = board_of(rules, {("ledit", 0): (1, 56, 1), ("yarn", 0): (1, 109, 1)})
     (found,) = published.agreements(few, published.load())
     assert (found.tau, found.interval) == (None, None)
+    uneven = {("ledit", 0): (1, 1, 1), ("ledit", 1): (1, 9, 1), ("yarn", 0): (1, 2, 1), ("ntk", 0): (1, 3, 1)}
+    (found,) = published.agreements(board_of(rules, uneven), published.load())
+    assert (found.seeds, found.ours, found.tau) == ([0], [1, 2, 3], 1)
 
 
 def test_agreement_by_every_measure_that_the_paper_prints(rules: protocol.Protocol) -> None:
