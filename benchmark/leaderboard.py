@@ -48,7 +48,7 @@ MEANING = {
 
 def escape(text: str) -> str:
     """Text from a record or card as markdown that shows it literally, inside a table cell too."""
-    return re.sub(r"([\\`*_\[\]{}|~#$:@])", r"\\\1", html.escape(text, quote=False))
+    return re.sub(r"([\\`*_\[\]{}|~#$@]|:(?=\S))", r"\\\1", html.escape(text, quote=False))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -140,7 +140,8 @@ def _contest(board: Table, boards: Boards, figures: Published, notes: str, pictu
         if metric in board.metrics:
             lines += [f"## {METRICS[metric].title} {METRICS[metric].arrow}", "", *_measure(board, metric)]
     if pictures:
-        lines += ["## Plots", ""]
+        bars = "Bars: ± one standard deviation over seeds; with one seed, the 95 % interval over images. Grey: other methods."
+        lines += ["## Plots", "", bars, ""]
         lines += [f"![{plots.CAPTIONS[name.rpartition('-')[2]]}](plots/{name}.svg)" for name in pictures]
         lines += ["", f"Samples side by side, and tables to sort and filter: [index.html](index.html#{board.rules.name}).", ""]
     for side in (table.switches(board, boards), *table.parts(board)):
@@ -258,11 +259,14 @@ READING = """## How to read them
 - **± x** is the standard deviation over training seeds. With one seed, the small numbers are a bootstrap interval over
   images, which knows nothing of other seeds.
 - **Bold** is the best value and everything that is not different from it.
-- **FIDs of different detectors do not compare**: those of `shapes` come from a small classifier of the embedded pictures, and
-  say nothing beside the papers' numbers but the order of methods.
+- **FIDs of different detectors do not compare**: those of `shapes` come from a small classifier of the embedded pictures. Beside
+  the papers' numbers they have no meaning; the order of methods is all that can be compared.
 - Contests that differ from another in a switch alone (attention scale, timestep shift) sample from its trainings; the table
   "switches, off and on" of that contest sets them side by side.
-- † a stale row, ‡ an incomplete one, § one of mixed options: the sentence above each table says what is meant.
+- † a stale row, ‡ an incomplete one, § one of mixed options: a list above the first table says what is meant.
+- **FIDs of different test sizes do not compare** either: every size has a reference of its own, and what an empty picture
+  would get differs from size to size. Compare the methods of a column.
+- A row of one seed is compared over images alone, which makes it differ more easily than one of several seeds.
 - Methods without training of their own share the checkpoint of plain rotary positions, so at the training size their
   numbers are the same by construction.
 """
@@ -272,8 +276,8 @@ SUBMITTING = """## How to submit a record
 1. `make bench METHOD=<method> PROTOCOL=<protocol> SEED=<seed>` runs every cell and writes one JSON per cell to
    `leaderboards/records/<protocol>/<method>/<training size>-<test size>-s<seed>.json`. Runs with overridden settings
    write theirs beside the run and cannot be submitted.
-2. `make leaderboards` regenerates everything here. Commit the records, the sample grids in `leaderboards/grids/` and
-   what was generated, and open a pull request.
+2. `make leaderboards` regenerates everything here and the table in the project's README. Commit the records, the sample
+   grids in `leaderboards/grids/` and what was generated, and open a pull request.
 3. The check of the pull request refuses, by name, a record with another schema, other rules, another N, numbers that
    cannot be, or another detector or reference than its neighbours; and its summary says what changed in the ranking, ready to
    be pasted as a comment.
@@ -285,7 +289,11 @@ Tables are made from records alone: editing a table by hand makes the check fail
 def _index(boards: Boards, figures: Published) -> str:
     """leaderboards/README.md."""
     lines = [MARKER, "", "# Leaderboards", ""]
-    lines += ["One page with everything, to sort, filter and compare samples by eye: [index.html](index.html).", ""]
+    lines += [
+        "One page to sort, filter and compare samples by eye: [index.html](index.html). The long tables are `<contest>.csv` and "
+        '`<contest>.json` (`pandas.read_json(file, orient="split")`).',
+        "",
+    ]
     rows = []
     for name, board in boards.items():
         papers = len(figures.of(name))
@@ -296,7 +304,8 @@ def _index(boards: Boards, figures: Published) -> str:
         if have:
             top = table.headline(board.rows[0], board.columns)
             if top.value is not None:
-                leader = f"{escape(board.rows[0].title)} ({top.value:.1f})"
+                cells = sum(pair.group == "beyond" for pair in board.pairs)
+                leader = f"{escape(board.rows[0].title)} ({top.value:.1f}{f' over {cells} sizes' if cells else ''})"
         rows.append([
             f"[`{name}`]({name}.md)", escape(title_of(name, board, figures)),
             f"{board.rules.sample.count:,}" if board else "–", board.rules.score.detector if board else "–",
@@ -325,20 +334,21 @@ def _front(readme: str, board: Table | None, grids: Path) -> str:
         return readme
     lines = [f"No records of `{FRONT}` yet.", ""]
     if board.rows:
-        places = {metric: table.digits(board, metric) for metric in ("fid", "is") if metric in board.metrics}
+        places = {metric: table.digits(board, metric) for metric in ("fid", "sfid", "is") if metric in board.metrics}
         columns = [c for c in board.columns if c.group == "at" or (c.group == "beyond" and (c.is_mean or c.is_square))]
         titles = [table.column_title(column)[:: 1 if column.is_mean else -1] for column in columns]
-        header = ["FID ↓ / IS ↑", *map("<br>".join, titles), "Seeds"]
+        named = " / ".join(f"{METRICS[metric].title} {METRICS[metric].arrow}" for metric in places)
+        header = [named or "Method", *map("<br>".join, titles), "Seeds"]
         rows = []
         for row in board.rows:
             cells = [f"{escape(row.title)} {table.marks(row)}".strip()]
             for column in columns:
-                shown = []
-                for metric, digits in places.items():
-                    entry = row.entries[metric, column]
-                    value, _ = table.show(entry, digits)
-                    shown.append(f"**{value}**" if entry.best else value)
-                cells.append(shown[0] if len(set(shown)) == 1 else " / ".join(shown))
+                entries = [(row.entries[metric, column], digits) for metric, digits in places.items()]
+                if not any(entry.value is not None for entry, _ in entries):
+                    cells.append(table.show(entries[0][0], 0)[0] if entries else "failed")
+                    continue
+                texts = [(table.show(entry, digits)[0], entry.best) for entry, digits in entries]
+                cells.append(" / ".join(f"**{text}**" if best else text for text, best in texts))
             rows.append([*cells, str(len(row.seeds))])
         told = table.verdict(board)
         lines = ([escape(told), ""] if told else []) + _grid(header, rows)

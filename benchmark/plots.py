@@ -28,10 +28,10 @@ CAPTIONS = {
 }
 INK = "#010203"  # stands for currentColor while matplotlib draws
 THEME = "<style>:root{color:#1f2328}@media (prefers-color-scheme:dark){:root{color:#d1d7e0}}</style>"
-# Okabe and Ito's colours (a lighter blue; no black and yellow, which vanish on one of the grounds); then purple and ink.
-COLOURS = ("#1a7fc4", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", INK)
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (8, 2)), (0, (2, 2)))
+# Okabe and Ito's colours (a lighter blue; no black and yellow, which vanish on one of the grounds); then purple, ink and brown.
+COLOURS = ("#1a7fc4", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", INK, "#a5673f")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
+DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (8, 2)), (0, (2, 2)), (0, (4, 1, 1, 1)))
 OTHER = "#8b949e"
 RC = {
     "svg.fonttype": "none",
@@ -77,7 +77,7 @@ def looks(board: Table, most: int = len(COLOURS)) -> dict[str, Look]:
     """
     place = {row.method: rank for rank, row in enumerate(board.rows)}
     own = board.rules.methods
-    order = sorted(board.rows, key=lambda row: (row.missing > 0, row.method not in own, -len(row.seeds), place[row.method]))
+    order = sorted(board.rows, key=lambda row: (row.method not in own, row.missing > 0, -len(row.seeds), place[row.method]))
     first = order[:most]
     named = sorted(row.method for row in first)
     titles = {row.method: row.title for row in board.rows}

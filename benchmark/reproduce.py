@@ -231,7 +231,9 @@ def reproduce(rules: Protocol, method: str, seed: int, run: Run) -> list[Line]:
     seeds = sorted({key[2] for key in committed})
     if seeds and seed not in seeds:
         known = ", ".join(map(str, seeds))
-        progress.say(f"{method} has committed records of seed {known}, and none of seed {seed}: SEED={seeds[0]} compares cells")
+        progress.say(
+            f"{method} has committed records of seed {known}, and none of seed {seed}: SEED={seeds[0]} compares cell by cell"
+        )
     there = all(stage.whole for stage in plan.stages(rules, [method], seed, run) if stage.kind in ("train", "sample"))
     values, failures = run_row(rules, method, seed, run)
     lines = compare_row(rules, values, sweep.cells_of(rules, [method], seed), committed, published.load())

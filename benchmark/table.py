@@ -342,7 +342,7 @@ def verdict(table: Table) -> str:
     value, detail = show(first, digits(table, "fid"))
     told = f"Lowest mean FID {where} the training size: {have[0].title}, {value}{f' ({detail})' if detail else ''}."
     if near:
-        told += f" Not different from it: {', '.join(near)}."
+        told += f" Not shown to differ from it: {', '.join(near)}."
     if len(have) > 1 + len(near):
         behind = have[-1]
         last = show(headline(behind, table.columns), digits(table, "fid"))[0]
@@ -373,7 +373,10 @@ def _change(on: Entry, off: Entry, places: int) -> tuple[str, str, bool]:
     if not common:
         return (*show(on, places), False)
     moved = _mean(on.by_seed[seed] - off.by_seed[seed] for seed in common)
-    return f"{on.value:.{places}f}", f"{moved:+.{places}f}", moved < 0 and different(on, off)
+    detail = f"{moved:+.{places}f}"
+    if set(common) != set(on.by_seed) | set(off.by_seed):  # then the shown values do not subtract to it
+        detail += f" (seed{'s' if len(common) > 1 else ''} {', '.join(map(str, common))})"
+    return f"{on.value:.{places}f}", detail, moved < 0 and different(on, off)
 
 
 def _on(chosen: Switches) -> str:
@@ -383,8 +386,9 @@ def _on(chosen: Switches) -> str:
 
 
 def _rests(rules: Protocol) -> dict[str, Any]:
-    """The rules with every switch at rest, without the sizes."""
-    return {key: value for key, value in rules.rules().items() if key not in ("switches", "cells")}
+    """What contests of other switches have in common: the rules without switches and sizes, and the trainings."""
+    kept = {key: value for key, value in rules.rules().items() if key not in ("switches", "cells")}
+    return kept | {"trainings": {train: rules.training(train) for train in rules.cells}}
 
 
 def switches(board: Table, boards: Mapping[str, Table | None]) -> Side | None:
@@ -418,9 +422,9 @@ def switches(board: Table, boards: Mapping[str, Table | None]) -> Side | None:
     for column in cols:
         header += [f"{column.ratio_label}|off", *(f"{column.ratio_label}|{names[other.rules.name]}" for other in others)]
     text = (
-        "The same checkpoints, sampled again with one switch of the contest on, alike for every method. FID ↓, and below it the "
-        "change over the seeds that both have; bold where it is better and different. At the training size neither switch does "
-        f"anything. Whole tables: {', '.join(names)}."
+        "The same checkpoints, sampled again with one switch of the contest on for every method (a temperature of its own is off "
+        "where the switch scales attention). FID ↓, and below it the change over the seeds that both have; bold where it is "
+        f"lower and different. At the training size no switch does anything. Whole tables: {', '.join(names)}."
     )
     return Side("The contest's switches, off and on", text, header, 1, rows)
 
@@ -451,7 +455,7 @@ def parts(board: Table, path: Path | str = PARTS) -> list[Side]:
                 lines.append([(rows[name].title, "", False), (what, "", False), *changes])
         header = ["Method", "What it has", *("|".join(column_title(c) if c.is_mean else column_title(c)[::-1]) for c in cols)]
         text = (
-            "FID ↓, and below it the difference to the whole over the seeds that both have; bold where the part alone is better."
+            "FID ↓, and below it the difference to the whole over the seeds that both have; bold where it is lower and different."
         )
         found.append(Side(f"What the parts of {rows[whole].title} bring", text, header, 2, lines))
     return found

@@ -112,7 +112,7 @@ def failures() -> None:
     shuffled = blocks.reshape(-1, 4, 4, 16, 16, 3).swapaxes(2, 3).reshape(whole.shape)
     spoiled = {
         "as it should be": whole, "of half the size, four times": np.tile(small, (1, 2, 2, 1)),
-        "of half the size, once in a corner": corner, "blocks of 16x16 shuffled": shuffled, "no object": empty,
+        "of half the size, once in a corner on its own ground": corner, "blocks of 16x16 shuffled": shuffled, "no object": empty,
     }  # fmt: skip
     detector = detect.load("shapes")
     with tempfile.TemporaryDirectory() as folder:
