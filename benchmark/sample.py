@@ -22,7 +22,7 @@ from benchmark.train import REPORT, WEIGHTS, Run, load_weights, quieten
 
 CODE = tuple(f"benchmark/{name}.py" for name in ("encoding", "core", "diffusion", "method", "recipe"))
 CHUNKS, GRID, DONE = "chunks", "grid.png", "samples.json"
-GRID_IMAGES = 32
+GRID_IMAGES, GRID_GAP = 32, 2  # images, and pixels between them
 
 
 def fingerprint(protocol: Protocol, name: str, train: str, test: str, seed: int, training: str) -> str:
@@ -140,7 +140,7 @@ def finish(folder: Path, protocol: Protocol, test: str) -> None:
     write_json(folder / DONE, {"count": config.count, "size": list(size_hw(test)), "hours": hours})
 
 
-def save_grid(images: list[np.ndarray], path: Path, columns: int = 8, gap: int = 2) -> None:
+def save_grid(images: list[np.ndarray], path: Path, columns: int = 8, gap: int = GRID_GAP) -> None:
     """Images uint8 [H, W, 3] in rows of `columns`, as PNG. With 8 classes a column is a class."""
     from PIL import Image
 

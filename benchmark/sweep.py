@@ -29,6 +29,7 @@ BOARDS = ROOT / "leaderboards"
 SCORING = tuple(
     f"benchmark/{name}.py" for name in ("shapes", "pictures", "classifier", "detect", "metrics", "reference", "score")
 )
+KEPT_ROWS = 2  # of a grid of samples, beside the records
 COMPARED = ("fid", "is")  # scores whose replicates are kept, for comparisons in pairs; the others keep their interval
 
 
@@ -306,11 +307,14 @@ def finish(protocol: Protocol, run: Run) -> list[Path]:
 
 
 def keep_grid(protocol: Protocol, cell: Cell, folder: Path, run: Run) -> None:
-    """Puts a ranked cell's grid beside the records, for the page: in 256 colours, a quarter of the bytes."""
+    """Puts the first rows of a ranked cell's grid beside the records, for the page: in 256 colours, an eighth of the bytes."""
     from PIL import Image
+
+    from benchmark.sample import GRID_GAP
 
     if records_folder(protocol, run) == BOARDS / "records":
         target = BOARDS / "grids" / protocol.name / cell.method / f"{cell.train}-{cell.test}-s{cell.seed}.png"
         with Image.open(folder / "grid.png") as sheet, atomic(target) as draft:
-            few = sheet.convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+            rows = sheet.crop((0, 0, sheet.width, KEPT_ROWS * (size_hw(cell.test)[0] + GRID_GAP) - GRID_GAP))
+            few = rows.convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
             few.save(draft, format="PNG", optimize=True)

@@ -7,9 +7,11 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from benchmark import protocol, recipe, registry, sample
+from benchmark import protocol, recipe, registry, sample, sweep
 from benchmark.files import UserError
+from benchmark.train import Run
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +101,18 @@ def test_guidance_and_shift_change_the_image(method):
         assert torch.equal(shifted, method.generate("16x16", 0, range(2)))
     finally:
         method.protocol = kept
+
+
+def test_the_first_rows_of_a_ranked_grid_are_kept_beside_the_records(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "BOARDS", tmp_path / "leaderboards")
+    rules, run = protocol.load("shapes"), Run(tmp_path / "runs")
+    cell = sweep.Cell("yarn", "32x32", "48x64", 1)
+    images = [np.full((48, 64, 3), 8 * number, np.uint8) for number in range(sample.GRID_IMAGES)]
+    sample.save_grid(images, tmp_path / sample.GRID)
+    sweep.keep_grid(rules, cell, tmp_path, run)
+    kept = np.asarray(Image.open(tmp_path / "leaderboards/grids/shapes/yarn/32x32-48x64-s1.png").convert("RGB"))
+    whole = np.asarray(Image.open(tmp_path / sample.GRID).convert("RGB"))
+    assert kept.shape == (2 * 48 + 2, 8 * 64 + 7 * 2, 3)
+    assert (kept == whole[: len(kept)]).all()
+    sweep.keep_grid(protocol.load("smoke"), sweep.Cell("yarn", "16x16", "32x32", 1), tmp_path, run)
+    assert not (tmp_path / "leaderboards/grids/smoke").exists()
