@@ -154,6 +154,14 @@ def _summary(by_seed: dict[int, float], replicates: dict[int, np.ndarray], faile
     return Entry(value, spread, ends, by_seed, replicates, failed)
 
 
+def _over(entry: Entry, seeds: Sequence[int]) -> Entry:
+    """The entry over some of its seeds; as it is where these are all or none."""
+    if not seeds or set(seeds) == set(entry.by_seed):
+        return entry
+    replicates = {seed: entry.replicates[seed] for seed in seeds if seed in entry.replicates}
+    return _summary({seed: entry.by_seed[seed] for seed in seeds}, replicates)
+
+
 def _entry(records: Sequence[Record], metric: str) -> Entry:
     """The entry of one method, pair and measure. A record's own interval is shown where there is one seed."""
     by_seed, replicates, failed = {}, {}, 0
@@ -411,22 +419,25 @@ def switches(board: Table, boards: Mapping[str, Table | None]) -> Side | None:
         counterparts = [next((item for item in other.rows if item.method == row.method), None) for other in others]
         if not any(counterparts):
             continue
-        cells = [(row.title, "", False)]
+        have = [set(item.entries["fid", column].by_seed) for item in (row, *counterparts) if item for column in cols]
+        seeds = sorted(set.intersection(*have))
+        cells = [(row.title, "", False), (", ".join(map(str, seeds)) or "none in common", "", False)]
         for column in cols:
-            off = row.entries["fid", column]
+            off = _over(row.entries["fid", column], seeds)
             cells.append((*show(off, places), False))
             for item in counterparts:
-                cells.append(("–", "", False) if item is None else _change(item.entries["fid", column], off, places))
+                on = None if item is None else _over(item.entries["fid", column], seeds)
+                cells.append(("–", "", False) if on is None else _change(on, off, places))
         rows.append(cells)
-    header = ["Method"]
+    header = ["Method", "Seeds"]
     for column in cols:
         header += [f"{column.ratio_label}|off", *(f"{column.ratio_label}|{names[other.rules.name]}" for other in others)]
     text = (
         "The same checkpoints, sampled again with one switch of the contest on for every method (a temperature of its own is off "
-        "where the switch scales attention). FID ↓, and below it the change over the seeds that both have; bold where it is "
-        f"lower and different. At the training size no switch does anything. Whole tables: {', '.join(names)}."
+        "where the switch scales attention). FID ↓ over the seeds that all of them have, and below it the change; bold where it "
+        f"is lower and different. At the training size no switch does anything. Whole tables: {', '.join(names)}."
     )
-    return Side("The contest's switches, off and on", text, header, 1, rows)
+    return Side("The contest's switches, off and on", text, header, 2, rows)
 
 
 def parts(board: Table, path: Path | str = PARTS) -> list[Side]:

@@ -711,11 +711,13 @@ def test_switches_off_and_on_stand_side_by_side(tmp_path: Path, monkeypatch: pyt
     records = record.read_all(tmp_path / "records")
     boards = {name: table.build(protocol.load(name), records) for name in ("shapes-off", "shapes-on", "shapes-other")}
     side = table.switches(boards["shapes-off"], boards)
-    assert side.header == ["Method", "1.5x|off", "1.5x|attention scale jin", "2x|off", "2x|attention scale jin"]
-    assert side.rows == [
-        [("LEDiT", "", False), *[("20.5", "± 0.7", False), ("25.0", "+5.0 (seed 0)", False)] * 2],
-        [("YaRN", "", False), *[("40.5", "± 0.7", False), ("30.0", "-10.0 (seed 0)", True)] * 2],
+    assert side.header == ["Method", "Seeds", "1.5x|off", "1.5x|attention scale jin", "2x|off", "2x|attention scale jin"]
+    shown = [[(cell[0], cell[2]) if place in (2, 4) else cell for place, cell in enumerate(row)] for row in side.rows]
+    assert shown == [  # over seed 0, which both have
+        [("LEDiT", "", False), ("0", "", False), *[("20.0", False), ("25.0", "+5.0", False)] * 2],
+        [("YaRN", "", False), ("0", "", False), *[("40.0", False), ("30.0", "-10.0", True)] * 2],
     ]
+    assert all(" to " in row[place][1] for row in side.rows for place in (2, 4))
     assert table.switches(boards["shapes-on"], boards) is None
     assert table.switches(boards["shapes-other"], boards) is None
 
