@@ -25,7 +25,7 @@ def copies(folder: Path, count: int) -> int:
     values = [json.loads(path.read_text()) for path in sorted(record.FOLDER.rglob("*.json"))]
     for place in range(count):
         value = values[place % len(values)]
-        record.write({**value, "seed": value["seed"] + 1000 * (place // len(values))}, folder)
+        record.write({**value, "seed": value["seed"] + 10 * (place // len(values))}, folder)
     return len({value["protocol"]["name"] for value in values})
 
 
@@ -40,7 +40,7 @@ def main(count: int) -> None:
         taken = time.perf_counter() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         torch = "with" if "torch" in sys.modules else "without"
-        print(f"{count} records of {contests} contests: {len(written)} files in {taken:.1f} s, {torch} torch, peak {peak:.2f} GiB")
+        print(f"{count} records, {contests} contests: {len(written)} files in {taken:.1f} s {torch} torch, peak {peak:.2f} GiB")
 
 
 if __name__ == "__main__":
