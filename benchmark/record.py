@@ -25,6 +25,8 @@ from benchmark.files import UserError
 SCHEMA = 1
 FOLDER = files.ROOT / "leaderboards" / "records"
 MANY = 20  # replicates whose mean says something
+HUGE = 1e5  # no measure of pictures comes near it
+DIGITS = 18  # of a whole number
 CLASSES = {"shapes": 8, "inception": 1008}  # of the detectors that give an inception score
 LIBRARIES = ("torch", "torchvision", "lightning", "torchmetrics", "timm", "diffusers", "torch-fidelity", "numpy")
 
@@ -35,8 +37,8 @@ class Metric:
 
     title: str
     arrow: str
-    low: float = -math.inf
-    high: float = math.inf
+    low: float = -HUGE
+    high: float = HUGE
     required: bool = False  # with low, high and replicates
 
 
@@ -240,6 +242,7 @@ def validate(value: Any, rules: protocol.Protocol) -> None:
         ("reference.count", value["reference"]["count"], rules.score.reference),
         ("detector.name", value["detector"]["name"], rules.score.detector),
         ("data.card", value["data"]["card"], Path(rules.data.card).stem),
+        ("training.steps", value["training"]["steps"], rules.train.steps),
     ):
         if found != expected:
             raise UserError(f"{where} is {_show(found)}, but protocol '{rules.name}' says {_show(expected)}")
@@ -355,6 +358,13 @@ def _no_constant(text: str) -> float:
     raise UserError(f"holds {text}, which is not a number")
 
 
+def _whole_number(text: str) -> int:
+    """Python reads numbers of any length, which nothing after it can add or compare with a float."""
+    if len(text) > DIGITS:
+        raise UserError(f"holds a whole number of {len(text)} digits, more than any count or score has")
+    return int(text)
+
+
 def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
@@ -374,7 +384,7 @@ def _version_now(*sources: str) -> str | None:
 def parse(text: str, rules: protocol.Protocol) -> Record:
     """The validated record in a JSON text."""
     try:
-        value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_twins)
+        value = json.loads(text, parse_constant=_no_constant, parse_int=_whole_number, object_pairs_hook=_no_twins)
     except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"is not valid JSON ({error})") from None
     return from_value(value, rules)
@@ -448,7 +458,7 @@ def read_all(folder: Path | str = FOLDER) -> list[Record]:
                 raise UserError(f"{path} holds another cell: its place would be {location(record.value)}")
             found.append(record)
         except UserError as error:
-            problems.append(str(error))
+            problems.append(str(error).replace("\n", "\\n"))  # a file's name may hold a line end
     problems += _disagreements(found)
     if problems:
         more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
@@ -477,4 +487,9 @@ def _disagreements(records: list[Record]) -> list[str]:
         _, *others = sorted(sides.items(), key=lambda side: -len(side[1]))
         for shown, members in others:
             problems += [f"{location(r.value)}: {where} is {shown}, unlike the other records'" for r in members]
+    owners: dict[tuple[str, str], str] = {}
+    for record in records:
+        owner = owners.setdefault((record.protocol, record.title), record.method)
+        if owner != record.method:
+            problems.append(f"{location(record.value)}: method.title is {_show(record.title)}, which is the title of '{owner}'")
     return problems

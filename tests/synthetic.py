@@ -81,7 +81,7 @@ def value_of(
             "cell": {"train": pair[0], "test": pair[1]},
             "seed": seed,
             "code": {"version": version_of(), "files": SOURCES, "commit": None, "dirty": False},
-            "training": {"fingerprint": "f" * 12, "steps": 10, "parameters": 4_200_000, "hours": 0.125, "loss": 0.1},
+            "training": {"fingerprint": "f" * 12, "steps": rules.train.steps, "parameters": 4_200_000, "hours": 0.125, "loss": 0.1},
             "data": {"card": rules.data.card, "hash": "d" * 12},
             "reference": {"hash": files.digest(pair[1]), "count": rules.score.reference},
             "detector": {"name": rules.score.detector, "hash": "e" * 12},

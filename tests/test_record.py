@@ -69,6 +69,7 @@ BAD = [
     (("code", "dirty"), 0, "code.dirty must be true or false"),
     (("training", "loss"), math.nan, "training.loss must be"),
     (("training", "steps"), 10.5, "training.steps must be"),
+    (("training", "steps"), 1, "training.steps is 1, but protocol 'small' says"),
     (("count",), 99, "count is 99, but protocol 'small' says 100"),
     (("count",), "100", "count must be a whole number"),
     (("reference", "count"), 100, "reference.count is 100"),
@@ -78,6 +79,7 @@ BAD = [
     (("scores", "fid"), ..., "scores lacks fid"),
     (("scores", "beauty"), {"value": 1}, "scores has unknown keys: 'beauty'"),
     (("scores", "fid", "value"), -0.1, "scores.fid.value is -0.1"),
+    (("scores", "fid", "value"), 1e300, r"scores.fid.value is 1e\+300: a FID lies in \[0, 100000\]"),
     (("scores", "fid", "value"), math.nan, "scores.fid.value must be a finite number"),
     (("scores", "fid", "value"), None, "scores.fid.value must be a finite number"),
     (("scores", "fid", "value"), True, "scores.fid.value must be a finite number"),
@@ -203,6 +205,8 @@ def test_staleness_is_a_flag(rules: protocol.Protocol) -> None:
         ('{"schema": 1, "schema": 1}', "has a key twice"),
         ("[" * 100_000, "is not valid JSON"),
         ("\ufeff{}", "is not valid JSON"),
+        ('{"seed": 1' + 400 * "0" + "}", "holds a whole number of 401 digits"),
+        ('{"seed": ' + 5000 * "9" + "}", "holds a whole number of 5000 digits"),
     ],
 )
 def test_a_broken_file_is_refused_by_its_path(rules: protocol.Protocol, tmp_path: Path, text: str, words: str) -> None:
@@ -259,6 +263,19 @@ def test_a_table_never_mixes_detectors_data_or_references(
     record.read_all(tmp_path / "records")
     record.write(put(value_of(rules, "ntk", PAIR), *path, to=to), tmp_path / "records")
     with pytest.raises(UserError, match=r"1 refused: small/ntk/16x16-32x16-s0.json: .*unlike the other records'"):
+        record.read_all(tmp_path / "records")
+
+
+def test_a_title_belongs_to_one_method(rules: protocol.Protocol, tmp_path: Path) -> None:
+    record.write(value_of(rules, "ledit", PAIR), tmp_path / "records")
+    record.write(put(value_of(rules, "yarn", PAIR), "method", "title", to="LEDiT"), tmp_path / "records")
+    with pytest.raises(UserError, match=r"1 refused: small/yarn/.*: method.title is 'LEDiT', which is the title of 'ledit'"):
+        record.read_all(tmp_path / "records")
+
+
+def test_a_line_end_in_a_files_name_does_not_break_the_refusal(tmp_path: Path) -> None:
+    files.write_text(tmp_path / "records" / "two\nlines.json", "{}")
+    with pytest.raises(UserError, match=r"1 refused: .*two\\nlines.json is not <protocol>"):
         record.read_all(tmp_path / "records")
 
 
