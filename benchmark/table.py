@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ PARTS = files.ROOT / "leaderboards" / "parts.yaml"
 GROUPS = ("below", "at", "beyond")
 # The 97.5 % point of Student's t for 1, 2, ... degrees of freedom (two-sided 95 %): the usual table, to three decimals.
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+ENOUGH = 3  # seeds, or degrees of freedom, that tell a spread
 
 
 def group(train: str, test: str) -> str:
@@ -73,7 +74,8 @@ class Entry:
     """What a table shows at one row and column for one measure.
 
     `value` is the mean over seeds, `spread` their standard deviation (two seeds or more), `interval` the bootstrap
-    interval over images (one seed). `by_seed` and `replicates` (seed -> [R]) are what comparisons need.
+    interval over images (one seed). `by_seed`, `replicates` (seed -> [R]) and `usual`, the median of the column's
+    spreads with its degrees of freedom, are what comparisons need.
     """
 
     value: float | None = None
@@ -83,6 +85,7 @@ class Entry:
     replicates: dict[int, np.ndarray] = field(default_factory=dict)
     failed: int = 0  # seeds whose cell failed
     best: bool = False
+    usual: tuple[float, int] | None = None
 
 
 @dataclass
@@ -155,9 +158,9 @@ def _summary(by_seed: dict[int, float], replicates: dict[int, np.ndarray], faile
 
 
 def _over(entry: Entry, seeds: Sequence[int]) -> Entry:
-    """The entry over some of its seeds; as it is where these are all or none."""
+    """The entry over some of its seeds, or over all of them where none is given, without what is usual in its column."""
     if not seeds or set(seeds) == set(entry.by_seed):
-        return entry
+        return replace(entry, usual=None)
     replicates = {seed: entry.replicates[seed] for seed in seeds if seed in entry.replicates}
     return _summary({seed: entry.by_seed[seed] for seed in seeds}, replicates)
 
@@ -197,7 +200,9 @@ def different(a: Entry, b: Entry) -> bool:
     """Whether two entries of a column differ, at 95 %.
 
     Over images: the paired bootstrap interval of the mean difference, over the seeds that both have, excludes zero.
-    Over seeds, where both have two or more: so does the paired Student interval of the seeds' differences. Both must.
+    Over seeds, where both have three or more: so does the paired Student interval of the seeds' differences. With fewer there is
+    no telling from these two alone, so the difference must exceed what the usual spread of the column's rows allows for
+    two trainings; where the column does not know one, one seed is compared over images alone. All must hold.
     Without replicates and without common seeds, the difference exceeds what their intervals allow; where there are none either,
     nothing is known about the spread, and any difference counts.
     """
@@ -215,7 +220,13 @@ def different(a: Entry, b: Entry) -> bool:
             return False  # over the seeds that both have, the order is the other one
         if compare.compare(*scores, LEVEL).verdict == compare.NOT_DIFFERENT:
             return False
-    if seeds_a == seeds_b and len(seeds_a) > 1:
+    usual = a.usual or b.usual
+    if seeds_a == seeds_b and len(seeds_a) < ENOUGH and usual:
+        spread, freedom = usual
+        differences = [a.by_seed[seed] - b.by_seed[seed] for seed in seeds_a]
+        if abs(_mean(differences)) <= STUDENT[min(freedom, len(STUDENT)) - 1] * spread * math.sqrt(2 / len(differences)):
+            return False
+    elif seeds_a == seeds_b and len(seeds_a) > 1:
         differences = [a.by_seed[seed] - b.by_seed[seed] for seed in seeds_a]
         quantile = STUDENT[min(len(differences) - 1, len(STUDENT)) - 1]
         return abs(_mean(differences)) > quantile * statistics.stdev(differences) / math.sqrt(len(differences))
@@ -243,6 +254,16 @@ def _mark_best(entries: Sequence[Entry], arrow: str) -> None:
     top = min(present, key=lambda entry: sign * entry.value)
     for entry in present:
         entry.best = entry is top or not different(entry, top)
+
+
+def _note_usual(entries: Sequence[Entry]) -> None:
+    """Notes on a column's entries how trainings usually spread: the median, since a method that fails varies most."""
+    known = [entry for entry in entries if entry.spread is not None]
+    freedom = sum(len(entry.by_seed) - 1 for entry in known)
+    if freedom >= ENOUGH:
+        usual = statistics.median(entry.spread for entry in known), freedom
+        for entry in entries:
+            entry.usual = usual
 
 
 def _row(method: str, records: list[Record], cols: list[Column], metrics: list[str]) -> Row:
@@ -282,9 +303,9 @@ def headline(row: Row, cols: Sequence[Column], metric: str = "fid") -> Entry:
     """
     if row.missing:
         return Entry()
-    pairs = [column for column in cols if not column.is_mean]
-    name = next(name for name in ("beyond", "at", "below") if any(pair.group == name for pair in pairs))
-    return _mean_entry([row.entries[metric, pair] for pair in pairs if pair.group == name], row.seeds)
+    name = next(name for name in ("beyond", "at", "below") if any(column.group == name for column in cols))
+    column = max((column for column in cols if column.group == name), key=lambda column: column.is_mean)
+    return row.entries[metric, column]
 
 
 def build(rules: Protocol, records: Iterable[Record]) -> Table:
@@ -302,6 +323,7 @@ def build(rules: Protocol, records: Iterable[Record]) -> Table:
     rows = [_row(method, members, cols, metrics) for method, members in by_method.items()]
     for metric in metrics:
         for column in cols:
+            _note_usual([row.entries[metric, column] for row in rows])
             _mark_best([row.entries[metric, column] for row in rows], METRICS[metric].arrow)
 
     def rank(row: Row) -> tuple[int, float, str]:
@@ -435,7 +457,9 @@ def switches(board: Table, boards: Mapping[str, Table | None]) -> Side | None:
     text = (
         "The same checkpoints, sampled again with one switch of the contest on for every method (a temperature of its own is off "
         "where the switch scales attention). FID ↓ over the seeds that all of them have, and below it the change; bold where it "
-        f"is lower and different. At the training size no switch does anything. Whole tables: {', '.join(names)}."
+        "is lower and different for these checkpoints: over images and, with several seeds, over them; not corrected for the "
+        "number of comparisons, about one in forty would be bold by chance. At the training size no switch does "
+        f"anything. Whole tables: {', '.join(names)}."
     )
     return Side("The contest's switches, off and on", text, header, 2, rows)
 

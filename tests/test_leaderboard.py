@@ -371,7 +371,7 @@ def test_two_thousand_records_in_ten_seconds_without_torch(tmp_path: Path, monke
         value = value_of(rules, "method", pair, seed, 20.0, 200, **extra)
         fid = value["scores"]["fid"]
         for method in range(24):
-            value["method"]["name"] = f"method_{method}"
+            value["method"] |= {"name": f"method_{method}", "title": f"Method {method}"}
             value["scores"]["fid"] = {key: move(item, method + seed) for key, item in fid.items()}
             path = tmp_path / "records" / record.location(value)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -569,6 +569,26 @@ def test_replicates_of_images_decide_between_single_seeds() -> None:
 
     assert table.different(one(10, 10 + noise), one(10.5, 10.5 + noise + 0.1 * other))  # paired: the noise is shared
     assert not table.different(one(10, 10 + noise), one(10.5, 10.5 + other))  # alone, the intervals are too wide
+
+
+def test_a_few_seeds_are_compared_by_the_usual_spread_of_the_column(rules: protocol.Protocol) -> None:
+    """Three rows of two seeds know it: spreads of 0.1, 1 and 9 times sqrt(2), so a median of sqrt(2) with three degrees."""
+    several = {("calm", 0): 50.0, ("calm", 1): 50.2, ("a", 0): 60.0, ("a", 1): 62.0, ("wild", 0): 70.0, ("wild", 1): 88.0}
+    reach = 3.182 * math.sqrt(2) * math.sqrt(2)  # one common seed: two trainings, each with the usual spread
+
+    def best(near: float, rows: dict[tuple[str, int], float]) -> list[bool]:
+        found = {("first", 0): 20.0, ("near", 0): near} | rows
+        board = board_of(rules, {key: (value,) * 3 for key, value in found.items()})
+        return [entry(board, name, 1).best for name in ("first", "near")]
+
+    assert best(20 + reach - 0.01, several) == [True, True]
+    assert best(20 + reach + 0.01, several) == [True, False]
+    assert best(23.0, {key: value for key, value in several.items() if key[0] != "wild"}) == [True, False]  # images alone
+    # Two common seeds say little of their own difference. The median is still sqrt(2), with five degrees.
+    for shift, same in ((-0.01, True), (0.01, False)):
+        middle = 20 + 2.571 * math.sqrt(2) + shift
+        both = several | {("first", 1): 20.0, ("near", 1): middle + 1}
+        assert best(middle - 1, both) == [True, same]
 
 
 def test_without_replicates_intervals_decide_and_without_intervals_every_difference_counts() -> None:
