@@ -129,8 +129,9 @@ def _contest(board: Table, boards: Boards, figures: Published, notes: str, pictu
         "Every column is one training size → test size (height x width in pixels) with its ratio per axis. Rows are in "
         "the order of their mean FID beyond the training size. Several seeds: mean ± standard deviation over seeds. One "
         "seed: the bootstrap interval over images. **Bold**: the best value of a column, and every value that is not "
-        "different from it (paired over the same noise and the same resamples; with several seeds, over seeds too; a measure "
-        "that has neither is compared by its intervals, and where it has none the best value stands alone).",
+        "different from it (paired over the same noise and the same resamples; over seeds too where both have three or more, or "
+        "else by the median of the column's spreads over seeds; a measure that has neither is compared by its intervals, and "
+        "where it has none the best value stands alone).",
         "",
     ]
     used = "".join(table.marks(row) for row in board.rows)
@@ -258,7 +259,7 @@ READING = """## How to read them
 - **FID ↓** and **IS ↑** first; sFID, precision, recall and measures of structure after them.
 - **± x** is the standard deviation over training seeds. With one seed, the small numbers are a bootstrap interval over
   images, which knows nothing of other seeds.
-- **Bold** is the best value and everything that is not different from it.
+- **Bold** is the best value and everything that is not different from it, as said above the first table.
 - **FIDs of different detectors do not compare**: those of `shapes` come from a small classifier of the embedded pictures. Beside
   the papers' numbers they have no meaning; the order of methods is all that can be compared.
 - Contests that differ from another in a switch alone (attention scale, timestep shift) sample from its trainings; the table
@@ -266,7 +267,8 @@ READING = """## How to read them
 - † a stale row, ‡ an incomplete one, § one of mixed options: a list above the first table says what is meant.
 - **FIDs of different test sizes do not compare** either: every size has a reference of its own, and what an empty picture
   would get differs from size to size. Compare the methods of a column.
-- A row of one seed is compared over images alone, which makes it differ more easily than one of several seeds.
+- A row of one or two seeds is compared with what trainings usually differ by in its column: its place is less sure
+  than that of a row of three.
 - Methods without training of their own share the checkpoint of plain rotary positions, so at the training size their
   numbers are the same by construction.
 """

@@ -536,13 +536,15 @@ def render(
 <header>
 <h1>PosBench leaderboards</h1>
 <p>How well do Diffusion Transformers draw at sizes they were not trained at? Every strategy for positions, on one core,
-at every training size → test size. Lower FID is better, higher IS is better.</p>
+at every training size → test size. FID (Fréchet distance, lower is better) tells how far samples are from real pictures,
+IS (inception score, higher is better) how clear and varied their classes are. A method is one file:
+<a href="../CONTRIBUTING.md">add yours</a>.</p>
 </header>
 <nav class="nav" aria-label="Contests"><div><span>{links}</span><button type="button" id="theme" hidden>Theme</button></div></nav>
 <main id="main">
 {sections}</main>
 <footer>Made from the records in <a href="records/">records/</a> alone. <a href="README.md">How to read the tables and
-submit a record</a>.</footer>
+submit a record</a>. Sample grids are the files in grids/, which belongs beside this page.</footer>
 <script>{SCRIPT}</script>
 </body>
 </html>

@@ -49,7 +49,7 @@ Lowest mean FID beyond the training size: LEDiT, 25.5 (24.7 to 26.3). Last of 3 
 | Switches | attention scale none, timestep shift none |
 | Intervals | bootstrap over images, 20 resamples, 95 % |
 
-Every column is one training size → test size (height x width in pixels) with its ratio per axis. Rows are in the order of their mean FID beyond the training size. Several seeds: mean ± standard deviation over seeds. One seed: the bootstrap interval over images. **Bold**: the best value of a column, and every value that is not different from it (paired over the same noise and the same resamples; with several seeds, over seeds too; a measure that has neither is compared by its intervals, and where it has none the best value stands alone).
+Every column is one training size → test size (height x width in pixels) with its ratio per axis. Rows are in the order of their mean FID beyond the training size. Several seeds: mean ± standard deviation over seeds. One seed: the bootstrap interval over images. **Bold**: the best value of a column, and every value that is not different from it (paired over the same noise and the same resamples; over seeds too where both have three or more, or else by the median of the column's spreads over seeds; a measure that has neither is compared by its intervals, and where it has none the best value stands alone).
 
 - † stale: the code behind some of its numbers has changed since; run its cells again
 - ‡ incomplete: a cell or a seed is missing or failed, so there is no mean
