@@ -310,10 +310,11 @@ def _samples(board: Table, grids: Path) -> str:
         is_open = column.ratio == far and column.is_square and not opened
         opened |= is_open
         inner = ""
-        for place, (seed, figures) in enumerate(sorted(seeds.items())):
+        fullest = min(seeds, key=lambda seed: (-len(seeds[seed]), seed))
+        for seed, figures in sorted(seeds.items()):
             row = f'<div class="grids">{"".join(figures)}</div>'
             if len(seeds) > 1:
-                opened_row = "" if place else " open"
+                opened_row = " open" if seed == fullest else ""
                 row = f'<details class="seed"{opened_row}><summary>Training seed {seed}</summary>{row}</details>'
             inner += row
         title = f"{_e(column.train)} → {_e(column.test)} <span>{_e(column.ratio_label)}</span>"
