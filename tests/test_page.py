@@ -127,6 +127,18 @@ def test_a_grid_that_is_no_picture_is_refused(home: Path, monkeypatch: pytest.Mo
         leaderboard.generate(home / "records", home)
 
 
+def test_the_samples_of_the_seed_that_most_methods_have_are_open(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = home / "grids" / "shapes-tiny"
+    for name in ("16x16-16x16", "16x16-32x32", "16x16-16x32"):
+        (folder / "ledit" / f"{name}-s0.png").rename(folder / "yarn" / f"{name}-s1.png")
+    record.write(value_of(protocol.load("shapes-tiny"), "ledit", ("16x16", "32x32"), 1, 20.0), home / "records")
+    (folder / "ledit" / "16x16-32x32-s1.png").write_bytes((folder / "yarn" / "16x16-32x32-s1.png").read_bytes())
+    monkeypatch.setattr(plots, "draw", lambda board: {})
+    leaderboard.generate(home / "records", home)
+    seeds = re.findall(r'<details class="seed"( open)?><summary>Training seed (\d)', (home / "index.html").read_text())
+    assert seeds == [(" open", "0"), ("", "1"), ("", "0"), (" open", "1"), (" open", "0"), ("", "1")]
+
+
 def test_a_page_without_anything_is_still_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     contests(tmp_path / "protocols", monkeypatch, shapes_tiny=TINY)
     leaderboard.generate(tmp_path / "none", tmp_path / "leaderboards")
