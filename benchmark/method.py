@@ -75,6 +75,7 @@ class Method(LightningModule):
     Class attributes that a strategy sets:
         title: the name in tables.
         note: what a reader of its row must know, such as "reimplemented from the abstract".
+        revision: raised when the meaning of its numbers changes (benchmark/revision.py); records of lower ones are stale.
         trains_as: the name of the method whose checkpoint it uses; None is its own. Such a method is training-free, and
             equals the other one exactly at the training grid.
         timed: whether `encode` looks at the noise level in sampling.
@@ -94,6 +95,7 @@ class Method(LightningModule):
 
     title: ClassVar[str] = ""
     note: ClassVar[str] = ""
+    revision: ClassVar[int] = 1
     trains_as: ClassVar[str | None] = None
     timed: ClassVar[bool] = False
     grid_sized: ClassVar[tuple[str, ...]] = ()

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmark import record, registry, sweep
-from benchmark.files import ROOT, UserError, code_version, read_json, unknown
+from benchmark import record, registry, revision, sweep
+from benchmark.files import UserError, read_json, unknown
 from benchmark.flops import OUTPUTS, Device, device, forward_flops, parameters, training_flops
 from benchmark.protocol import Protocol, Sample, size_hw, size_name
 
@@ -314,10 +314,9 @@ def _cell(rules: Protocol, cell: sweep.Cell, training: str | None, run: Run) -> 
 
 
 def _is_current(value: dict[str, Any], rules: Protocol) -> bool:
-    """Whether a cell's own record was made with these rules and the code as it is."""
-    sources = value["code"]["files"]
-    there = all((ROOT / source).is_file() for source in sources)
-    return value["protocol"]["hash"] == rules.hash and there and value["code"]["version"] == code_version(*sources)
+    """Whether a cell's own record was made with these rules and today's revisions."""
+    method = value["method"]["name"]
+    return value["protocol"]["hash"] == rules.hash and not revision.is_stale(value.get("revisions"), method)
 
 
 def _reference(rules: Protocol, test: str, run: Run) -> Stage:

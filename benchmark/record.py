@@ -8,7 +8,6 @@ alone, so this file knows neither torch nor methods.
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import re
@@ -19,10 +18,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmark import files, protocol
+from benchmark import files, protocol, revision
 from benchmark.files import UserError
 
-SCHEMA = 1
+SCHEMA = 2
 FOLDER = files.ROOT / "leaderboards" / "records"
 MANY = 20  # replicates whose mean says something
 HUGE = 1e5  # no measure of pictures comes near it
@@ -131,18 +130,28 @@ VERSIONS: Leaf = (
     "an object of versions",
     lambda v: isinstance(v, dict) and all(TITLE[1](key) and TITLE[1](item) for key, item in v.items()),
 )
-SOURCES: Leaf = (
-    "a list of files in benchmark/ and methods/",
-    lambda v: isinstance(v, list) and len(v) > 0 and all(map(_matches(r"(benchmark|methods)(/[a-z0-9_]+)+\.py"), v)),
-)
+
+
+def _is_revisions(value: Any) -> bool:
+    """What `revision.current` gives; None of a record of schema 1 whose code the ledger does not know."""
+    if value is None:
+        return True
+    if not isinstance(value, dict) or set(value) != {"train", "sample", "score", "method"}:
+        return False
+    methods = value["method"]
+    if not isinstance(methods, dict) or not all(NAME[1](name) and COUNT[1](number) for name, number in methods.items()):
+        return False
+    return all(COUNT[1](value[part]) for part in ("train", "sample", "score"))
+
 
 SHAPE: dict[str, Any] = {
-    "schema": ("the number 1", lambda v: _whole(v) and v == SCHEMA),
+    "schema": (f"the number {SCHEMA}", lambda v: _whole(v) and v == SCHEMA),
     "protocol": {"name": ("a protocol's name", _matches(r"[a-z0-9_-]{1,64}")), "hash": HASH},
     "method": {"name": NAME, "title": TITLE, "trained_as": NAME, "options": OPTIONS, "note": TEXT},
     "cell": {"train": SIZE, "test": SIZE},
     "seed": NATURAL,
-    "code": {"version": HASH, "files": SOURCES, "commit": _optional(HASH), "dirty": FLAG},
+    "revisions": ("the revisions of train, sample, score and method", _is_revisions),
+    "code": {"commit": _optional(HASH), "dirty": FLAG},
     "training": {
         "fingerprint": HASH,
         "steps": NATURAL,
@@ -225,7 +234,7 @@ def _fit_scores(scores: dict[str, Any], resamples: int, classes: int) -> None:
 def validate(value: Any, rules: protocol.Protocol) -> None:
     """Raises a UserError that names the first key which breaks the schema or the rules of the contest."""
     if isinstance(value, dict) and "schema" in value and value["schema"] != SCHEMA:
-        raise UserError(f"schema {_show(value['schema'])} is unknown: this version reads schema {SCHEMA}")
+        raise UserError(f"schema {_show(value['schema'])} is unknown: this version reads schemas 1 and {SCHEMA}")
     _fit(value, SHAPE, "the record")
     if value["protocol"]["name"] != rules.name:
         raise UserError(f"protocol.name is '{value['protocol']['name']}', expected '{rules.name}'")
@@ -286,7 +295,6 @@ def build(
     train: str,
     test: str,
     seed: int,
-    code_files: Iterable[str],
     training: dict[str, Any],
     data_hash: str,
     reference: dict[str, Any],
@@ -300,13 +308,11 @@ def build(
 
     Args:
         rules: the contest; its name, hash, data card and number of samples are filled in from it.
-        code_files: the files that the number runs through, relative to the repository.
         scores: {metric: {"value", and perhaps "low", "high", "replicates"}}, or None for a cell that failed.
 
     Raises:
         UserError: a section breaks the schema, e.g. a score that is NaN.
     """
-    sources = sorted(set(code_files))
     commit, dirty = git_state("benchmark", "methods", "datasets")
     libraries = {name: metadata.version(name) for name in LIBRARIES}
     value = rounded(
@@ -316,7 +322,8 @@ def build(
             "method": method,
             "cell": {"train": train, "test": test},
             "seed": seed,
-            "code": {"version": files.code_version(*sources), "files": sources, "commit": commit, "dirty": dirty},
+            "revisions": revision.current(method["name"]),
+            "code": {"commit": commit, "dirty": dirty},
             "training": training,
             "data": {"card": Path(rules.data.card).stem, "hash": data_hash},
             "reference": reference,
@@ -372,13 +379,16 @@ def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-@functools.cache
-def _version_now(*sources: str) -> str | None:
-    """The version of the files as they are in this checkout; None when one is gone."""
-    try:
-        return files.code_version(*sources)
-    except FileNotFoundError:
-        return None
+def upgraded(value: Any) -> Any:
+    """A record of schema 1, which holds a hash of the code behind it, as one of schema 2: the ledger says which revisions
+    that code was. A hash that is not in the ledger leaves them unknown, and the record stale."""
+    if not (isinstance(value, dict) and value.get("schema") == 1 and isinstance(value.get("code"), dict)):
+        return value
+    code = dict(value["code"])
+    version, sources = code.pop("version", None), code.pop("files", None)
+    if not (isinstance(sources, list) and HASH[1](version)):
+        raise UserError(f"code.version must be {HASH[0]} and code.files a list, as in records of schema 1")
+    return {**value, "schema": SCHEMA, "code": code, "revisions": revision.ledger().get(version)}
 
 
 def parse(text: str, rules: protocol.Protocol) -> Record:
@@ -392,8 +402,9 @@ def parse(text: str, rules: protocol.Protocol) -> Record:
 
 def from_value(value: Any, rules: protocol.Protocol) -> Record:
     """A record from its JSON value, validated."""
+    value = upgraded(value)
     validate(value, rules)
-    code, method, cell = value["code"], value["method"], value["cell"]
+    method, cell = value["method"], value["cell"]
     return Record(
         protocol=rules.name,
         method=method["name"],
@@ -404,7 +415,7 @@ def from_value(value: Any, rules: protocol.Protocol) -> Record:
         seed=value["seed"],
         count=value["count"],
         scores=value["scores"],
-        stale=code["version"] != _version_now(*code["files"]),
+        stale=revision.is_stale(value["revisions"], method["name"]),
         value=value,
     )
 

@@ -288,7 +288,7 @@ class Scenes:
     count = None
 
     def __init__(self) -> None:
-        self.hash = code_version("benchmark/shapes.py")
+        self.hash = shapes.REVISION
 
     def pictures(self, indices: np.ndarray, size_hw: tuple[int, int]) -> Iterator[tuple[np.ndarray, bool]]:
         for start in range(0, len(indices), 64):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,6 +69,23 @@ def sources(name: str) -> list[str]:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("methods."):
                 waiting.append(node.module.split(".")[1])
     return sorted(found)
+
+
+def revisions(name: str) -> dict[str, int]:
+    """{method: its declared revision} for a method and those of methods/ that it builds on. Read without importing torch."""
+    return {Path(source).stem: _revision(source, (ROOT / source).stat().st_mtime_ns) for source in sources(name)}
+
+
+@functools.cache
+def _revision(source: str, changed: int) -> int:
+    """The class attribute `revision` in a file of methods/; 1 where it is not declared."""
+    found = 1
+    for node in ast.walk(ast.parse((ROOT / source).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ClassDef):
+            for item in node.body:
+                if isinstance(item, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "revision" for t in item.targets):
+                    found = max(found, ast.literal_eval(item.value))
+    return found
 
 
 def describe(name: str) -> str:

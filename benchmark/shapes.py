@@ -23,6 +23,7 @@ SPLITS = ("train", "reference", "detector", "heldout")
 SIDE_MIN, OBJECTS_MAX = 8, 4
 GOLDEN_COS36, GOLDEN_SIN36 = 0.8090169943749475, 0.5877852522924731  # the wedges of a five-pointed star
 SQRT3_2 = 0.8660254037844386
+REVISION = "611876589a8b"  # of the scenes: in the identity of whatever is made of them; a change of their bytes needs a new one
 ROOM = np.float32(1.21)  # the reach of the farthest corner over a shape's radius
 
 Array = np.ndarray

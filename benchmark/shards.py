@@ -40,7 +40,7 @@ import numpy as np
 from PIL import Image
 
 from benchmark import shapes
-from benchmark.files import UserError, atomic, code_version, digest, file_hash, is_full, read_json, write_array, write_json
+from benchmark.files import UserError, atomic, digest, file_hash, is_full, read_json, write_array, write_json
 from benchmark.pictures import DAMAGE, center_crop, decoded, shuffled
 
 FORMAT = 1  # of the folder and of what is written for a source; raise it when either changes
@@ -130,7 +130,7 @@ class Drawn(Source):
         self.classes, self.size, self.count = shapes.CLASSES, card.size, card.count
 
     def identity(self) -> Any:
-        return [list(self.size), self.count, code_version("benchmark/shapes.py")]
+        return [list(self.size), self.count, shapes.REVISION]
 
     def __len__(self) -> int:
         return self.count

@@ -145,7 +145,7 @@ def score(protocol: Protocol, cell: Cell, folder: Path, run: Run) -> dict[str, A
     for name, entry in (scores or {}).items():
         if name not in COMPARED:
             entry.pop("replicates", None)
-    value = build_record(protocol, cell, folder, sources, scores, scoring.uncertainty(options), detector, real,
+    value = build_record(protocol, cell, folder, scores, scoring.uncertainty(options), detector, real,
                          (time.monotonic() - began) / 3600, run)  # fmt: skip
     write_json(done, value)
     path = record.write(value, destination)
@@ -160,7 +160,6 @@ def build_record(
     protocol: Protocol,
     cell: Cell,
     folder: Path,
-    sources: list[str],
     scores: dict[str, Any] | None,
     uncertainty: dict[str, Any],
     detector: Detector,
@@ -192,7 +191,6 @@ def build_record(
         train=cell.train,
         test=cell.test,
         seed=cell.seed,
-        code_files=sources,
         training={key: report[key] for key in ("fingerprint", "steps", "parameters", "hours", "loss")},
         data_hash=data_hash,
         reference={"hash": real.hash, "count": real.count},

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import small
 
-from benchmark import data, detect, method, reference, registry, score, shapes, shards
+from benchmark import data, detect, method, reference, registry, revision, score, shapes, shards
 
 FOLDER = Path(__file__).parent / "golden"
 FLOW, DDPM = {}, {"name": "ddpm"}
@@ -100,7 +100,7 @@ def samples(name: str, size: str, objective: dict) -> list[float]:
     contest = small.contest(objective=objective, core={"depth": 3}, sample=solver, switches=switches)
     model = small.fill(registry.load(name)(contest, "16x24", 0), 0.15).eval()
     noise = iter(small.normal(77, 4, 3, *contest.latent_hw(size)))
-    with mock.patch.object(torch, "randn", lambda *shape, **options: next(noise)):
+    with mock.patch.object(torch, "randn", side_effect=lambda *shape, **options: next(noise)):
         return summary(model.generate(size, 0, range(4)))
 
 
@@ -175,12 +175,39 @@ def close(a: Any, b: Any, rel: float = 1e-4, scale: float = 1.0) -> bool:
     return a == b
 
 
+def revision_of(part: str, name: str) -> list[Any]:
+    """The declared revisions that stand behind one golden: of its part, and of the method whose golden it is."""
+    method_name = name.split()[0]
+    own = registry.revisions(method_name) if method_name in registry.names() else {}
+    return [{"train": revision.TRAIN, "sample": revision.SAMPLE, "score": revision.SCORE}[part], own]
+
+
 def stored(part: str) -> dict[str, Any]:
-    return json.loads((FOLDER / f"{part}.json").read_text(encoding="utf-8"))
+    """{name: golden} of a part."""
+    return {name: value for name, (_, value) in _stored(part).items()}
+
+
+def _stored(part: str) -> dict[str, list[Any]]:
+    path = FOLDER / f"{part}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def moved(part: str, found: dict[str, Any]) -> list[str]:
+    """The goldens of a part that are new or are not as they were."""
+    return sorted(name for name in found if not close(found[name], stored(part).get(name)))
+
+
+def unannounced(part: str, found: dict[str, Any]) -> list[str]:
+    """Those of them that moved although no revision behind them was raised."""
+    before = _stored(part)
+    return [name for name in moved(part, found) if name in before and before[name][0] == revision_of(part, name)]
 
 
 def write(part: str, found: dict[str, Any]) -> None:
-    lines = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in sorted(found.items())]
+    before = _stored(part)
+    kept = {name: before[name][1] for name in found if name in before and name not in moved(part, found)}
+    entries = {name: [revision_of(part, name), kept.get(name, value)] for name, value in found.items()}
+    lines = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in sorted(entries.items())]
     FOLDER.mkdir(exist_ok=True)
     (FOLDER / f"{part}.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
@@ -189,8 +216,8 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for part, compute in parts().items():
         found = compute()
-        there = (FOLDER / f"{part}.json").is_file()
-        moved = sorted(name for name in found if not there or not close(found[name], stored(part).get(name)))
-        print(f"{part}: {', '.join(moved) or 'as recorded'}")
-        if moved and "--write" in sys.argv:
+        print(f"{part}: {', '.join(moved(part, found)) or 'as recorded'}")
+        if (silent := unannounced(part, found)) and "--write" in sys.argv:
+            sys.exit(f"part '{part}' moved under the same revisions: {', '.join(silent)}; raise one of them first")
+        if "--write" in sys.argv:
             write(part, found)

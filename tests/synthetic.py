@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmark import files, protocol, record
+from benchmark import files, protocol, record, revision
 from benchmark.protocol import Protocol
 
-SOURCES = ["benchmark/files.py", "benchmark/protocol.py"]
 TITLES = {"rpe2d": "RPE-2D", "yarn": "YaRN", "ledit": "LEDiT", "ntk": "NTK-aware", "rifle": "RIFLEx", "sincos": "sin-cos"}
 CONTEST = """\
 title: A small contest
@@ -30,11 +28,6 @@ train: {steps: 10, batch: 4}
 sample: {steps: 8, guidance: 3.0, count: 100}
 score: {detector: shapes, reference: 200}
 """
-
-
-@functools.cache
-def version_of() -> str:
-    return files.code_version(*SOURCES)
 
 
 def contests(folder: Path, patch: pytest.MonkeyPatch, **texts: str) -> None:
@@ -69,7 +62,7 @@ def value_of(
         measured |= scores
     return record.rounded(
         {
-            "schema": 1,
+            "schema": 2,
             "protocol": {"name": rules.name, "hash": rules.hash},
             "method": {
                 "name": method,
@@ -80,7 +73,8 @@ def value_of(
             },
             "cell": {"train": pair[0], "test": pair[1]},
             "seed": seed,
-            "code": {"version": version_of(), "files": SOURCES, "commit": None, "dirty": False},
+            "revisions": revision.current(method),
+            "code": {"commit": None, "dirty": False},
             "training": {
                 "fingerprint": "f" * 12,
                 "steps": rules.train.steps,
@@ -120,7 +114,7 @@ def tiny(folder: Path, rules: Protocol) -> None:
         record.write(value_of(rules, "ledit", pair, 0, fid), folder)
     for pair, fid in zip(rules.pairs(), (10, 90, 80), strict=True):
         value = value_of(rules, "ntk", pair, 0, fid)
-        value["code"]["version"] = "0" * 12
+        value["revisions"]["train"] += 1
         record.write(value, folder)
     same, twice, _ = rules.pairs()
     record.write(value_of(rules, "rpe2d", same, 0, 12.5, top1={"value": 0.75}), folder)

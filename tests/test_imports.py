@@ -15,13 +15,13 @@ from benchmark.files import ROOT
 # Bottom to top: a file imports only files above it in this list.
 ORDER = [
     "files", "protocol", "flops", "compare", "progress", "encoding", "core", "diffusion", "method", "checkpoint", "shapes",
-    "classifier", "pictures", "shards", "data", "registry", "recipe", "train", "sample", "detect", "metrics", "reference",
-    "score", "record", "table", "published", "plots", "page", "leaderboard", "sweep", "plan", "cluster", "reproduce",
+    "classifier", "pictures", "shards", "data", "registry", "revision", "recipe", "train", "sample", "detect", "metrics",
+    "reference", "score", "record", "table", "published", "plots", "page", "leaderboard", "sweep", "plan", "cluster", "reproduce",
     "spectrum", "speed", "__main__",
 ]  # fmt: skip
 TORCH_FREE = [
-    "files", "protocol", "flops", "compare", "progress", "shapes", "registry", "record", "table", "published", "plots",
-    "page", "leaderboard", "sweep", "plan", "cluster", "reproduce", "__main__",
+    "files", "protocol", "flops", "compare", "progress", "shapes", "registry", "revision", "record", "table", "published",
+    "plots", "page", "leaderboard", "sweep", "plan", "cluster", "reproduce", "__main__",
 ]  # fmt: skip
 FILES = sorted(path.stem for path in (ROOT / "benchmark").glob("*.py") if path.stem != "__init__")
 

@@ -305,15 +305,15 @@ def test_what_is_there_is_found(tmp_path):
     value = {
         "protocol": {"name": "smoke", "hash": rules.hash}, "method": {"name": "extrapolation"},
         "cell": {"train": "16x16", "test": "16x16"}, "seed": 0,
-        "code": {"files": ["benchmark/core.py"], "version": plan.code_version("benchmark/core.py")},
+        "revisions": plan.revision.current("extrapolation"),
     }  # fmt: skip
     write_json(cell / "record-0.json", value)
     assert states()["score 16x16"] == "no record"
     write_json(tmp_path / "records" / rules.hash / plan.record.location(value), value)
     assert states()["score 16x16"] == "whole"
-    value["code"]["version"] = "00000000"
+    value["revisions"]["score"] += 1
     write_json(cell / "record-0.json", value)
-    assert states()["score 16x16"] == "missing", "a record of other code"
+    assert states()["score 16x16"] == "missing", "a record of another revision"
     assert listed(rules, ["extrapolation"], tmp_path, seed=1)[1].state == "missing"
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic import CONTEST, SOURCES, contests, value_of
+from synthetic import CONTEST, contests, value_of
 
-from benchmark import files, protocol, record
+from benchmark import files, protocol, record, revision
 from benchmark.files import UserError
 
 PAIR = ("16x16", "32x16")
@@ -39,7 +39,7 @@ def put(value: Any, *path: str, to: Any) -> Any:
 
 
 BAD = [
-    (("schema",), 2, "schema 2 is unknown"),
+    (("schema",), 3, "schema 2 is unknown"),
     (("schema",), ..., "lacks schema"),
     (("schema",), True, "schema must be the number 1"),
     (("surprise",), 1, "unknown keys: 'surprise'"),
@@ -62,10 +62,9 @@ BAD = [
     (("seed",), -1, "seed must be"),
     (("seed",), 0.0, "seed must be"),
     (("seed",), True, "seed must be"),
-    (("code", "version"), "xyz", "code.version must be"),
-    (("code", "files"), ["/etc/passwd"], "code.files must be"),
-    (("code", "files"), ["benchmark/../secret.py"], "code.files must be"),
-    (("code", "files"), [], "code.files must be"),
+    (("revisions", "train"), 0, "revisions must be"),
+    (("revisions", "method"), {"../x": 1}, "revisions must be"),
+    (("revisions", "method"), {"yarn": 1.5}, "revisions must be"),
     (("code", "dirty"), 0, "code.dirty must be true or false"),
     (("training", "loss"), math.nan, "training.loss must be"),
     (("training", "steps"), 10.5, "training.steps must be"),
@@ -175,11 +174,10 @@ def test_build_fills_in_what_the_contest_knows_and_rounds(rules: protocol.Protoc
     given_ = value_of(rules, "yarn", PAIR)
     scores = {"fid": {"value": 1 / 3, "low": 0.3, "high": 0.4, "replicates": [1 / 3] * 20}, "is": given_["scores"]["is"]}
     parts = {key: given_[key] for key in ("method", "training", "reference", "detector", "uncertainty", "hours", "hardware")}
-    arguments = {"train": PAIR[0], "test": PAIR[1], "seed": 0, "code_files": [*SOURCES, *SOURCES], "data_hash": "a" * 12}
+    arguments = {"train": PAIR[0], "test": PAIR[1], "seed": 0, "data_hash": "a" * 12}
     built = record.build(rules, scores=scores, **parts, **arguments)
     assert built["scores"]["fid"] == {"value": 0.333333, "low": 0.3, "high": 0.4, "replicates": [0.333333] * 20}
-    assert built["code"]["files"] == SOURCES
-    assert built["code"]["version"] == files.code_version(*SOURCES)
+    assert built["revisions"] == revision.current("yarn")
     assert (built["count"], built["data"]) == (100, {"card": "shapes", "hash": "a" * 12})
     assert set(built["libraries"]) == set(record.LIBRARIES)
     assert not record.from_value(built, rules).stale
@@ -189,11 +187,27 @@ def test_build_fills_in_what_the_contest_knows_and_rounds(rules: protocol.Protoc
         record.build(rules, scores=scores, **parts, **arguments)
 
 
-def test_staleness_is_a_flag(rules: protocol.Protocol) -> None:
+def test_a_record_is_stale_when_a_revision_of_its_parts_was_raised(rules: protocol.Protocol) -> None:
     good = value_of(rules, "yarn", PAIR)
     assert not record.from_value(good, rules).stale
-    assert record.from_value(put(good, "code", "version", to="0" * 12), rules).stale
-    assert record.from_value(put(good, "code", "files", to=["benchmark/gone.py"]), rules).stale
+    assert good["revisions"]["method"].keys() == {"yarn", "extrapolation"}, "a method runs through what it builds on"
+    for part in ("train", "sample", "score"):
+        assert record.from_value(put(good, "revisions", part, to=7), rules).stale
+    assert record.from_value(put(good, "revisions", "method", "extrapolation", to=7), rules).stale
+    assert record.from_value({**good, "revisions": None}, rules).stale
+
+
+def test_records_of_schema_1_are_read_through_the_ledger(rules: protocol.Protocol, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They hold a hash of the code behind them in place of revisions."""
+    good = value_of(rules, "yarn", PAIR)
+    revisions = good.pop("revisions")
+    old = {**good, "schema": 1, "code": {**good["code"], "version": "a" * 12, "files": ["benchmark/core.py"]}}
+    monkeypatch.setattr(revision, "ledger", lambda: {"a" * 12: revisions})
+    assert not record.from_value(old, rules).stale
+    assert record.from_value(old, rules).value == {**good, "schema": 2, "revisions": revisions}
+    assert record.from_value(put(old, "code", "version", to="b" * 12), rules).stale, "the ledger does not know it"
+    with pytest.raises(UserError, match=r"code\.version must be"):
+        record.from_value(put(old, "code", "version", to="xyz"), rules)
 
 
 @pytest.mark.parametrize(

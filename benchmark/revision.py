@@ -1,0 +1,43 @@
+"""Declared revisions: what the numbers of a record run through, in versions that people raise on purpose.
+
+A record holds the revisions under which it was made; it is stale when one of them has been raised since. A refactor raises none.
+tests/goldens.py keeps watch: a change that moves a golden has to raise the revision of its part here (or a method's own, the
+class attribute `revision`), and CHANGELOG.md says what the number means from then on.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from benchmark import registry
+from benchmark.files import ROOT, UserError
+
+TRAIN = 1  # core, objectives, optimizer, averaging, reading of data: everything that a loss runs through
+SAMPLE = 1  # solvers, guidance, decoding, rounding to uint8: from weights to images
+SCORE = 1  # detectors, metrics, reference statistics, intervals: from images to scores
+
+LEDGER = ROOT / "leaderboards" / "ledger.yaml"
+
+
+def current(method: str) -> dict[str, Any]:
+    """The revisions that a record of `method` made now would hold; a method's include those of the files it builds on."""
+    return {"train": TRAIN, "sample": SAMPLE, "score": SCORE, "method": registry.revisions(method)}
+
+
+def is_stale(revisions: dict[str, Any] | None, method: str) -> bool:
+    """Whether a record's number may have changed its meaning since; so it has where nobody knows its revisions."""
+    return revisions is None or method not in registry.names() or revisions != current(method)
+
+
+@functools.cache
+def ledger() -> dict[str, dict[str, Any]]:
+    """The revisions behind the code hashes that records of schema 1 hold in their place: {hash: revisions}."""
+    import yaml
+
+    try:
+        return yaml.safe_load(LEDGER.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        return {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{LEDGER} is not YAML ({' '.join(str(error).split())})") from None
