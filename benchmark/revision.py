@@ -20,14 +20,25 @@ SCORE = 1  # detectors, metrics, reference statistics, intervals: from images to
 LEDGER = ROOT / "leaderboards" / "ledger.yaml"
 
 
+def parts() -> dict[str, int]:
+    """The revisions of what all methods share."""
+    return {"train": TRAIN, "sample": SAMPLE, "score": SCORE}
+
+
 def current(method: str) -> dict[str, Any]:
     """The revisions that a record of `method` made now would hold; a method's include those of the files it builds on."""
-    return {"train": TRAIN, "sample": SAMPLE, "score": SCORE, "method": registry.revisions(method)}
+    return {**parts(), "method": registry.revisions(method)}
 
 
 def is_stale(revisions: dict[str, Any] | None, method: str) -> bool:
-    """Whether a record's number may have changed its meaning since; so it has where nobody knows its revisions."""
-    return revisions is None or method not in registry.names() or revisions != current(method)
+    """Whether a record's number may have changed its meaning since; so it has where nobody knows its revisions.
+
+    Of a method whose file is gone only the shared parts can be compared.
+    """
+    if revisions is None:
+        return True
+    now = current(method) if method in registry.names() else {**parts(), "method": revisions["method"]}
+    return revisions != now
 
 
 @functools.cache

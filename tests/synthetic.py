@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmark import files, protocol, record, revision
+from benchmark import files, protocol, record, registry, revision
 from benchmark.protocol import Protocol
 
 TITLES = {"rpe2d": "RPE-2D", "yarn": "YaRN", "ledit": "LEDiT", "ntk": "NTK-aware", "rifle": "RIFLEx", "sincos": "sin-cos"}
@@ -73,7 +73,7 @@ def value_of(
             },
             "cell": {"train": pair[0], "test": pair[1]},
             "seed": seed,
-            "revisions": revision.current(method),
+            "revisions": revision.current(method) if method in registry.names() else {**revision.parts(), "method": {method: 1}},
             "code": {"commit": None, "dirty": False},
             "training": {
                 "fingerprint": "f" * 12,
