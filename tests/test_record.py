@@ -39,9 +39,9 @@ def put(value: Any, *path: str, to: Any) -> Any:
 
 
 BAD = [
-    (("schema",), 3, "schema 2 is unknown"),
+    (("schema",), 3, "schema 3 is unknown: this version reads schemas 1 and 2"),
     (("schema",), ..., "lacks schema"),
-    (("schema",), True, "schema must be the number 1"),
+    (("schema",), True, "schema True is unknown"),
     (("surprise",), 1, "unknown keys: 'surprise'"),
     (("method", "title"), ..., "method lacks title"),
     (("method", "colour"), "red", "method has unknown keys: 'colour'"),
