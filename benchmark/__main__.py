@@ -52,25 +52,25 @@ def rules_of(name: str, overrides: list[str] | None) -> protocol.Protocol:
 
 
 def run_of(out: Path, data: str, devices: str, nodes: int, **options):
-    from benchmark.train import Run
+    from benchmark.run.train import Run
 
     return Run(out, data, devices, nodes, **options)
 
 
 def chosen_methods(rules: protocol.Protocol, methods: str) -> list[str]:
     """The methods that the option names, or all of the protocol."""
-    from benchmark import sweep
+    from benchmark.run import local
 
-    return [registry.check(name) for name in methods.split(",")] if methods else sweep.contestants(rules)
+    return [registry.check(name) for name in methods.split(",")] if methods else local.contestants(rules)
 
 
 def chosen(rules: protocol.Protocol, methods: list[str], seed: int, train: str, test: str):
     """The cells that the options name."""
-    from benchmark import sweep
+    from benchmark.run import local
 
     cells = [
         cell
-        for cell in sweep.cells_of(rules, methods, seed)
+        for cell in local.cells_of(rules, methods, seed)
         if (not train or cell.train == train) and (not test or cell.test == test)
     ]
     if not cells:
@@ -88,7 +88,7 @@ def shards(
     workers: Workers = 0,
 ) -> None:
     """Write a protocol's data set as webdataset shards with an index."""
-    from benchmark.train import prepared
+    from benchmark.run.train import prepared
 
     prepared(rules_of(protocol_name, overrides), run_of(out, data, "1", 1, workers=workers))
 
@@ -107,21 +107,25 @@ def latents(
 
     Trainings find them in OUT. The environment's AUTOENCODER names a local folder instead of the card's autoencoder.
     """
-    from benchmark import shards
-    from benchmark.data import card
-    from benchmark.train import prepared
+    from benchmark.data.card import load_card
+    from benchmark.data.index import Index
+    from benchmark.data.latents import (
+        autoencoder_of,
+        prepare_latents,
+    )
+    from benchmark.run.train import prepared
 
     rules = rules_of(protocol_name, overrides)
     if rules.data.representation != "latents":
         raise UserError(f"{rules.name} trains on pixels and needs no latents")
     run = run_of(out, data, devices, 1)
-    name = shards.autoencoder_of(card(rules.data.card))
-    index = shards.Index(prepared(rules, run))
+    name = autoencoder_of(load_card(rules.data.card))
+    index = Index(prepared(rules, run))
     for size in [train] if train else rules.cells:
         if size not in rules.cells:
             raise UserError(f"{rules.name} does not train at {size} (there are: {', '.join(rules.cells)})")
         with progress.stage(f"latents {index.manifest['card']} {size}", len(index), "image") as stage:
-            written = shards.prepare_latents(
+            written = prepare_latents(
                 index, out / "data", name, protocol.size_hw(size), devices=processors(run), batch=batch,
                 progress=lambda done, _, stage=stage: stage.set(done),
             )  # fmt: skip
@@ -153,7 +157,7 @@ def train(
     every_minutes: Annotated[float, typer.Option(min=0.01, help="save a checkpoint after so many minutes")] = 2.0,
 ) -> None:
     """Train the checkpoint that a method uses, or continue its training."""
-    from benchmark.train import train as fit
+    from benchmark.run.train import train as fit
 
     rules = rules_of(protocol_name, overrides)
     registry.check(method)
@@ -178,12 +182,12 @@ def sample(
     nodes: Nodes = 1,
 ) -> None:
     """Draw the images of a method's cells from its trained weights."""
-    from benchmark import sweep
+    from benchmark.run import local
 
     rules = rules_of(protocol_name, overrides)
     registry.check(method)
     for cell in chosen(rules, [method], seed, train, test):
-        progress.say(f"images in {sweep.sample(rules, cell, run_of(out, data, devices, nodes))}")
+        progress.say(f"images in {local.sample(rules, cell, run_of(out, data, devices, nodes))}")
 
 
 @app.command()
@@ -209,15 +213,15 @@ def score(
         return
     if not method:
         raise UserError("give a method, or --samples FILE --reference FILE")
-    from benchmark import sweep
+    from benchmark.run import local
 
     rules = rules_of(protocol_name, overrides)
     registry.check(method)
     run = run_of(out, data, "auto", 1)
     for cell in chosen(rules, [method], seed, train, test):
-        folder = sweep.sample(rules, cell, run)
-        sweep.score(rules, cell, folder, run)
-        sweep.keep_grid(rules, cell, folder, run)
+        folder = local.sample(rules, cell, run)
+        local.score(rules, cell, folder, run)
+        local.keep_grid(rules, cell, folder, run)
 
 
 def print_scores(samples: str, reference: str, detector: str, weights: str) -> None:
@@ -225,7 +229,7 @@ def print_scores(samples: str, reference: str, detector: str, weights: str) -> N
     from rich.console import Console
     from rich.table import Table
 
-    from benchmark.score import score_files
+    from benchmark.evaluate.external import score_files
 
     with progress.stage("features", 1, "image") as stage:
 
@@ -290,10 +294,10 @@ def sweep(
             raise UserError("--resources and --wait belong to --cluster")
         contest(rules, names, seed, run)
         return
-    from benchmark import cluster as jobs
+    from benchmark.run import slurm
 
-    done = jobs.start(rules, names, seed, run, cluster, resources or None, wait)
-    jobs.print_summary(done)
+    done = slurm.start(rules, names, seed, run, cluster, resources or None, wait)
+    slurm.print_summary(done)
     lost = [f"{item.task.name}: {item.reason}" for item in done if item.state in ("failed", "skipped")]
     if lost:
         raise UserError(f"{len(lost)} of {len(done)} jobs failed or were skipped: " + "; ".join(lost[:5]))
@@ -314,7 +318,7 @@ def plan(
     """What a protocol still needs, in which order, with operations, device-hours and disk. Nothing runs, nothing is written."""
     from rich.console import Console
 
-    from benchmark import plan
+    from benchmark.run import plan
 
     rules = rules_of(protocol_name, overrides)
     plan.device(device)
@@ -338,7 +342,7 @@ def reproduce(
 
     Exit code 1 when a value differs by more than the recorded uncertainty allows.
     """
-    from benchmark import reproduce
+    from benchmark.run import reproduce
 
     rules = rules_of(protocol_name, overrides)
     registry.check(method)
@@ -351,13 +355,15 @@ def contest(rules: protocol.Protocol, methods: list[str], seed: int, run) -> Non
     """Runs methods through every stage, then shows the table and what was written."""
     from rich.console import Console
 
-    from benchmark import leaderboard, record, sweep
+    from benchmark.board import generate
+    from benchmark.results import record
+    from benchmark.run import local
 
-    failures = sweep.bench(rules, methods, seed, run)
-    written = sweep.finish(rules, run)
-    folder = sweep.records_folder(rules, run)
+    failures = local.bench(rules, methods, seed, run)
+    written = local.finish(rules, run)
+    folder = local.records_folder(rules, run)
     values = [record.read(path, rules) for path in sorted((folder / rules.name).glob("*/*.json"))]
-    Console(width=None if sys.stdout.isatty() else 160).print(leaderboard.rich_table(rules, values))
+    Console(width=None if sys.stdout.isatty() else 160).print(generate.rich_table(rules, values))
     progress.say(f"records  {folder / rules.name}")
     progress.say(f"samples  {run.out / 'cells' / rules.name} (grid.png in each)")
     for path in written:
@@ -379,12 +385,12 @@ def reference(
     """Make the reference statistics of real images at any size (ADM's centre crop)."""
     import torch
 
-    from benchmark import detect
-    from benchmark.reference import make, open_source
+    from benchmark.evaluate import detectors
+    from benchmark.evaluate.reference import make, open_source
 
     size_hw = protocol.size_hw(size)
     found = open_source(source)
-    eye = detect.load(detector, weights or None, "cuda" if torch.cuda.is_available() else "cpu")
+    eye = detectors.load(detector, weights or None, "cuda" if torch.cuda.is_available() else "cpu")
     with progress.stage(f"reference {source} {size}", count, "image") as stage:
         made = make(found, size_hw, eye, count, nearest, out / "references", report=lambda done, _: stage.set(done))
     enlarged = f", {made.meta['upsampled']} of them enlarged" if made.meta["upsampled"] else ""
@@ -397,7 +403,7 @@ def export(
     file: Annotated[Path, typer.Argument(help="the evaluator's .npz to write (arr_0, uint8 [N, H, W, 3])")],
 ) -> None:
     """Write samples as the field's evaluator reads them, without holding them in memory."""
-    from benchmark.score import export_npz, open_images
+    from benchmark.evaluate.samples import export_npz, open_images
 
     images = open_images(samples)
     export_npz(images, file)
@@ -416,13 +422,14 @@ def weights(
     data: Data = "",
 ) -> None:
     """Write a trained core in the published DiT layout, averaged weights."""
-    from benchmark import checkpoint, sweep
-    from benchmark.train import load_weights
+    from benchmark.model import checkpoint
+    from benchmark.run import local
+    from benchmark.run.train import load_weights
 
     rules = rules_of(protocol_name, overrides)
     registry.check(method)
     size = chosen(rules, [method], seed, train, "")[0].train
-    folder, _ = sweep.trained(rules, method, size, seed, run_of(out, data, "1", 1))
+    folder, _ = local.trained(rules, method, size, seed, run_of(out, data, "1", 1))
     built = registry.build(registry.trained_name(method), rules, size, seed)
     load_weights(built, folder)
     checkpoint.export(built, file)
@@ -438,7 +445,7 @@ def detector(
     """Train the detector of the embedded data set and measure it at every size."""
     from rich.console import Console
 
-    from benchmark import classifier
+    from benchmark.evaluate import classifier
 
     count = steps or classifier.STEPS
     with progress.stage("detector", count) as stage:
@@ -454,7 +461,7 @@ def speed(
     out: Out = Path("runs"),
 ) -> None:
     """Time the core against diffusers' DiT, and every method against plain RoPE, side by side."""
-    from benchmark.speed import measure
+    from benchmark.measure.speed import measure
 
     measure(out, size, batch, rounds)
 
@@ -462,7 +469,7 @@ def speed(
 @app.command()
 def spectrum() -> None:
     """Draw the angle spectrum of the rotary methods (leaderboards/spectrum.svg)."""
-    from benchmark.spectrum import draw
+    from benchmark.measure.spectrum import draw
 
     progress.say(str(draw()))
 
@@ -472,9 +479,9 @@ def leaderboards(
     check: Annotated[bool, typer.Option(help="write nothing; fail where a file differs from its records")] = False,
 ) -> None:
     """Regenerate the leaderboards from the committed records."""
-    from benchmark import leaderboard
+    from benchmark.board import generate
 
-    for path in leaderboard.generate(check=check):
+    for path in generate.generate(check=check):
         print(path)
 
 

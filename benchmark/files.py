@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import difflib
 import errno
-import functools
 import hashlib
 import json
 import os
@@ -111,38 +109,3 @@ def file_hash(path: Path | str) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def code_version(*files: str) -> str:
-    """A hash of what the named source files *do*: comments, docstrings and layout do not change it, code does.
-
-    Args:
-        files: paths relative to the repository, e.g. "benchmark/core.py".
-    """
-
-    def parsed(file: str) -> list:
-        state = (ROOT / file).stat()
-        return _parsed(str(ROOT / file), state.st_size, state.st_mtime_ns)
-
-    return digest([parsed(file) for file in files])
-
-
-@functools.cache
-def _parsed(path: str, size: int, changed: int) -> list:
-    """The syntax tree of a source file as nested lists, without docstrings; a plan asks for the same ones over and over."""
-
-    def canonical(node: Any) -> Any:
-        if isinstance(node, ast.AST):
-            body = getattr(node, "body", None)
-            if isinstance(body, list) and body and isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-                first = body[0]
-                if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
-                    node.body = body[1:]
-            # Empty fields are left out, so that grammar fields added by a newer Python do not change the hash.
-            fields = [(name, canonical(value)) for name, value in ast.iter_fields(node) if value not in (None, [])]
-            return [type(node).__name__, *fields]
-        if isinstance(node, list):
-            return [canonical(item) for item in node]
-        return repr(node)
-
-    return canonical(ast.parse(Path(path).read_text(encoding="utf-8")))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from benchmark.files import ROOT, UserError, unknown
 
 if TYPE_CHECKING:
-    from benchmark.method import Method
+    from benchmark.model.method import Method
     from benchmark.protocol import Protocol
 
 FOLDER = ROOT / "methods"
@@ -35,15 +35,18 @@ def load(name: str) -> type[Method]:
     Raises:
         UserError: no such file, or not exactly one such class in it.
     """
-    from benchmark.method import Method
-
     module = importlib.import_module(f"methods.{check(name)}")
     own = [value for value in vars(module).values()
-           if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__]  # fmt: skip
+           if isinstance(value, type) and value.__module__ == module.__name__ and _is_method(value)]  # fmt: skip
     leaves = [cls for cls in own if not any(other is not cls and issubclass(other, cls) for other in own)]
     if len(leaves) != 1:
         raise UserError(f"methods/{name}.py must define exactly one Method, it defines {len(leaves)}")
     return leaves[0]
+
+
+def _is_method(cls: type) -> bool:
+    """Whether a class derives from Method, which is known by its name here: its module stands below this one, with torch."""
+    return any((base.__module__, base.__name__) == ("benchmark.model.method", "Method") for base in cls.__mro__)
 
 
 def trained_name(name: str) -> str:

@@ -1,7 +1,7 @@
 """Declared revisions: what the numbers of a record run through, in versions that people raise on purpose.
 
 A record holds the revisions under which it was made; it is stale when one of them has been raised since. A refactor raises none.
-tests/goldens.py keeps watch: a change that moves a golden has to raise the revision of its part here (or a method's own, the
+tests/golden keeps watch: a change that moves a golden has to raise the revision of its part here (or a method's own, the
 class attribute `revision`), and CHANGELOG.md says what the number means from then on.
 """
 

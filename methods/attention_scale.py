@@ -12,9 +12,9 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from benchmark.encoding import Encoding, attention_scale
 from benchmark.files import unknown
-from benchmark.method import Draws
+from benchmark.model.encoding import Encoding, attention_scale
+from benchmark.streams import Draws
 from methods.extrapolation import Extrapolation
 
 RULES = ("jin", "fitv2")

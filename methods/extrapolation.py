@@ -15,8 +15,9 @@ import math
 import torch
 from torch import Tensor
 
-from benchmark.encoding import Encoding, frequencies, rotary
-from benchmark.method import Draws, Method
+from benchmark.model.encoding import Encoding, frequencies, rotary
+from benchmark.model.method import Method
+from benchmark.streams import Draws
 
 
 class Extrapolation(Method):

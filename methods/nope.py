@@ -7,8 +7,9 @@ Training: own. At another grid: nothing changes.
 
 from __future__ import annotations
 
-from benchmark.encoding import Encoding
-from benchmark.method import Draws, Method
+from benchmark.model.encoding import Encoding
+from benchmark.model.method import Method
+from benchmark.streams import Draws
 
 
 class NoPE(Method):

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmark.encoding import Encoding, frequencies
 from benchmark.files import UserError, unknown
-from benchmark.method import Draws, Method
+from benchmark.model.encoding import Encoding, frequencies
+from benchmark.model.method import Method
+from benchmark.streams import Draws
 
 
 class Randomized1D(Method):

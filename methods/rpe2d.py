@@ -21,11 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmark.core import sinusoids
-from benchmark.diffusion import POSITIONS
-from benchmark.encoding import Encoding, rotary
 from benchmark.files import UserError, unknown
-from benchmark.method import Draws
+from benchmark.model.dit import sinusoids
+from benchmark.model.encoding import Encoding, rotary
+from benchmark.streams import POSITIONS, Draws
 from methods.extrapolation import Extrapolation
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmark.method import Method
+from benchmark.model.method import Method
 from benchmark.protocol import Core, Objective, Protocol, Sample, Switches, Train, size_hw
 
 CELLS = {"16x24": ["16x24", "32x48", "24x20", "4x4", "4x24", "48x48"]}  # 4 x 6 tokens, at most 12 x 12

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmark import files, protocol, record, registry, revision
+from benchmark import files, protocol, registry, revision
 from benchmark.protocol import Protocol
+from benchmark.results import record
 
 TITLES = {"rpe2d": "RPE-2D", "yarn": "YaRN", "ledit": "LEDiT", "ntk": "NTK-aware", "rifle": "RIFLEx", "sincos": "sin-cos"}
 CONTEST = """\

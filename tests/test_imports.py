@@ -1,4 +1,4 @@
-"""The direction of imports, what is imported when, and that the harness branches on no method's name."""
+"""The direction of imports between packages, what is imported when, and that the harness branches on no method's name."""
 
 from __future__ import annotations
 
@@ -6,27 +6,31 @@ import ast
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from benchmark import registry
 from benchmark.files import ROOT
 
-# Bottom to top: a file imports only files above it in this list.
+# Top to bottom: a file imports only what stands above it; files of one package import each other without a cycle.
 ORDER = [
-    "files", "protocol", "flops", "compare", "progress", "encoding", "core", "diffusion", "method", "checkpoint", "shapes",
-    "classifier", "pictures", "shards", "data", "registry", "revision", "recipe", "train", "sample", "detect", "metrics",
-    "reference", "score", "record", "table", "published", "plots", "page", "leaderboard", "sweep", "plan", "cluster", "reproduce",
-    "spectrum", "speed", "__main__",
+    "files", "progress", "streams", "protocol", "registry", "revision", "identity",
+    "results", "model", "data", "evaluate", "board", "run", "measure", "cli", "__main__",
 ]  # fmt: skip
-TORCH_FREE = [
-    "files", "protocol", "flops", "compare", "progress", "shapes", "registry", "revision", "record", "table", "published",
-    "plots", "page", "leaderboard", "sweep", "plan", "cluster", "reproduce", "__main__",
-]  # fmt: skip
-FILES = sorted(path.stem for path in (ROOT / "benchmark").glob("*.py") if path.stem != "__init__")
+TORCH = ("torch", "lightning", "timm", "diffusers", "torchmetrics", "torchvision", "safetensors")
+TORCH_FREE = ("files", "progress", "protocol", "registry", "revision", "identity", "results", "board", "cli")
+BOARD = ("files", "protocol", "registry", "revision", "results", "board")  # all that tables are made with
+FILES = sorted(path.relative_to(ROOT / "benchmark") for path in (ROOT / "benchmark").rglob("*.py"))
+INNER = 25  # imports inside functions, each with its reason beside it
 
 
-def imported(path, everywhere: bool = True) -> set[str]:
+def place(path: Path) -> str:
+    """The package of a file, or the file itself where it lies at the top."""
+    return path.parts[0].removesuffix(".py")
+
+
+def imported(path: Path, everywhere: bool = True) -> set[str]:
     """Names of the modules that a file imports; with `everywhere` also inside functions, else only when it is imported."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     found = set()
@@ -46,31 +50,78 @@ def imported(path, everywhere: bool = True) -> set[str]:
     return found
 
 
-def test_every_file_has_a_place():
-    assert [name for name in FILES if name not in ORDER] == []
+def siblings(path: Path) -> set[Path]:
+    """The files of the same package that a file imports."""
+    found = set()
+    for name in imported(ROOT / "benchmark" / path):
+        parts = name.split(".")[1:]
+        for end in range(len(parts), 0, -1):
+            target = Path(*parts[:end])
+            for candidate in (target.with_suffix(".py"), target / "__init__.py"):
+                if name.startswith("benchmark.") and candidate in FILES and place(candidate) == place(path):
+                    found.add(candidate)
+                    break
+            else:
+                continue
+            break
+    return found - {path}
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_imports_go_one_way(name):
-    for module in imported(ROOT / "benchmark" / f"{name}.py"):
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_imports_go_one_way(path):
+    if path == Path("__init__.py"):
+        return
+    assert place(path) in ORDER
+    for module in imported(ROOT / "benchmark" / path):
         if module.startswith("benchmark."):
             other = module.split(".")[1]
             assert other in ORDER, module
-            assert ORDER.index(other) < ORDER.index(name), f"{name} imports {other}, which stands above it"
-        assert not module.startswith("methods"), f"{name} reaches into methods/; only the registry finds methods"
+            assert ORDER.index(other) <= ORDER.index(place(path)), f"{path} imports {other}, which stands below it"
+        assert not module.startswith("methods"), f"{path} reaches into methods/; only the registry finds methods"
+
+
+def test_no_package_imports_itself_in_a_circle():
+    waiting = {path: siblings(path) for path in FILES}
+    while ready := [path for path, needs in waiting.items() if not needs & waiting.keys()]:
+        for path in ready:
+            del waiting[path]
+    assert not waiting, f"in a circle: {', '.join(map(str, waiting))}"
 
 
 @pytest.mark.parametrize("name", registry.names())
-def test_methods_import_harness_and_methods_only_upwards(name):
+def test_methods_import_the_model_and_streams_alone(name):
     for module in imported(ROOT / "methods" / f"{name}.py"):
         if module.startswith("benchmark."):
-            assert ORDER.index(module.split(".")[1]) <= ORDER.index("method"), f"methods/{name}.py imports {module}"
+            assert module.split(".")[1] in ("files", "streams", "model"), f"methods/{name}.py imports {module}"
 
 
-@pytest.mark.parametrize("name", [name for name in TORCH_FREE if name in FILES])
-def test_no_torch_at_import(name):
-    for module in imported(ROOT / "benchmark" / f"{name}.py", everywhere=False):
-        assert module.split(".")[0] not in ("torch", "lightning", "timm", "diffusers", "torchmetrics"), module
+@pytest.mark.parametrize("path", [path for path in FILES if place(path) in TORCH_FREE], ids=str)
+def test_no_torch_at_import(path):
+    for module in imported(ROOT / "benchmark" / path, everywhere=False):
+        assert module.split(".")[0] not in TORCH, module
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if place(path) in ("results", "board")], ids=str)
+def test_tables_are_made_from_records_and_rules_alone(path):
+    for module in imported(ROOT / "benchmark" / path):
+        assert not module.startswith("benchmark.") or module.split(".")[1] in BOARD, module
+
+
+def test_packages_and_files_stay_small():
+    for folder in {path.parent for path in FILES if len(path.parts) > 1}:
+        assert len([path for path in FILES if path.parent == folder]) <= 13, f"{folder}: more than 12 files and __init__"
+    for path in FILES:
+        lines = len((ROOT / "benchmark" / path).read_text(encoding="utf-8").splitlines())
+        assert lines <= 450, f"{path} has {lines} lines"
+
+
+def test_imports_inside_functions_are_few():
+    found = []
+    for path in FILES:
+        for node in ast.walk(ast.parse((ROOT / "benchmark" / path).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                found += [f"{path}:{n.lineno}" for n in ast.walk(node) if isinstance(n, ast.Import | ast.ImportFrom)]
+    assert len(set(found)) <= INNER, f"{len(set(found))}: {', '.join(sorted(set(found)))}"
 
 
 def test_help_is_quick_and_without_torch():
@@ -88,13 +139,13 @@ def test_help_is_quick_and_without_torch():
     assert best < 1, f"--help took {best:.2f} s"
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_the_harness_branches_on_no_method(name):
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_the_harness_branches_on_no_method(path):
     methods = set(registry.names())
-    for node in ast.walk(ast.parse((ROOT / "benchmark" / f"{name}.py").read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse((ROOT / "benchmark" / path).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Compare | ast.MatchValue):
             constants = {item.value for item in ast.walk(node) if isinstance(item, ast.Constant) and isinstance(item.value, str)}
-            assert not constants & methods, f"benchmark/{name}.py line {node.lineno} compares with {constants & methods}"
+            assert not constants & methods, f"benchmark/{path} line {node.lineno} compares with {constants & methods}"
 
 
 def test_cards_are_data_only():

@@ -1,0 +1,59 @@
+"""Images: decoding, resizing and the evaluator's crop. What a reader's numbers run through.
+
+Legend: [h, w] pixels, y before x.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+
+from PIL import Image
+
+# What Pillow raises on damaged pictures of the formats above.
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error,
+          zlib.error, Image.DecompressionBombError)  # fmt: skip
+
+
+def decoded(data: bytes, extension: str) -> Image.Image:
+    """The picture in `data` as RGB, by webdataset's decoder. Orientation tags are not applied (nor does ADM)."""
+    return _decoder()(extension, data)
+
+
+@functools.cache
+def _decoder() -> Callable[[str, bytes], Image.Image]:
+    from webdataset.autodecode import ImageHandler
+
+    # Broken EXIF and transparent palettes are warnings only, once for each of a million files.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+    return ImageHandler("pilrgb")
+
+
+def halved(image: Image.Image, size_hw: tuple[int, int]) -> Image.Image:
+    """`image` halved by box averages as often as it stays at least [h, w] large."""
+    height, width = size_hw
+    while image.width >= 2 * width and image.height >= 2 * height:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    return image
+
+
+def resized(image: Image.Image, size_hw: tuple[int, int]) -> Image.Image:
+    """`image` at exactly [h, w]: box halving while that keeps it at least as large, then bicubic."""
+    return halved(image, size_hw).resize(size_hw[::-1], Image.Resampling.BICUBIC)
+
+
+def center_crop(image: Image.Image, size_hw: tuple[int, int]) -> Image.Image:
+    """The middle of a picture at [h, w], as ADM prepares ImageNet (guided-diffusion, image_datasets.py).
+
+    Box halving while both sides are at least twice the target, bicubic to the smallest size that covers the target, then
+    the central window. For squares this is ADM's rule; covering instead of "shorter side" extends it to rectangles.
+    """
+    height, width = size_hw
+    image = halved(image, size_hw)
+    scale = max(height / image.height, width / image.width)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))

@@ -1,0 +1,189 @@
+"""A folder of shards as a sequence of samples: any sample is one read at a known place."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmark.data.remote import CACHE, CACHE_BYTES, REMOTE, Remote
+from benchmark.files import UserError, read_json
+
+FORMAT = 1  # of the folder and of what is written for a source; raise it when either changes
+
+
+def row_type(key_bytes: int) -> np.dtype:
+    """One sample in index.npy: where the bytes of its picture lie in its shard."""
+    return np.dtype([("key", f"S{key_bytes}"), ("label", "<i4"), ("member", "S8"), ("offset", "<i8"), ("bytes", "<i8")])
+
+
+class Damaged(UserError):
+    """One sample cannot be used; the message names shard and key."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample as it lies in its shard."""
+
+    key: str
+    label: int
+    shard: str
+    member: str  # png, jpg, ... or npy
+    data: bytes
+
+
+class Index:
+    """A folder of shards as a sequence of samples, numbered in the order of its shards.
+
+    It pickles without its table, and opens files when a process first reads from them.
+
+    Args:
+        folder: what `write` or `latents` has written; or where such a folder lies remotely (see Remote).
+        cache: local folder for remote shards.
+        cache_bytes: how much of them it may hold.
+
+    Raises:
+        UserError: the folder is missing, empty, without index, or a shard is missing or not as long as its index says.
+    """
+
+    OPEN_FILES = 64
+
+    def __init__(self, folder: str | Path, cache: str | Path = CACHE, cache_bytes: int = CACHE_BYTES) -> None:
+        remote = REMOTE.match(str(folder))
+        self.remote = Remote(str(folder), Path(cache), cache_bytes) if remote else None
+        self.folder = str(folder) if remote else Path(folder)
+        again = "write it with `python -m benchmark shards`"
+        if self.remote:
+            path = self.remote.fetch("manifest.json")
+        else:
+            path = self.folder / "manifest.json"
+            if not self.folder.is_dir():
+                raise UserError(f"{self.folder} is not there: {again}")
+            if not path.is_file():
+                some = any(self.folder.glob("*.tar"))
+                raise UserError(
+                    f"{self.folder} {'has tars but no index (manifest.json)' if some else 'holds no shards'}: {again}"
+                )
+        self.manifest = read_json(path)
+        if not isinstance(self.manifest, dict) or self.manifest.get("format") != FORMAT:
+            raise UserError(f"{self.folder}/manifest.json is not of format {FORMAT}: {again}")
+        if self.remote:
+            self.remote.fetch("index.npy", None, self.manifest["index"])
+        self._open()
+        if self.remote is None:
+            self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        sizes = {entry.name: entry.stat().st_size for entry in os.scandir(self.folder)}
+        for shard in self.manifest["shards"]:
+            size = sizes.get(shard["name"])
+            if size != shard["bytes"]:
+                state = "is missing" if size is None else f"has {size} bytes where its index says {shard['bytes']}"
+                raise UserError(f"{self.folder}/{shard['name']} {state}: {self._remedy}")
+
+    def _open(self) -> None:
+        path = (self.remote.folder if self.remote else self.folder) / "index.npy"
+        try:
+            self.rows = np.load(path, mmap_mode="r")
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read ({error}): {self._remedy}") from None
+        if self.rows.dtype.names != row_type(1).names or len(self.rows) != self.manifest["count"]:
+            count = self.manifest["count"]
+            raise UserError(f"{path} is not the index of the {count} samples in manifest.json: {self._remedy}")
+        self.counts = np.array([shard["count"] for shard in self.manifest["shards"]], np.int64)
+        self.starts = np.cumsum(self.counts) - self.counts  # the first sample of each shard
+        self._files: OrderedDict[int, int] = OrderedDict()  # shard -> descriptor, least recently used first
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "remote": self.remote, "manifest": self.manifest}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def _remedy(self) -> str:
+        return f"run `python -m benchmark {'latents' if self.kind == 'latents' else 'shards'}` again"
+
+    @property
+    def kind(self) -> str:
+        """What the samples are: "images" or "latents"."""
+        return self.manifest["kind"]
+
+    @property
+    def classes(self) -> int:
+        return self.manifest["classes"]
+
+    @property
+    def fingerprint(self) -> str:
+        return self.manifest["fingerprint"]
+
+    def where(self, number: int) -> tuple[int, str, str]:
+        """(shard number, shard name, key) of a sample."""
+        shard = int(np.searchsorted(self.starts, number, side="right")) - 1
+        # Empty shards start where the next one does; side="right" finds the last of them, which holds the sample.
+        return (
+            shard,
+            self.manifest["shards"][shard]["name"],
+            self.rows["key"][number].decode("utf-8", "surrogateescape"),
+        )
+
+    def __getitem__(self, number: int) -> Sample:
+        """One sample.
+
+        Raises:
+            UserError: the shard does not hold it where the index says; names shard and key.
+        """
+        shard, name, key = self.where(number)
+        _, label, member, offset, size = self.rows[number].item()
+        member = member.decode()
+        header = tarfile.BLOCKSIZE
+        block = os.pread(self._descriptor(shard), header + size, offset - header)
+        if not _is_member(block[:header], f"{key}.{member}", size) or len(block) != header + size:
+            raise Damaged(
+                f"{self.folder}/{name}: sample '{key}' is damaged or not where the index says: remove {name} and {self._remedy}"
+            )
+        return Sample(key, label, name, member, block[header:])
+
+    def _descriptor(self, number: int) -> int:
+        if number in self._files:
+            self._files.move_to_end(number)
+            return self._files[number]
+        shard = self.manifest["shards"][number]
+        if len(self._files) >= self.OPEN_FILES:
+            os.close(self._files.popitem(last=False)[1])
+        while True:
+            path = (
+                self.remote.fetch(shard["name"], shard["bytes"], shard["sha256"]) if self.remote else self.folder / shard["name"]
+            )
+            try:
+                self._files[number] = os.open(path, os.O_RDONLY)
+                return self._files[number]
+            except FileNotFoundError:  # of a remote shard: another process has made room meanwhile
+                if not self.remote:
+                    raise UserError(f"{path} has gone: {self._remedy}") from None
+
+    def close(self) -> None:
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def __del__(self) -> None:
+        if hasattr(self, "_files"):
+            self.close()
+
+
+def _is_member(header: bytes, name: str, size: int) -> bool:
+    """Whether a tar header is that of the named file."""
+    try:
+        info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return info.name == name and info.size == size

@@ -1,0 +1,254 @@
+"""Latents: the autoencoder between pictures and what a latent model sees, written beforehand or on the way.
+
+Legend: N samples in the set, [h, w] pixels, y before x.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import itertools
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmark.data.card import Card, load_card
+from benchmark.data.images import center_crop, decoded
+from benchmark.data.index import FORMAT, Index, Sample
+from benchmark.data.pool import _DEVICE, parallel
+from benchmark.data.tars import write_tar
+from benchmark.data.writer import Written, _claimed
+from benchmark.files import UserError, digest, read_json
+from benchmark.protocol import Protocol
+
+PASS = 8  # pictures that the autoencoder sees at once: its activations are large
+
+
+class Encoder:
+    """A batch of pictures -> the batch of their latents, on the batch's device.
+
+    For methods whose augmentation latents of whole pictures have not seen. The numbers are those that `write_latents`
+    stores, float16 included, so that where a picture was encoded makes no difference.
+
+    Args:
+        autoencoder: a name on the Hugging Face hub, or a folder.
+    """
+
+    def __init__(self, autoencoder: str) -> None:
+        self.autoencoder = autoencoder
+
+    @torch.no_grad()
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        images = batch["image"]
+        model = load_autoencoder(self.autoencoder, str(images.device))
+        with torch.autocast(images.device.type, enabled=False):
+            posteriors = [model.encode(part.float()).latent_dist for part in images.split(PASS)]
+        mean, std = (torch.cat([getattr(p, name) for p in posteriors]).half().float() for name in ("mean", "std"))
+        scale, shift = latent_range(model)
+        return batch | {"image": (mean - shift) * scale, "std": std * scale}
+
+
+def latent_range(autoencoder: Any) -> tuple[float, float]:
+    """(scale, shift): the model sees (latent - shift) * scale."""
+    return autoencoder.config.scaling_factor, autoencoder.config.shift_factor or 0.0
+
+
+# --- Sampling --------------------------------------------------------------------------------------------------------
+
+
+def decoder(protocol: Protocol, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """The map from what the core draws to pictures [B, 3, H, W] in about [-1, 1]: the card's autoencoder, or nothing."""
+    if protocol.data.representation == "pixels":
+        return lambda x: x
+    model = load_autoencoder(autoencoder_of(load_card(protocol.data.card)), str(device))
+    scale, shift = latent_range(model)
+
+    def decode(latents: Tensor) -> Tensor:
+        # One picture at a time: the decoder's activations at 1024 pixels fill a device.
+        with torch.autocast(device.type, enabled=False):
+            return torch.cat([model.decode(one[None] / scale + shift).sample for one in latents.float()])
+
+    return decode
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """[B, 3, H, W] in about [-1, 1] -> uint8 [B, H, W, 3]: trunc(127.5 x + 128), clamped (DiT, the evaluator's rule)."""
+    if not torch.isfinite(images).all():
+        raise UserError("the model drew values that are not numbers; its training may have diverged")
+    return (127.5 * images.float() + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+# --- Latents ---------------------------------------------------------------------------------------------------------
+
+
+def write_latents(
+    index: Index,
+    out: str | Path,
+    autoencoder: str,
+    size_hw: tuple[int, int],
+    *,
+    devices: Sequence[str] = ("cpu",),
+    batch: int = 16,
+    progress: Callable[[int, int], None] | None = None,
+) -> Written:
+    """Encodes pictures, centrally cropped to one size, as shards of latents; may be killed at any time and continues.
+
+    A sample's member `npy` is float16 [2, 2, C, h, w]: the picture and its mirror image, each as mean and standard deviation of
+    the posterior, which is sampled anew at every step of training. The manifest's `scale` and `shift` bring them to the
+    model's range: (mean - shift) * scale.
+
+    Args:
+        index: shards of pictures; shard k of the latents holds the samples of its shard k.
+        out: the folder.
+        autoencoder: of diffusers, AutoencoderKL: a name on the Hugging Face hub or a local folder.
+        size_hw: pixels (h, w).
+        devices: torch devices, one process each.
+        batch: pictures in a forward pass; each goes through it twice, once mirrored.
+        progress: called with (samples done, samples in all).
+
+    Raises:
+        UserError: the autoencoder cannot be loaded or does not fit the size, or gives numbers that are not finite.
+    """
+    if index.kind != "images":
+        raise UserError(f"{index.folder} holds {index.kind}; latents are made of pictures")
+    config, weights = autoencoder_identity(autoencoder)
+    factor = 2 ** (len(config["block_out_channels"]) - 1)
+    if size_hw[0] % factor or size_hw[1] % factor:
+        raise UserError(f"size {size_hw[0]}x{size_hw[1]} is not a multiple of the autoencoder's {factor} pixels")
+    mark = latents_fingerprint(index, weights, size_hw)
+    with _claimed(Path(out), mark, 0.0, progress) as work:
+        if work.done:
+            return work.done
+        names = [shard["name"].removesuffix(".tar") for shard in index.manifest["shards"]]
+        starts, counts = index.starts.tolist(), index.counts.tolist()
+        jobs = [
+            _EncodeJob(str(work.out / f"{names[i]}.tar"), index, starts[i], starts[i] + counts[i], autoencoder, size_hw, batch)
+            for i in work.missing(names, counts)
+        ]
+        work.collect(parallel(_encode_shard, jobs, len(devices), devices))
+        return work.finish({
+            "card": index.manifest["card"], "kind": "latents", "classes": index.classes,
+            "class_names": index.manifest["class_names"], "source": "images", "ignored": 0, "images": index.fingerprint,
+            "size": list(size_hw), "factor": factor, "scale": config["scaling_factor"], "shift": config["shift_factor"] or 0.0,
+            "autoencoder": {"name": autoencoder, "hash": weights},
+        })  # fmt: skip
+
+
+def latents_fingerprint(index: Index, weights: str, size_hw: tuple[int, int]) -> str:
+    """Identity of the latents of some pictures under an autoencoder of hash `weights`."""
+    return digest([FORMAT, "latents", index.fingerprint, weights, list(size_hw)])
+
+
+def prepare_latents(index: Index, root: str | Path, autoencoder: str, size_hw: tuple[int, int], **options: Any) -> Written:
+    """`write_latents` into the folder under `root` that is named after the card and the fingerprint."""
+    mark = latents_fingerprint(index, autoencoder_identity(autoencoder)[1], size_hw)
+    return write_latents(index, Path(root) / f"{index.manifest['card']}-latents-{mark}", autoencoder, size_hw, **options)
+
+
+@dataclass(frozen=True)
+class _EncodeJob:
+    tar: str
+    index: Index
+    start: int
+    stop: int
+    autoencoder: str
+    size_hw: tuple[int, int]
+    batch: int
+
+
+def encoded(root: Path, images: str, size_hw: tuple[int, int]) -> list[Index]:
+    """The folders under `root` with latents of the pictures whose fingerprint is `images`, at one size."""
+    found = []
+    for path in sorted(root.glob("*/manifest.json")):
+        about = read_json(path)
+        if about["kind"] == "latents" and about["images"] == images and tuple(about["size"]) == size_hw:
+            found.append(Index(path.parent))
+    return found
+
+
+def autoencoder_of(card: Card) -> str:
+    """Whose latents stand for a data set's pictures: a name on the Hugging Face hub, or a folder.
+
+    The environment's AUTOENCODER takes precedence: it names where the same weights lie on a machine without network.
+    """
+    name = os.environ.get("AUTOENCODER") or card.autoencoder
+    if not name:
+        raise UserError(f"the card of {card.name} names no autoencoder; give one as AUTOENCODER=folder")
+    return name
+
+
+@functools.cache
+def load_autoencoder(name: str, device: str) -> Any:
+    """diffusers' AutoencoderKL for inference, in float32."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    try:
+        model = AutoencoderKL.from_pretrained(name, torch_dtype=torch.float32, low_cpu_mem_usage=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"autoencoder '{name}' cannot be loaded: give a folder or a name on the hub ({reason})") from None
+    return model.to(device).eval().requires_grad_(False)
+
+
+@functools.cache
+def autoencoder_identity(name: str) -> tuple[dict[str, Any], str]:
+    """(configuration, hash of configuration and weights)."""
+    model = load_autoencoder(name, "cpu")
+    config = {key: value for key, value in model.config.items() if not key.startswith("_")}
+    summary = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for key, value in sorted(model.state_dict().items()):
+        summary.update(key.encode() + value.numpy().tobytes())
+    return config, summary.hexdigest()[:12]
+
+
+def _encode_shard(job: _EncodeJob) -> tuple[int, list[list[str]]]:
+    """Writes the latents of one shard; returns its samples and no failures."""
+    import torch
+
+    device = _DEVICE[0]
+    model = load_autoencoder(job.autoencoder, device)
+
+    def pictures() -> Iterator[tuple[Sample, np.ndarray]]:
+        """Samples with their crops, uint8 [h, w, 3], decoded ahead in threads while the device works."""
+        with ThreadPoolExecutor(4) as pool:
+            waiting: deque[tuple[Sample, Any]] = deque()
+            for number in range(job.start, job.stop):
+                sample = job.index[number]
+                waiting.append((sample, pool.submit(crop, sample)))
+                if len(waiting) > 4 * job.batch:
+                    sample, result = waiting.popleft()
+                    yield sample, result.result()
+            for sample, result in waiting:
+                yield sample, result.result()
+
+    def crop(sample: Sample) -> np.ndarray:
+        return np.asarray(center_crop(decoded(sample.data, sample.member), job.size_hw))
+
+    def samples() -> Iterator[tuple[str, int, str, bytes]]:
+        queue = pictures()
+        while part := list(itertools.islice(queue, job.batch)):
+            images = torch.from_numpy(np.stack([image for _, image in part])).to(device).permute(0, 3, 1, 2)
+            images = images.float().div_(127.5).sub_(1)
+            with torch.inference_mode():
+                posterior = model.encode(torch.cat([images, images.flip(-1)])).latent_dist
+                pairs = torch.stack([posterior.mean, posterior.std], dim=1).half().cpu()  # [2 B, 2, C, h, w]
+            if not pairs.isfinite().all():
+                raise UserError(f"the autoencoder '{job.autoencoder}' gives latents that do not fit float16")
+            for (sample, _), value in zip(part, torch.stack(pairs.chunk(2), dim=1).numpy(), strict=True):
+                stream = io.BytesIO()
+                np.save(stream, value)
+                yield sample.key, sample.label, "npy", stream.getvalue()
+
+    write_tar(Path(job.tar), samples(), [])
+    return job.stop - job.start, []

@@ -1,0 +1,112 @@
+"""Shards that lie elsewhere, through a local cache of bounded size."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmark.files import UserError, atomic, digest, file_hash, is_full
+
+# --- Addressing ------------------------------------------------------------------------------------------------------
+
+
+REMOTE = re.compile(r"pipe:|[a-z0-9+]+://")
+CACHE = Path("runs/cache")
+CACHE_BYTES = 64 << 30
+
+
+@dataclass(frozen=True)
+class Remote:
+    """Files behind a URL or a command, through a local cache of bounded size.
+
+    Args:
+        location: of the folder: http(s)://, s3://, gs:// or anything else that fsspec knows, or "pipe:COMMAND" with {} for
+            the name of a file, such as "pipe:ssh host cat /shards/{}".
+        cache: local folder, shared by all processes of this machine.
+        limit: bytes of shards in it; the least recently used go first.
+        tries: how often a file is asked for, with growing pauses that begin at `pause` seconds.
+    """
+
+    location: str
+    cache: Path
+    limit: int
+    tries: int = 4
+    pause: float = 1.0
+
+    @property
+    def folder(self) -> Path:
+        return self.cache / digest(self.location)
+
+    def fetch(self, name: str, size: int | None = None, sha256: str | None = None) -> Path:
+        """A local copy of a file: the cached one if `size` is given and fits, else a new one whose hash is checked.
+
+        Raises:
+            UserError: the source is gone or gives something else, after all tries; or no room.
+        """
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path.parent / f".{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one process fetches, the others wait for it
+            if size is not None and path.is_file() and path.stat().st_size == size:
+                os.utime(path)
+                return path
+            self._make_room(size or 0)
+            for attempt in range(self.tries):
+                time.sleep(self.pause * 2 ** (attempt - 1) if attempt else 0)
+                try:
+                    with atomic(path) as draft:
+                        self._copy(name, draft)
+                        if sha256 is not None and file_hash(draft) != sha256:
+                            raise OSError(f"what came is not what the manifest lists ({draft.stat().st_size} bytes)")
+                    return path
+                except self._errors() as error:
+                    if is_full(error):
+                        raise UserError(f"no space left for {self.cache}: lower the cache's limit or free some") from None
+                    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{name} cannot be read from {self.location} after {self.tries} tries ({reason})")
+
+    def _errors(self) -> tuple[type[Exception], ...]:
+        """What a bad connection raises."""
+        if not self.location.startswith("http"):
+            return (OSError,)
+        import aiohttp
+
+        return (OSError, aiohttp.ClientError)
+
+    def _copy(self, name: str, path: Path) -> None:
+        if self.location.startswith("pipe:"):
+            from webdataset.gopen import gopen
+
+            with gopen(self.location.replace("{}", name)) as stream, open(path, "wb") as file:
+                shutil.copyfileobj(stream, file, 1 << 20)
+            return
+        import fsspec
+
+        try:
+            source = fsspec.open(f"{self.location.rstrip('/')}/{name}", "rb")
+        except (ImportError, ValueError) as error:
+            raise UserError(f"{self.location} cannot be opened: {str(error).splitlines()[0]}") from None
+        with source as stream, open(path, "wb") as file:
+            shutil.copyfileobj(stream, file, 1 << 20)
+
+    def _make_room(self, size: int) -> None:
+        """Removes shards until `size` bytes more stay within the limit. Who has one open can go on reading it."""
+        if size > self.limit:
+            raise UserError(f"a shard of {size} bytes does not fit into a cache of {self.limit}")
+        found = []
+        for path in self.cache.glob("*/*.tar"):
+            with contextlib.suppress(FileNotFoundError):  # another process makes room too
+                state = path.stat()
+                found.append((state.st_mtime_ns, state.st_size, path))
+        total = sum(bytes_ for _, bytes_, _ in found)
+        for _, bytes_, path in sorted(found):
+            if total + size <= self.limit:
+                break
+            path.unlink(missing_ok=True)
+            total -= bytes_

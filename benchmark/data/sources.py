@@ -1,0 +1,389 @@
+"""Sources: where the pictures of a data set come from (drawn scenes, class folders, tars, parquet), in an order that is fixed.
+
+Legend: N samples in the set, [h, w] pixels, y before x.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from benchmark.data import shapes
+from benchmark.data.card import Card
+from benchmark.data.pool import parallel
+from benchmark.data.tars import MEMBERS, members
+from benchmark.files import UserError, digest
+from benchmark.streams import shuffled
+
+ENDINGS = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")  # of image files
+SHUFFLE = 0x5EED  # the key of the one order in which a source's samples are dealt to shards
+
+
+# --- Sources: where samples come from, in an order that is fixed -----------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Item:
+    """One sample on its way into a shard. `data` is None where `trouble` says why it could not be read."""
+
+    key: str
+    label: int
+    name: str  # for people
+    data: bytes | None
+    trouble: str = ""
+    extension: str = ""  # empty: look at the data
+
+
+class Source:
+    """Samples in a fixed order, dealt to shards in slices. `part` gives a picklable iterable of one slice's Items."""
+
+    kind: str
+    classes: tuple[str, ...] | int
+    ignored: int = 0  # files that are no pictures
+
+    def identity(self) -> Any:
+        """A JSON value that changes when the source does; cheap, so no picture is read for it."""
+        raise NotImplementedError
+
+    def prepare(self, workers: int) -> None:
+        """Looks into the source. Only when shards are missing, for it may take minutes."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def part(self, start: int, stop: int) -> Iterable[Item]:
+        raise NotImplementedError
+
+
+class Drawn(Source):
+    """The embedded data set: scenes of a split, drawn at the card's size."""
+
+    kind = "shapes"
+
+    def __init__(self, card: Card) -> None:
+        if card.size is None or card.count < 1:
+            raise UserError(f"card {card.name}: drawn pictures need a `size` and a `count`")
+        if card.class_count != len(shapes.CLASSES):
+            raise UserError(f"card {card.name}: says {card.class_count} classes; shapes has {len(shapes.CLASSES)}")
+        self.classes, self.size, self.count = shapes.CLASSES, card.size, card.count
+
+    def identity(self) -> Any:
+        return [list(self.size), self.count, shapes.REVISION]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def part(self, start: int, stop: int) -> Iterable[Item]:
+        return _DrawnPart(self.size, start, stop)
+
+
+@dataclass(frozen=True)
+class _DrawnPart:
+    size: tuple[int, int]
+    start: int
+    stop: int
+
+    def __iter__(self) -> Iterator[Item]:
+        step = 64
+        for first in range(self.start, self.stop, step):
+            numbers = range(first, min(first + step, self.stop))
+            for number, image in zip(numbers, shapes.render_batch("train", numbers, self.size), strict=True):
+                stream = io.BytesIO()
+                Image.fromarray(image).save(stream, "PNG", compress_level=1)  # small files anyway; level 1 writes fastest
+                name = f"{number:08d}"
+                yield Item(name, shapes.label("train", number), name, stream.getvalue(), extension="png")
+
+
+class Folder(Source):
+    """A tree <class>/.../<file>: ImageNet's layout, or any with one folder a class. Labels follow the sorted class names."""
+
+    kind = "folder"
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        with os.scandir(root) as entries:
+            self.classes = tuple(sorted(e.name for e in entries if e.is_dir() and not e.name.startswith(".")))
+        files: list[tuple[str, int, int]] = []  # (path below root, label, bytes)
+        self.ignored = 0
+        for label, name in enumerate(self.classes):
+            for folder, folders, names in os.walk(root / name, followlinks=True):
+                folders[:] = sorted(f for f in folders if not f.startswith("."))
+                for file in sorted(names):
+                    if file.startswith("."):
+                        continue
+                    if not file.lower().endswith(ENDINGS):
+                        self.ignored += 1
+                        continue
+                    path = os.path.join(folder, file)
+                    # A link to nothing is a picture that cannot be read, which the manifest will say.
+                    size = os.stat(path).st_size if os.path.exists(path) else -1
+                    files.append((os.path.relpath(path, root).replace(os.sep, "/"), label, size))
+        self.files = files
+        self.order = shuffled(len(files), SHUFFLE)  # files come sorted by class; a shard has to hold many classes
+
+    def identity(self) -> Any:
+        summary = hashlib.sha256()
+        for path, label, size in self.files:
+            summary.update(f"{path}\0{label}\0{size}\n".encode("utf-8", "surrogateescape"))
+        return [len(self.files), summary.hexdigest(), list(self.classes)]
+
+    def prepare(self, workers: int) -> None:
+        self.keys = unique_keys([os.path.splitext(path)[0] for path, _, _ in self.files])
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def part(self, start: int, stop: int) -> Iterable[Item]:
+        chosen = self.order[start:stop].tolist()
+        return _FolderPart(str(self.root), [(self.keys[i], self.files[i][1], self.files[i][0]) for i in chosen])
+
+
+@dataclass(frozen=True)
+class _FolderPart:
+    root: str
+    files: list[tuple[str, int, str]]  # key, label, path
+
+    def __iter__(self) -> Iterator[Item]:
+        for key, label, path in self.files:
+            try:
+                data = Path(self.root, path).read_bytes()
+            except OSError as error:
+                yield Item(key, label, path, None, str(error.strerror))
+            else:
+                yield Item(key, label, path, data)
+
+
+class Tars(Source):
+    """Existing webdataset tars whose samples hold a picture and a label (`cls`, or `label` in `json`)."""
+
+    kind = "tars"
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths, self.classes = paths, 0
+
+    def identity(self) -> Any:
+        return [[path.name, path.stat().st_size] for path in self.paths]
+
+    def prepare(self, workers: int) -> None:
+        found: dict[int, list[tuple[str, int, str, int, int]]] = {}
+        for number, samples in parallel(_labelled, list(enumerate(self.paths)), workers):
+            found[number] = samples
+        self.samples = [(number, *sample) for number in sorted(found) for sample in found[number]]
+        self.keys = unique_keys([sample[1] for sample in self.samples])
+        self.order = shuffled(len(self.samples), SHUFFLE)
+
+    def __len__(self) -> int:
+        if not hasattr(self, "samples"):
+            self.prepare(1)
+        return len(self.samples)
+
+    def part(self, start: int, stop: int) -> Iterable[Item]:
+        chosen = self.order[start:stop].tolist()
+        return _TarsPart([str(path) for path in self.paths], [(self.keys[i], *self.samples[i]) for i in chosen])
+
+
+@dataclass(frozen=True)
+class _TarsPart:
+    paths: list[str]
+    samples: list[tuple[str, int, str, int, str, int, int]]  # new key, tar, key, label, member, offset, bytes
+
+    def __iter__(self) -> Iterator[Item]:
+        with contextlib.ExitStack() as stack:
+            opened: dict[int, Any] = {}
+            for key, tar, old, label, _, offset, size in self.samples:
+                if tar not in opened:
+                    if len(opened) >= 64:  # a shard draws from every tar there is
+                        opened.pop(next(iter(opened))).close()
+                    opened[tar] = stack.enter_context(open(self.paths[tar], "rb"))
+                opened[tar].seek(offset)
+                yield Item(key, label, f"{os.path.basename(self.paths[tar])}:{old}", opened[tar].read(size))
+
+
+class Parquet(Source):
+    """Parquet files with a column of picture bytes (or of structs with `bytes`) and one of integer labels.
+
+    Rows are read in runs: groups of rows in a shuffled order, each from first to last, since a single row costs its group.
+    """
+
+    kind = "parquet"
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths, self.classes = paths, 0
+
+    def identity(self) -> Any:
+        return [[path.name, path.stat().st_size] for path in self.paths]
+
+    def prepare(self, workers: int) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        groups: list[tuple[int, int, int, int]] = []  # file, group, first row of the set, rows
+        total = 0
+        self.columns: list[tuple[str, str]] = []
+        for number, path in enumerate(self.paths):
+            try:
+                file = pq.ParquetFile(path)
+            except (pa.ArrowException, OSError) as error:
+                raise UserError(f"{path} is not a whole parquet file ({str(error).splitlines()[0]})") from None
+            self.columns.append(_columns(path, file.schema_arrow))
+            for group in range(file.num_row_groups):
+                rows = file.metadata.row_group(group).num_rows
+                groups.append((number, group, total, rows))
+                total += rows
+        self.groups = [groups[i] for i in shuffled(len(groups), SHUFFLE).tolist()]
+        self.total = total
+
+    def __len__(self) -> int:
+        if not hasattr(self, "groups"):
+            self.prepare(1)
+        return self.total
+
+    def part(self, start: int, stop: int) -> Iterable[Item]:
+        runs, at = [], 0
+        for number, group, first, rows in self.groups:
+            low, high = max(start - at, 0), min(stop - at, rows)
+            if low < high:
+                runs.append((str(self.paths[number]), self.columns[number], group, first, low, high))
+            at += rows
+        return _ParquetPart(runs)
+
+
+@dataclass(frozen=True)
+class _ParquetPart:
+    runs: list[tuple[str, tuple[str, str], int, int, int, int]]  # path, columns, group, its first row, from, to
+
+    def __iter__(self) -> Iterator[Item]:
+        import pyarrow.parquet as pq
+
+        for path, (image, target), group, first, low, high in self.runs:
+            row = 0
+            with pq.ParquetFile(path) as file:
+                for table in file.iter_batches(batch_size=64, row_groups=[group], columns=[image, target]):
+                    images, labels = table.column(image), table.column(target)
+                    for i in range(max(low - row, 0), min(high - row, len(table))):
+                        number = first + row + i
+                        yield self._item(f"{os.path.basename(path)}:{number}", number, images[i].as_py(), labels[i].as_py())
+                    row += len(table)
+                    if row >= high:
+                        break
+
+    @staticmethod
+    def _item(name: str, row: int, image: Any, label: Any) -> Item:
+        if not isinstance(label, int):
+            raise UserError(f"{name}: the label is {label!r}; labels must be integers")
+        data = image.get("bytes") if isinstance(image, dict) else image
+        return Item(f"{row:08d}", label, name, data, "" if data is not None else "holds no bytes")
+
+
+def _columns(path: Path, schema: Any) -> tuple[str, str]:
+    """The names of the picture's and the label's column."""
+    import pyarrow as pa
+
+    def holds_bytes(kind: Any) -> bool:
+        if pa.types.is_struct(kind):
+            return kind.get_field_index("bytes") >= 0 and holds_bytes(kind.field("bytes").type)
+        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+    images = [field.name for field in schema if holds_bytes(field.type)]
+    labels = [name for name in ("label", "labels", "cls", "class") if name in schema.names]
+    if len(images) != 1 or not labels:
+        raise UserError(f"{path}: needs one column of picture bytes and one called label; it has {', '.join(schema.names)}")
+    return images[0], labels[0]
+
+
+def source(card: Card, path: str | Path | None = None) -> Source:
+    """Finds out what a path holds.
+
+    Args:
+        path: a tree of class folders, a folder of tars or of parquet files, one such file, or webdataset's brace notation
+            for many; None for a card whose pictures are drawn.
+
+    Raises:
+        UserError: there is nothing usable.
+    """
+    if card.kind == "shapes":
+        if path is not None:
+            raise UserError(f"the pictures of '{card.name}' are drawn here: DATA must stay empty")
+        return Drawn(card)
+    if card.kind == "shards":
+        raise UserError(f"'{card.name}' consists of shards that are written already: nothing to do")
+    if path is None:
+        raise UserError(f"'{card.name}' needs DATA, the folder of its pictures{f': {card.source}' if card.source else ''}")
+    paths = [Path(path)]
+    if "{" in str(path):
+        import braceexpand
+
+        paths = [Path(p) for p in braceexpand.braceexpand(str(path))]
+    for each in paths:
+        if not each.exists():
+            raise UserError(f"DATA {each} is not there")
+    if paths[0].is_dir():
+        root = paths[0]
+        for ending in ("tar", "parquet"):
+            paths = sorted(p for p in root.glob(f"*.{ending}") if not p.name.startswith("."))
+            if paths:
+                break
+        else:
+            folder = Folder(root)
+            if not folder.files:
+                raise UserError(f"DATA {root} holds no pictures: expected <class>/*.JPEG, *.tar or *.parquet")
+            return folder
+    if all(p.suffix == ".tar" for p in paths):
+        return Tars(paths)
+    if all(p.suffix == ".parquet" for p in paths):
+        return Parquet(paths)
+    raise UserError(f"DATA {path} is neither a folder nor tars nor parquet files")
+
+
+def unique_keys(names: list[str]) -> list[str]:
+    """webdataset keys: `names` without dots, where a key would end, short enough for a tar header, and none twice."""
+    seen: set[str] = set()
+    keys = []
+    for name in names:
+        base = name.replace(".", "_").strip("/")
+        if len(base.encode("utf-8", "surrogateescape")) > 90:  # ustar's name field holds 100 bytes, ending included
+            base = f"{base[:20]}-{digest(name, 20)}"
+        key, number = base, 1
+        while key in seen:
+            number += 1
+            key = f"{base}~{number}"
+        seen.add(key)
+        keys.append(key)
+    return keys
+
+
+def _labelled(job: tuple[int, Path]) -> tuple[int, list[tuple[str, int, str, int, int]]]:
+    """The samples of one tar: (key, label, member, offset, bytes). Carries the tar's number through the pool."""
+    number, path = job
+    samples = []
+    with open(path, "rb") as file:
+
+        def text(place: tuple[int, int]) -> bytes:
+            file.seek(place[0])
+            return file.read(place[1])
+
+        for key, parts in members(path).items():
+            images = [member for member in parts if member.rpartition(".")[2] in MEMBERS]
+            if len(images) != 1:
+                raise UserError(f"{path}: sample '{key}' has {len(images)} pictures (members: {', '.join(parts)})")
+            label: Any = None
+            try:
+                if "cls" in parts:
+                    label = int(text(parts["cls"]))
+                elif "json" in parts:
+                    label = json.loads(text(parts["json"])).get("label")
+            except (ValueError, AttributeError):
+                pass
+            if not isinstance(label, int):
+                raise UserError(f"{path}: sample '{key}' has no label (a member `cls`, or `label` in `json`)")
+            samples.append((key, label, images[0], *parts[images[0]]))
+    return number, samples

@@ -1,0 +1,91 @@
+"""Shards as files: webdataset tars of two members a sample, the picture as it was found and `cls`, its label as text; each with
+an index of where its samples lie.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from benchmark.data.images import decoded
+from benchmark.files import UserError, atomic, file_hash, write_json
+
+MEMBERS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")  # of images in other people's tars
+FORMATS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}  # Pillow's name of a format -> member; otherwise in lower case
+
+
+# --- Tars ------------------------------------------------------------------------------------------------------------
+
+
+def members(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
+    """Where everything in a webdataset tar lies: key -> member -> (offset, bytes), in the order of the tar.
+
+    Raises:
+        UserError: the file is no tar, is compressed, or ends early.
+    """
+    from webdataset.tariterators import base_plus_ext
+
+    found: dict[str, dict[str, tuple[int, int]]] = {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for info in tar:
+                key, member = base_plus_ext(info.name)
+                if info.isreg() and key is not None:
+                    found.setdefault(key, {})[member.lower()] = (info.offset_data, info.size)
+            end = tar.offset
+    except tarfile.TarError as error:
+        raise UserError(f"{path} is not a whole, uncompressed tar ({error})") from None
+    # Without its end mark of zeros, a tar that was cut between two members would look whole.
+    with open(path, "rb") as file:
+        file.seek(end)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise UserError(f"{path} ends early: the end mark of a tar is missing")
+    return found
+
+
+def _extension(data: bytes) -> str:
+    """The member name that fits what `data` really is; raises one of DAMAGE unless every pixel can be read."""
+    with Image.open(io.BytesIO(data)) as image:
+        name = FORMATS.get(image.format, image.format.lower())
+        mode = image.mode
+    if name not in MEMBERS:
+        raise ValueError(f"format {name} is not supported")
+    if mode[0] in "IF":  # Pillow would cut them off at 255
+        raise ValueError(f"pixels of mode {mode} have more than 8 bits")
+    decoded(data, name)
+    return name
+
+
+def write_tar(path: Path, samples: Iterable[tuple[str, int, str, bytes]], failures: list[list[str]]) -> None:
+    """Writes a tar of (key, label, member, data) and, last, its index: a shard counts as written when that is there.
+
+    Args:
+        failures: (name, reason) of what is not in it; may grow while `samples` is consumed.
+    """
+    from webdataset.writer import TarWriter
+
+    labels = {}
+    with atomic(path) as draft, open(draft, "wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
+        for key, label, member, data in samples:
+            labels[key] = label
+            tar.write({"__key__": key, "cls": str(label).encode(), member: data})
+    write_json(_index_path(path), {**_summary(path, labels), "failures": failures})
+
+
+def _index_path(tar: Path) -> Path:
+    return tar.with_suffix(".idx.json")
+
+
+def _summary(tar: Path, labels: dict[str, int]) -> dict[str, Any]:
+    """What a shard's index says of it. The tar is read back, so the places are those that other readers find."""
+    samples = []
+    for key, parts in members(tar).items():
+        (member,) = parts.keys() - {"cls"}
+        samples.append([key, labels[key], member, *parts[member]])
+    assert len(samples) == len(labels)
+    return {"bytes": tar.stat().st_size, "sha256": file_hash(tar), "samples": samples}

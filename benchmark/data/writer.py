@@ -1,0 +1,290 @@
+"""Writing shards: source -> train-000000.tar, train-000000.idx.json, ... -> index.npy, manifest.json once all shards are there.
+
+What is written depends on the source alone: never on the number of workers, on interruptions or on the clock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmark.data.card import Card
+from benchmark.data.images import DAMAGE
+from benchmark.data.index import FORMAT, row_type
+from benchmark.data.pool import parallel
+from benchmark.data.sources import Item, Source, source
+from benchmark.data.tars import _extension, _index_path, write_tar
+from benchmark.files import UserError, digest, file_hash, is_full, read_json, write_array, write_json
+
+PER_SHARD = 1000  # samples; about 110 MB of ImageNet's JPEGs
+TOLERANCE = 1e-3  # the share of unreadable files at which a data set is taken for damaged
+
+
+# --- Writing ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `write` has done, or found done."""
+
+    folder: Path
+    fingerprint: str
+    count: int
+    failures: int
+    skipped: bool  # it was whole already
+
+    def __str__(self) -> str:
+        state = "whole already, skipped" if self.skipped else "written"
+        lost = f", {self.failures} unreadable (listed in manifest.json)" if self.failures else ""
+        return f"{self.folder}: {self.count} samples {state}{lost}"
+
+
+@dataclass(frozen=True)
+class _Job:
+    out: str
+    name: str
+    part: Iterable[Item]
+    classes: int
+
+
+def fingerprint(card: Card, source: Source, per_shard: int = PER_SHARD) -> str:
+    """Identity of the shards that `write` makes of a source."""
+    return digest([FORMAT, card.name, source.kind, per_shard, source.identity()])
+
+
+def prepare(card: Card, path: str | Path | Source | None, root: str | Path, **options: Any) -> Written:
+    """`write` into the folder under `root` that is named after the card and the fingerprint."""
+    found = path if isinstance(path, Source) else source(card, path)
+    name = f"{card.name}-{fingerprint(card, found, options.get('per_shard', PER_SHARD))}"
+    return write(card, found, Path(root) / name, **options)
+
+
+def write(
+    card: Card,
+    source: Source,
+    out: str | Path,
+    *,
+    per_shard: int = PER_SHARD,
+    workers: int = 1,
+    tolerance: float = TOLERANCE,
+    progress: Callable[[int, int], None] | None = None,
+) -> Written:
+    """Writes a source as shards with an index, or finds that they are there.
+
+    It may be killed at any time and continues with the shards that are missing.
+
+    Args:
+        card: what the data set should be; its counts are checked.
+        source: from `source(card, path)`.
+        out: the folder; nothing else may be in it.
+        per_shard: samples in a shard.
+        workers: processes.
+        tolerance: the largest share of unreadable pictures.
+        progress: called with (samples done, samples in all).
+
+    Raises:
+        UserError: the source is not what the card says or is damaged; `out` holds something else; no space is left.
+    """
+    with _claimed(Path(out), fingerprint(card, source, per_shard), tolerance, progress) as work:
+        if work.done:
+            return work.done
+        source.prepare(workers)
+        total = len(source)
+        classes = source.classes if isinstance(source.classes, int) else len(source.classes)
+        for found, said, what in ((total, card.count, "pictures"), (classes, card.class_count, "classes")):
+            if found and said and found != said:
+                raise UserError(
+                    f"'{card.name}': the source has {found} {what}, the card says {said}; a subset needs its own card"
+                )
+        classes = classes or card.class_count
+        names = [f"train-{number:06d}" for number in range(-(-total // per_shard))]
+        bounds = [(start, min(start + per_shard, total)) for start in range(0, total, per_shard)]
+        missing = work.missing(names, [stop - start for start, stop in bounds])
+        jobs = [_Job(str(work.out), names[i], source.part(*bounds[i]), classes) for i in missing]
+        work.collect(parallel(_write_shard, jobs, workers))
+        return work.finish({
+            "card": card.name, "kind": "images", "classes": classes,
+            "class_names": None if isinstance(source.classes, int) else list(source.classes),
+            "source": source.kind, "ignored": source.ignored,
+        })  # fmt: skip
+
+
+class _Work:
+    """A folder being written: which shards are there, how many samples, how many of them unreadable."""
+
+    def __init__(self, out: Path, mark: str, tolerance: float, progress: Callable[[int, int], None] | None) -> None:
+        self.out, self.mark, self.tolerance, self.progress = out, mark, tolerance, progress
+        self.failures: list[list[str]] = []
+        self.names: list[str] = []
+        self.count = self.total = 0
+        self.done: Written | None = None
+        manifest = _whole(out)
+        if manifest is not None:
+            self.failures, self.total = manifest["failures"], manifest["samples"]
+            self._tolerate()
+            self.done = Written(out, mark, manifest["count"], len(self.failures), skipped=True)
+
+    def missing(self, names: list[str], counts: list[int]) -> list[int]:
+        """The numbers of the shards that have yet to be written, of all that there will be."""
+        self.names, self.total = names, sum(counts)
+        numbers = []
+        for number, (name, count) in enumerate(zip(names, counts, strict=True)):
+            entry = _entry(self.out, name)
+            if entry is None:
+                numbers.append(number)
+            else:
+                self.count += count
+                self.failures += entry["failures"]
+        self._tell()
+        return numbers
+
+    def collect(self, results: Iterable[tuple[int, list[list[str]]]]) -> None:
+        """Follows the writing of shards, each told by its samples and failures."""
+        for count, failures in results:
+            self.count += count
+            self.failures += failures
+            self._tell()
+
+    def finish(self, about: dict[str, Any]) -> Written:
+        """Joins the shards' indexes into one that loads at once, and writes the manifest, which makes the folder whole."""
+        rows, shards, failures = [], [], []
+        for name in self.names:
+            entry = _entry(self.out, name)
+            assert entry is not None
+            rows += [tuple(sample) for sample in entry["samples"]]
+            failures += entry["failures"]
+            about_shard = {key: entry[key] for key in ("bytes", "sha256")}
+            shards.append({"name": f"{name}.tar", "count": len(entry["samples"]), **about_shard})
+        if not rows:
+            raise UserError(f"{self.out}: the source holds no readable picture")
+        keys = [row[0].encode("utf-8", "surrogateescape") for row in rows]
+        index = np.empty(len(rows), row_type(max(map(len, keys))))
+        index["key"] = keys
+        for number, column in enumerate(("label", "member", "offset", "bytes"), start=1):
+            index[column] = [row[number] for row in rows]
+        write_array(self.out / "index.npy", index)
+        counts = np.bincount(index["label"], minlength=about["classes"])
+        write_json(self.out / "manifest.json", {
+            **about, "format": FORMAT, "fingerprint": self.mark, "count": len(rows), "samples": self.total,
+            "shards": shards, "failures": failures, "content": digest([shard["sha256"] for shard in shards]),
+            "classes": len(counts), "class_counts": counts.tolist(), "index": file_hash(self.out / "index.npy"),
+        })  # fmt: skip
+        return Written(self.out, self.mark, len(rows), len(failures), skipped=False)
+
+    def _tell(self) -> None:
+        self._tolerate()
+        if self.progress:
+            self.progress(self.count, self.total)
+
+    def _tolerate(self) -> None:
+        if len(self.failures) > self.tolerance * self.total:
+            name, trouble = self.failures[0]
+            raise UserError(
+                f"{len(self.failures)} of {self.total} pictures are unreadable so far, more than {self.tolerance:.2%}; "
+                f"the first: {name} ({trouble})"
+            )
+
+
+@contextlib.contextmanager
+def _claimed(out: Path, mark: str, *options: Any) -> Iterator[_Work]:
+    """Makes `out` ours for a while: against a second writer, another source, leftovers of a killed run, and full disks."""
+    out.mkdir(parents=True, exist_ok=True)
+    if _belongs(out, mark) and _whole(out):
+        yield _Work(out, mark, *options)  # nothing to write, so any number of processes may look
+        return
+    with open(out / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it however the process ends
+        except BlockingIOError:
+            logging.getLogger(__name__).warning("waiting for another process that writes %s", out)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            if not _belongs(out, mark):
+                write_json(out / "source.json", {"fingerprint": mark, "format": FORMAT})
+            _sweep(out)
+            yield _Work(out, mark, *options)
+        except OSError as error:
+            if is_full(error):
+                raise UserError(f"no space left for {out}: free some and run it again, it continues") from None
+            raise
+        finally:
+            _sweep(out)
+
+
+def _sweep(out: Path) -> None:
+    """Removes what a killed process left half-written."""
+    for draft in out.glob(".*.part"):
+        shutil.rmtree(draft)
+
+
+def _belongs(out: Path, mark: str) -> bool:
+    """Whether the folder is this source's; False if it is nobody's, and a UserError if it is another one's."""
+    if (out / "source.json").is_file():
+        other = read_json(out / "source.json").get("fingerprint")
+        if other != mark:
+            raise UserError(f"{out} holds the shards of another source ({other}, not {mark}): choose another folder")
+        return True
+    if any(out.glob("*.tar")):
+        raise UserError(f"{out} holds tars that were not written here: choose another folder")
+    return False
+
+
+def _write_shard(job: _Job) -> tuple[int, list[list[str]]]:
+    """Writes one shard of a source; returns its samples and failures."""
+    failures: list[list[str]] = []
+    count = 0
+
+    def samples() -> Iterator[tuple[str, int, str, bytes]]:
+        nonlocal count
+        for item in job.part:
+            count += 1
+            if item.label < 0 or (job.classes and item.label >= job.classes):
+                raise UserError(f"{item.name}: label {item.label} is not one of {job.classes} classes")
+            extension, trouble = item.extension, item.trouble
+            if item.data is not None and not extension:
+                try:
+                    extension = _extension(item.data)
+                except DAMAGE as error:
+                    trouble = f"{type(error).__name__}: {error}".splitlines()[0]
+            if extension:
+                yield item.key, item.label, extension, item.data
+            else:
+                failures.append([item.name, trouble])
+
+    write_tar(Path(job.out) / f"{job.name}.tar", samples(), failures)
+    return count, failures
+
+
+def _entry(out: Path, name: str) -> dict[str, Any] | None:
+    """The index of a shard that is whole, else None."""
+    tar = out / f"{name}.tar"
+    if not tar.is_file():
+        return None
+    entry = _read(_index_path(tar))
+    return entry if entry and entry["bytes"] == tar.stat().st_size else None
+
+
+def _read(path: Path) -> Any:
+    """The JSON value in a file; None where it is not there or damaged, so that it is written anew."""
+    try:
+        return read_json(path)
+    except UserError:
+        return None
+
+
+def _whole(out: Path) -> dict[str, Any] | None:
+    """The manifest, if all that it lists is there in full."""
+    manifest, index = _read(out / "manifest.json"), out / "index.npy"
+    if not manifest or not index.is_file() or file_hash(index) != manifest["index"]:
+        return None
+    sizes = {entry.name: entry.stat().st_size for entry in os.scandir(out)}
+    return manifest if all(sizes.get(shard["name"]) == shard["bytes"] for shard in manifest["shards"]) else None

@@ -1,0 +1,51 @@
+"""The field's detector: Inception-v3 as the evaluator of guided-diffusion uses it."""
+
+from __future__ import annotations
+
+import io
+
+import torch
+from torch import Tensor
+
+from benchmark.evaluate.detectors.base import Detector
+from benchmark.evaluate.detectors.weights import find_weights, he_initialise, load_into, untrained, url_hash
+
+
+class Inception(Detector):
+    """Inception-v3 of the field's evaluator (guided-diffusion), in torch-fidelity's translation, its own resize included.
+
+    The resize is TensorFlow 1's: bilinear to 299 x 299, no half-pixel centres, no antialiasing. Spatial features are the
+    first seven channels of Mixed_6d.branch1x1 after its ReLU (mixed_6/conv there), flattened as rows, columns, channels.
+    """
+
+    name = "inception"
+
+    def __init__(self, weights: str | None = None, device: torch.device | str = "cpu"):
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+
+        class Network(FeatureExtractorInceptionV3):
+            """The extractor as constructed, without weights: they are put in later, from a checked file."""
+
+            def load_state_dict(self, state_dict, strict=True, assign=False):
+                return super().load_state_dict(state_dict, strict and bool(state_dict), assign)
+
+        self.widths = {"features": 2048, "spatial": 17 * 17 * 7, "logits": 1008}
+        path = find_weights(self.name, weights, URL_INCEPTION_V3, sha256=url_hash(URL_INCEPTION_V3))
+        empty = io.BytesIO()
+        torch.save({}, empty)
+        empty.seek(0)
+        with untrained():
+            self.network = Network("inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=empty)
+            he_initialise(self.network)
+        self.hash = load_into(self.network, path, self.name, URL_INCEPTION_V3)
+        self.network.eval().to(device)
+        self._spatial: list[Tensor] = []
+        self.network.Mixed_6d.branch1x1.register_forward_hook(lambda module, inputs, output: self._spatial.append(output))
+
+    def look(self, images: Tensor) -> dict[str, Tensor]:
+        self._spatial.clear()
+        features, logits = self.network(images)
+        (branch,) = self._spatial  # [B, 192, 17, 17]
+        spatial = branch[:, :7].permute(0, 2, 3, 1).flatten(1)
+        self._spatial.clear()
+        return {"features": features, "spatial": spatial, "logits": logits}

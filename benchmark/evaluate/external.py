@@ -1,0 +1,96 @@
+"""Scoring files made elsewhere, without training anything."""
+
+from __future__ import annotations
+
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmark.evaluate import detectors, reference
+from benchmark.evaluate.detectors import Detector
+from benchmark.evaluate.reference import Reference
+from benchmark.evaluate.samples import open_images
+from benchmark.evaluate.score import Features, Options, check_size, extract, features_folder, score, uncertainty
+from benchmark.files import UserError
+from benchmark.protocol import size_name
+
+EVALUATOR = Options(all_samples=True)
+
+
+# --- Anybody's files -------------------------------------------------------------------------------------------------
+
+
+def score_files(
+    samples: Path | str,
+    reference_path: Path | str,
+    detector_name: str = "inception",
+    weights: str | None = None,
+    device: torch.device | str | None = None,
+    batch: int = 64,
+    options: Options = EVALUATOR,
+    keep: Path | str | None = None,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Scores files made elsewhere.
+
+    Args:
+        samples: an .npz with `arr_0`, a folder of images, or a cell's folder.
+        reference_path: a reference (.npz with mu and sigma); or real images, as any of these, or shards, or "shapes".
+        device: None for a GPU if there is one.
+        keep: a folder for features, so that the next run continues; None for a temporary one.
+
+    Returns:
+        {"count", "size", "detector", "reference", "scores", "uncertainty", "looked"}; the last is what the detector did
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    images = open_images(samples)
+    detector = detectors.load(detector_name, weights, device)
+    real = open_reference(reference_path, detector, images.size_hw, options.nearest, batch, report)
+    check_size(real, size_name(*images.size_hw))  # before any work
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = features_folder(keep or scratch, detector)
+        looked = extract(images, detector, folder, batch=batch, report=report)
+        scores = score(Features(folder, images), real, None, options, device)
+    return {
+        "count": images.count,
+        "size": size_name(*images.size_hw),
+        "detector": {"name": detector.name, "hash": detector.hash},
+        "reference": {"hash": real.hash, "count": real.count, "source": real.meta["source"]},
+        "scores": scores,
+        "uncertainty": uncertainty(options),
+        "looked": str(looked),
+    }
+
+
+def open_reference(
+    path: Path | str,
+    detector: Detector,
+    size_hw: tuple[int, int],
+    nearest: int = 10_000,
+    batch: int = 64,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> Reference:
+    """The reference in a file, or made (and not cached) of all the real images at a place."""
+    path = Path(path)
+    if path.suffix == ".npz":
+        if not path.is_file():
+            raise UserError(f"{path} is not there")
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+        except zipfile.BadZipFile as error:
+            raise UserError(f"{path} is damaged ({error})") from None
+        if "mu.npy" in names:
+            return reference.load(path, detector, batch)
+        source: reference.Source = open_images(path)
+    elif any(path.glob("**/chunk-*.npy")):
+        source = open_images(path)
+    else:
+        source = reference.open_source(path)
+    if source.count is None:
+        raise UserError(f"'{path}' has no end; python -m benchmark reference makes a reference of as many images as you ask")
+    return reference.make(source, size_hw, detector, source.count, nearest, None, batch, report)

@@ -1,0 +1,248 @@
+"""Anybody's images as a stream of units: chunks of a cell, an evaluator's .npz, a folder of pictures; and back into an .npz."""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.lib import format as npy
+from PIL import Image
+
+from benchmark.data.images import DAMAGE
+from benchmark.data.sources import ENDINGS
+from benchmark.files import UserError, atomic, digest, read_json
+from benchmark.protocol import size_name
+
+UNIT_BYTES, UNIT_IMAGES = 1 << 27, 500  # limits of a run of images that is read as one: 128 MiB of pixels, 500 images
+DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError)
+
+
+# --- Images that are of one size already -----------------------------------------------------------------------------
+
+
+@dataclass
+class Unit:
+    """A run of images that is read, looked at and written as one."""
+
+    start: int
+    count: int
+    stamp: str  # changes when the images do
+    read: Callable[[], np.ndarray]  # -> uint8 [count, H, W, 3]
+
+
+class Images:
+    """Anybody's images as a stream of units: a cell's chunks, an evaluator's .npz, a folder of pictures.
+
+    Also a source of references (`pictures`), when they are real images of the size already.
+
+    Raises:
+        UserError: there are none, they differ in size, or they are not uint8 [n, H, W, 3].
+    """
+
+    def __init__(self, name: str, size_hw: tuple[int, int], units: list[Unit], identity: str):
+        self.name, self.size_hw, self.units, self.hash = name, size_hw, units, identity
+        self.count = sum(unit.count for unit in units)
+
+    def batches(self) -> Iterator[np.ndarray]:
+        """All images in order, uint8 [n, H, W, 3] at a time."""
+        return (unit.read() for unit in self.units)
+
+    def pictures(self, indices: np.ndarray, size_hw: tuple[int, int]) -> Iterator[tuple[np.ndarray, bool]]:
+        """Some of the images, as `reference.make` asks for them."""
+        if size_hw != self.size_hw:
+            raise UserError(f"{self.name} has images of {size_name(*self.size_hw)}, the samples are {size_name(*size_hw)}")
+        for unit in self.units:
+            inside = indices[(indices >= unit.start) & (indices < unit.start + unit.count)]
+            if len(inside):
+                images = unit.read()
+                yield from ((images[i - unit.start], False) for i in inside)
+
+
+def open_images(path: Path | str) -> Images:
+    """Opens a folder of chunks (or a cell's folder), an .npz with `arr_0`, or a folder of pictures."""
+    path = Path(path)
+    if path.suffix == ".npz":
+        return _open_npz(path)
+    if not path.is_dir():
+        raise UserError(f"{path} is not there; samples are a cell's folder, an .npz with arr_0, or a folder of images")
+    for folder in (path / "chunks", path):
+        if any(folder.glob("chunk-*.npy")):
+            images = _open_chunks(folder)
+            done = path / "samples.json"
+            if done.is_file() and images.count != (count := read_json(done)["count"]):
+                raise UserError(f"{path} holds {images.count} images of {count}: sample the cell again")
+            return images
+    return _open_pictures(path)
+
+
+def check_layout(shape: Sequence[int], dtype: np.dtype, where: str) -> None:
+    """Raises UserError unless images are uint8 [n, H, W, 3]."""
+    if dtype != np.uint8:
+        raise UserError(f"{where} holds {dtype}, images must be uint8 (0 to 255)")
+    if len(shape) != 4 or shape[3] != 3:
+        hint = ": that is NCHW, transpose it to NHWC" if len(shape) == 4 and shape[1] == 3 else ""
+        raise UserError(f"{where} has the shape {list(shape)}, images must be [n, height, width, 3]{hint}")
+    if 0 in shape[1:]:
+        raise UserError(f"{where} has the shape {list(shape)}: images without pixels")
+
+
+def _stamp(path: Path) -> str:
+    state = path.stat()
+    return digest([path.name, state.st_size, state.st_mtime_ns])
+
+
+def _open_chunks(folder: Path) -> Images:
+    files = sorted(folder.glob("chunk-*.npy"))
+    units, size, start = [], None, 0
+    for k, file in enumerate(files):
+        if file.name != f"chunk-{k:05d}.npy":
+            raise UserError(f"{folder}/chunk-{k:05d}.npy is missing; sample the cell again, finished chunks are kept")
+        try:
+            array = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise UserError(f"{file} is damaged ({error}); remove it and sample the cell again") from None
+        check_layout(array.shape, array.dtype, str(file))
+        size = size or array.shape[1:3]
+        _check_size(size, array.shape[1:3], file)
+        units.append(Unit(start, len(array), _stamp(file), lambda file=file: np.load(file, allow_pickle=False)))
+        start += len(array)
+    return Images(folder.parent.name if folder.name == "chunks" else folder.name, size, units, file_list_hash(folder, files))
+
+
+def _check_size(first: Sequence[int], size: Sequence[int], where: Path) -> None:
+    if tuple(first) != tuple(size):
+        raise UserError(f"{where} is {size_name(*size)}, the images before it are {size_name(*first)}; all must be of one size")
+
+
+def unit_length(height: int, width: int) -> int:
+    """How many images of a size make a unit."""
+    return max(1, min(UNIT_IMAGES, UNIT_BYTES // (height * width * 3)))
+
+
+class _Npz:
+    """The member arr_0 of an .npz, read piece by piece: it may be larger than memory.
+
+    It stays open, so that reading on is cheap in a compressed file too; going back there means starting anew.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        if not path.is_file():
+            raise UserError(f"{path} is not there")
+        try:
+            archive = zipfile.ZipFile(path)  # stays open
+            self.member = archive.open("arr_0.npy")
+            version = npy.read_magic(self.member)
+            header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+            self.shape, fortran, dtype = header(self.member)
+        except KeyError:
+            there = ", ".join(name.removesuffix(".npy") for name in archive.namelist())
+            raise UserError(f"{path} has no array arr_0, where an evaluator's .npz holds its images (it has: {there})") from None
+        except (*DAMAGED_ZIP, ValueError, OSError) as error:
+            raise UserError(f"{path} is damaged ({error})") from None
+        check_layout(self.shape, dtype, str(path))
+        if fortran:
+            raise UserError(f"{path} is in Fortran order; save a C-ordered array")
+        self.offset = self.member.tell()
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        total, *picture = self.shape
+        size = math.prod(picture)
+        try:
+            self.member.seek(self.offset + start * size)
+            data = self.member.read(count * size)
+        except DAMAGED_ZIP as error:
+            raise UserError(f"{self.path} is damaged ({error})") from None
+        if len(data) != count * size:
+            raise UserError(f"{self.path} is damaged: it ends after image {start + len(data) // size} of {total}")
+        return np.frombuffer(data, np.uint8).reshape(count, *picture)
+
+
+def _open_npz(path: Path) -> Images:
+    file = _Npz(path)
+    total, height, width, _ = file.shape
+    if not total:
+        raise UserError(f"{path} holds no images")
+    with zipfile.ZipFile(path) as archive:
+        content = archive.getinfo("arr_0.npy").CRC
+    units = [
+        Unit(start, count, digest([content, start, count]), functools.partial(file.read, start, count))
+        for start, count in _runs(total, unit_length(height, width))
+    ]
+    return Images(path.stem, (height, width), units, digest([content, list(file.shape)]))
+
+
+def _runs(total: int, step: int) -> list[tuple[int, int]]:
+    return [(start, min(step, total - start)) for start in range(0, total, step)]
+
+
+def _open_pictures(folder: Path) -> Images:
+    files = image_files(folder)
+    size = _picture(files[0]).shape[:2]
+
+    def read(part: list[Path]) -> np.ndarray:
+        images = []
+        for file in part:
+            image = _picture(file)
+            _check_size(size, image.shape[:2], file)
+            images.append(image)
+        return np.stack(images)
+
+    units = []
+    for start, count in _runs(len(files), unit_length(*size)):
+        part = files[start : start + count]
+        units.append(Unit(start, count, digest([_stamp(file) for file in part]), lambda part=part: read(part)))
+    return Images(folder.name, size, units, file_list_hash(folder, files))
+
+
+def _picture(file: Path) -> np.ndarray:
+    return np.asarray(open_image(file))
+
+
+def export_npz(images: Images, path: Path | str) -> None:
+    """Writes images as the evaluator's .npz (`arr_0`, uint8 NHWC, stored), unit by unit: memory does not grow with N."""
+    if Path(path).suffix != ".npz" or Path(path).is_dir():
+        raise UserError(f"{path} cannot be written: give the name of a file that ends in .npz")
+    shape = (images.count, *images.size_hw, 3)
+    with (
+        atomic(path) as draft,
+        zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive,
+        archive.open("arr_0.npy", "w", force_zip64=True) as member,
+    ):
+        npy.write_array_header_1_0(member, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for batch in images.batches():
+            member.write(np.ascontiguousarray(batch).data)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Every image below a folder, sorted by path."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder")
+    found = sorted(file for file in folder.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file())
+    if not found:
+        raise UserError(f"{folder} holds no images (looked for {', '.join(ENDINGS)})")
+    return found
+
+
+def file_list_hash(folder: Path, files: list[Path]) -> str:
+    """Names and sizes of files: what tells data sets apart without reading them."""
+    return digest([[str(file.relative_to(folder)), file.stat().st_size] for file in files])
+
+
+def open_image(file: Path | io.BytesIO, name: str | None = None) -> Image.Image:
+    """A decoded RGB image; a UserError names the file that cannot be read."""
+    try:
+        with Image.open(file) as image:
+            mode, picture = image.mode, image.convert("RGB")
+    except DAMAGE as error:
+        raise UserError(f"{name or file} is not a readable image ({error})") from None
+    if mode.startswith(("I", "F")):  # Pillow does not scale these, it cuts off at 255
+        raise UserError(f"{name or file} has more than 8 bits a channel (Pillow's mode {mode}); save it with 8")
+    return picture

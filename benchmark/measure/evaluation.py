@@ -1,0 +1,139 @@
+"""Measures evaluation: the Frechet distance's speed, memory against N, precision and recall of 10k x 10k, detectors, failures.
+
+    python -m benchmark.measure.evaluation [frechet] [memory] [manifold] [detectors] [failures]
+
+Nothing is downloaded. Each figure comes from a process of its own, so that peak memory is its own.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import scipy.linalg
+import torch
+
+from benchmark.data import shapes
+from benchmark.evaluate import detectors, reference, score
+from benchmark.evaluate.external import score_files
+from benchmark.evaluate.metrics import FrechetInfluence, Moments, frechet_distance, precision_recall
+from benchmark.evaluate.samples import (
+    Unit,
+)
+
+WIDTH = 2048
+
+
+def peak() -> float:
+    """Peak resident memory of this process, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def clock(act) -> tuple[float, float]:
+    start = time.perf_counter()
+    value = act()
+    return time.perf_counter() - start, float(value)
+
+
+def frechet() -> None:
+    from torchmetrics.image.fid import _compute_fid
+
+    random = np.random.default_rng(0)
+    scale = np.exp(random.uniform(-4, 0, WIDTH))
+    sides = [random.normal(size=(5000, WIDTH)) * scale + shift for shift in (0, 0.01)]
+    a, b = (Moments(torch.from_numpy(x.mean(0)), torch.from_numpy(np.cov(x, rowvar=False)), len(x)) for x in sides)
+    ours, value = clock(lambda: frechet_distance(a, b))
+    print(f"frechet 2048 x 2048, {torch.get_num_threads()} threads: ours {ours:.1f} s ({value:.8f})", flush=True)
+    again, _ = clock(lambda: frechet_distance(a, b))
+    print(f"  again, the reference's factor at hand, {again:.1f} s", flush=True)
+    seconds, found = clock(lambda: FrechetInfluence(a, b).value)
+    print(f"  with influences {seconds:.1f} s ({found:.8f})", flush=True)
+    seconds, found = clock(lambda: _compute_fid(a.mu, a.sigma, b.mu, b.sigma))
+    print(f"  torchmetrics {seconds:.1f} s ({found:.8f}), {seconds / ours:.1f}x", flush=True)
+    root = {}
+    seconds, _ = clock(lambda: root.setdefault("trace", np.trace(scipy.linalg.sqrtm(a.sigma.numpy() @ b.sigma.numpy()).real)))
+    found = float((a.mu - b.mu).square().sum() + a.sigma.trace() + b.sigma.trace() - 2 * root["trace"])
+    print(f"  scipy {seconds:.1f} s ({found:.8f}), {seconds / ours:.1f}x", flush=True)
+
+
+def memory(count: int) -> None:
+    """Peak memory of scoring an .npz of 64 x 64 images against scenes, with the shapes detector."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "samples.npz"
+        random = np.random.default_rng(0)
+        units = [
+            Unit(start, 500, "", lambda: random.integers(0, 256, (500, 64, 64, 3), np.uint8)) for start in range(0, count, 500)
+        ]
+        score.export_npz(score.Images("noise", (64, 64), units, ""), path)
+        detector = detectors.load("shapes", "random")
+        real = reference.make(reference.Scenes(), (64, 64), detector, 1000, 1000, None)
+        reference.save(real, Path(folder) / "reference.npz")
+        before = peak()
+        options = score.Options(nearest=1000)
+        result = score_files(path, Path(folder) / "reference.npz", "shapes", "random", "cpu", options=options)
+        size = path.stat().st_size >> 20
+        print(
+            f"memory N = {count}: peak {peak():.0f} MiB, {before:.0f} before scoring; {size} MiB of samples; {result['looked']}"
+        )
+
+
+def manifold() -> None:
+    before = peak()
+    fake, real = (torch.randn(10_000, WIDTH, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    start = time.perf_counter()
+    sides = precision_recall(fake, real)
+    seconds, shares = time.perf_counter() - start, [round(float(side.double().mean()), 4) for side in sides]
+    print(f"precision, recall 10k x 10k x 2048: {shares} in {seconds:.0f} s; peak {peak():.0f} MiB, {before:.0f} before")
+
+
+def detector_speed() -> None:
+    for name, sizes, count in (("inception", (256, 512), 16), ("shapes", (32, 64, 128), 512)):
+        detector = detectors.load(name, "random")
+        for size in sizes:
+            images = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
+            score.look(images[:4], detector)
+            seconds, _ = clock(lambda images=images, detector=detector: len(score.look(images, detector, 16)))
+            print(
+                f"detector {name} at {size}: {count / seconds:.1f} images/s on {torch.get_num_threads()} CPU threads", flush=True
+            )
+
+
+def failures() -> None:
+    """What the scores of `shapes` say of pictures that are wrong in a known way: real scenes, each spoiled alike; no model."""
+    random, numbers = np.random.default_rng(0), np.arange(500)
+    small, whole = (shapes.render_batch("heldout", numbers, (side, side)) for side in (32, 64))
+    empty = shapes.render_batch("heldout", numbers, (64, 64), objects=0)
+    corner = empty.copy()
+    corner[:, :32, :32] = small
+    blocks = whole.reshape(-1, 4, 16, 4, 16, 3).swapaxes(2, 3).reshape(-1, 16, 16, 16, 3)
+    blocks = np.stack([picture[random.permutation(16)] for picture in blocks])
+    shuffled = blocks.reshape(-1, 4, 4, 16, 16, 3).swapaxes(2, 3).reshape(whole.shape)
+    spoiled = {
+        "as it should be": whole, "of half the size, four times": np.tile(small, (1, 2, 2, 1)),
+        "of half the size, once in a corner on its own ground": corner, "blocks of 16x16 shuffled": shuffled, "no object": empty,
+    }  # fmt: skip
+    detector = detectors.load("shapes")
+    with tempfile.TemporaryDirectory() as folder:
+        real = Path(folder) / "reference.npz"
+        reference.save(reference.make(reference.Scenes(), (64, 64), detector, 2000, 500, None), real)
+        for name, images in spoiled.items():
+            np.savez(Path(folder) / "samples.npz", arr_0=images)
+            found = score_files(Path(folder) / "samples.npz", real, "shapes", options=score.Options(nearest=500))["scores"]
+            shown = ("fid", "sfid", "is", "precision", "recall", "objects")
+            print(f"{name}: " + ", ".join(f"{key} {found[key]['value']:.2f}" for key in shown), flush=True)
+
+
+PARTS = {"frechet": [(frechet,)], "memory": [(memory, 1000), (memory, 10_000)], "manifold": [(manifold,)],
+         "detectors": [(detector_speed,)], "failures": [(failures,)]}  # fmt: skip
+
+if __name__ == "__main__":
+    for part in sys.argv[1:] or PARTS:
+        for target, *arguments in PARTS[part]:
+            process = multiprocessing.get_context("spawn").Process(target=target, args=arguments)
+            process.start()
+            process.join()

@@ -1,0 +1,45 @@
+"""How long `make leaderboards` takes with many records: `python -m benchmark.measure.leaderboards [count]`, 2,000 by default.
+
+The committed records are copied with further seeds, contest by contest in the committed shares, until there are `count`.
+A record is written as it is read, so the copies are as large as the real ones; they are never part of a table.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmark.board import generate
+from benchmark.results import record
+
+
+def copies(folder: Path, count: int) -> int:
+    """Writes `count` records below `folder`, and returns how many contests they belong to."""
+    values = [json.loads(path.read_text()) for path in sorted(record.FOLDER.rglob("*.json"))]
+    for place in range(count):
+        value = values[place % len(values)]
+        record.write({**value, "seed": value["seed"] + 10 * (place // len(values))}, folder)
+    return len({value["protocol"]["name"] for value in values})
+
+
+def main(count: int) -> None:
+    with tempfile.TemporaryDirectory() as home:
+        out = Path(home) / "leaderboards"
+        contests = copies(out / "records", count)
+        for name in ("notes", "grids"):
+            shutil.copytree(generate.FOLDER / name, out / name)
+        start = time.perf_counter()
+        written = generate.generate(out / "records", out)
+        taken = time.perf_counter() - start
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        torch = "with" if "torch" in sys.modules else "without"
+        print(f"{count} records, {contests} contests: {len(written)} files in {taken:.1f} s {torch} torch, peak {peak:.2f} GiB")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 2000)

@@ -1,0 +1,106 @@
+"""Measures the reader beside webdataset's own plain pipeline: same shards, same decoder, same process, in turns.
+
+    python -m benchmark.measure.reader [FOLDER] [--size 256x256] [--batch 64] [--rounds 5]
+
+Without FOLDER it writes a set of drawn scenes of ImageNet's usual size as JPEGs. It also times the first batch of a set of
+1,000 shards. Not a test: its figures depend on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import webdataset
+from PIL import Image
+
+from benchmark.data import shapes
+from benchmark.data.batches import Batches, Transform
+from benchmark.data.card import Card
+from benchmark.data.images import center_crop
+from benchmark.data.index import Index
+from benchmark.data.writer import prepare
+from benchmark.protocol import size_hw
+
+
+def photos(root: Path, count: int = 400) -> Path:
+    """Drawn scenes of 375 x 500 pixels with grain, as JPEGs in class folders: as costly to decode as ImageNet's files."""
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        scene = shapes.render("train", number, (375, 500)).astype(int) + rng.integers(-12, 13, (375, 500, 1))
+        path = root / f"{shapes.label('train', number)}/{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(scene.clip(0, 255).astype(np.uint8)).save(path, quality=92)
+    return prepare(Card("photos", "folder"), root, root.parent, per_shard=100).folder
+
+
+def plain(folder: Path, size: tuple[int, int], batch: int) -> float:
+    """webdataset as its documentation shows it: samples per second."""
+    urls = sorted(str(path) for path in folder.glob("*.tar"))
+
+    def ready(image: Image.Image) -> torch.Tensor:
+        array = np.asarray(center_crop(image, size))
+        return torch.from_numpy(array).permute(2, 0, 1).contiguous().float().div_(127.5).sub_(1)
+
+    pipeline = (
+        webdataset.WebDataset(urls, shardshuffle=False)
+        .shuffle(100)
+        .decode("pilrgb")
+        .to_tuple("jpg;png", "cls")
+        .map_tuple(ready, int)
+        .batched(batch, partial=False)
+    )
+    start, count = time.process_time(), 0
+    for images, _ in pipeline:
+        count += len(images)
+    return count / (time.process_time() - start)
+
+
+def ours(folder: Path, size: tuple[int, int], batch: int) -> float:
+    start, count = time.process_time(), 0
+    batches = Batches(Index(folder), batch, transform=Transform(size, flip=False))
+    for step in range(batches.epoch_steps):
+        count += len(batches[step]["image"])
+    return count / (time.process_time() - start)
+
+
+def first_batch(root: Path) -> float:
+    """Seconds from nothing to the first batch of 1,000 shards (of 100 small pictures each)."""
+    stream = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(stream, "PNG")
+    folder = root / "small"
+    for label in range(10):
+        (folder / str(label)).mkdir(parents=True)
+        for number in range(10_000):
+            (folder / str(label) / f"{number}.png").write_bytes(stream.getvalue())
+    found = prepare(Card("small", "folder"), folder, root, per_shard=100).folder
+    start = time.perf_counter()
+    Batches(Index(found), 256, transform=Transform((16, 16)))[0]
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", nargs="?", type=Path)
+    parser.add_argument("--size", default="256x256")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as root:
+        folder = args.folder or photos(Path(root) / "photos")
+        size = size_hw(args.size)
+        figures = [(plain(folder, size, args.batch), ours(folder, size, args.batch)) for _ in range(args.rounds + 1)][1:]
+        theirs, mine = (statistics.median(column) for column in zip(*figures, strict=True))
+        print(f"webdataset {theirs:.0f}/s, this reader {mine:.0f}/s per second of processor time: {mine / theirs:.2f} times")
+        print(f"first batch of 1,000 shards: {first_batch(Path(root)):.2f} s")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()

@@ -1,0 +1,146 @@
+"""Weights in the published DiT layout, in and out: a state dict, or {"model": ..., "ema": ...}; .pt or .safetensors.
+
+The layout is the core's own naming plus `pos_embed` [1, T, D], a table that is computed and not learned: it is left out when
+weights come in, and computed when they go out. Nothing is ever unpickled but tensors (`weights_only=True`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+from pathlib import Path
+from typing import NamedTuple
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from benchmark.files import UserError, atomic
+from benchmark.model.dit import Core
+from benchmark.model.method import Method
+
+TABLE = "pos_embed"
+
+
+class Size(NamedTuple):
+    depth: int
+    width: int
+    heads: int
+
+
+# Peebles and Xie 2023, table 1; each with patch 2, 4 or 8.
+SIZES = {
+    "S":  Size(12,  384,  6),
+    "B":  Size(12,  768, 12),
+    "L":  Size(24, 1024, 16),
+    "XL": Size(28, 1152, 16),
+}  # fmt: skip
+
+
+def load_core(path: Path | str) -> dict[str, Tensor]:
+    """The weights of a core from a file in the DiT layout: averaged ones where the file has both kinds.
+
+    Args:
+        path: .safetensors, or anything `torch.save` wrote.
+
+    Returns:
+        tensors on the CPU by name, without `pos_embed`.
+
+    Raises:
+        UserError: the file is not there, broken, holds more than tensors, or is not a state dict.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} is not there; give one in the DiT layout as train.init=PATH")
+    if path.suffix == ".safetensors":
+        try:
+            state = safetensors.torch.load_file(path)
+        except safetensors.SafetensorError as error:
+            raise UserError(f"checkpoint {path} is not a whole safetensors file ({_line(error)})") from None
+    else:
+        state = _unpickled(path)
+        # Training checkpoints of facebookresearch/DiT: the averaged weights are the ones to use.
+        for name in ("ema", "model"):
+            if isinstance(state, dict) and isinstance(state.get(name), dict):
+                state = state[name]
+                break
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"checkpoint {path} is neither a state dict nor {{model, ema}} holding one")
+    return {name: value for name, value in state.items() if name != TABLE}
+
+
+def _unpickled(path: Path) -> object:
+    try:
+        # Those training checkpoints also hold their command line's arguments, plain data in this class.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported" in str(error) or "global" in str(error).lower():
+            reason = "holds code or objects, not only tensors, and is refused"
+        else:
+            reason = "is not a whole PyTorch file"
+        raise UserError(f"checkpoint {path} {reason} ({_line(error)})") from None
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise UserError(f"checkpoint {path} is not a whole PyTorch file ({_line(error)})") from None
+
+
+def _line(error: BaseException) -> str:
+    """The first line of an error's message, or its kind."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def check(state: dict[str, Tensor], core: Core, source: Path | str) -> None:
+    """Raises UserError where `state` is not exactly the weights of `core`, and names every key that is not as it should be."""
+    expected = core.state_dict()
+    wrong = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in expected
+        if name in state and state[name].shape != expected[name].shape
+    ]
+    found = (
+        ("missing", [name for name in expected if name not in state]),
+        ("not of this core", [name for name in state if name not in expected]),
+        ("of another shape", wrong),
+    )
+    text = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in found if names)
+    if text:
+        raise UserError(f"checkpoint {source} does not fit the core: {text}")
+
+
+def initialise(method: Method, path: Path | str) -> None:
+    """Starts a method's core from a checkpoint in the DiT layout; what the method adds to the core keeps its own start.
+
+    Raises:
+        UserError: as `load_core`, or the weights do not fit the core.
+    """
+    state = load_core(path)
+    check(state, method.core, path)
+    method.core.load_state_dict(state)
+
+
+def export(method: Method, path: Path | str) -> None:
+    """Writes a method's core in the DiT layout, by the ending of `path` as .safetensors or for `torch.load`.
+
+    `pos_embed` is the table that the method adds at its training grid, or zeros where it adds none: rotary positions and masks
+    have no place in this layout, and whoever loads the file has to apply them.
+
+    Raises:
+        UserError: the method has weights besides the core's, other than that table.
+    """
+    others = [name for name, _ in method.named_parameters() if not name.startswith("core.")]
+    beyond = [name for name in others if name not in method.grid_sized]
+    if beyond:
+        raise UserError(f"{method.title} has weights that the DiT layout has no place for: {', '.join(beyond)}")
+    path = Path(path)
+    with torch.no_grad():
+        add = method.encode(method.train_grid).add
+        h, w = method.train_grid
+        table = torch.zeros(h * w, method.protocol.core.width) if add is None else add.float().cpu()
+    state = {TABLE: table[None].contiguous()}
+    state |= {name: value.detach().cpu().contiguous() for name, value in method.core.state_dict().items()}
+    with atomic(path) as draft:
+        if path.suffix == ".safetensors":
+            safetensors.torch.save_file(state, draft)
+        else:
+            torch.save(state, draft)

@@ -1,0 +1,218 @@
+"""Method: core + objective as a LightningModule. A strategy for positions is a subclass that answers `encode`.
+
+A file in methods/ holds one or a few such classes; the contract every one of them keeps is tests/test_contract.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from lightning import LightningModule
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor, nn
+
+from benchmark.files import UserError, unknown
+from benchmark.model import diffusion
+from benchmark.model.dit import Core
+from benchmark.model.encoding import Encoding, attention_scale
+from benchmark.protocol import Protocol, size_hw
+from benchmark.streams import WEIGHTS, Draws, image_generator, mixed_seed
+
+
+class Method(LightningModule):
+    """A strategy on the shared core.
+
+    Class attributes that a strategy sets:
+        title: the name in tables.
+        note: what a reader of its row must know, such as "reimplemented from the abstract".
+        revision: raised when the meaning of its numbers changes (benchmark/revision.py); records of lower ones are stale.
+        trains_as: the name of the method whose checkpoint it uses; None is its own. Such a method is training-free, and
+            equals the other one exactly at the training grid.
+        timed: whether `encode` looks at the noise level in sampling.
+        grid_sized: names of parameters that the training grid sizes, because they are what the method learns.
+        Options: a dataclass of hyper-parameters with defaults.
+
+    Module slots, made in `__init__` of the strategy where it has them:
+        stem: a module [B, D, h, w] -> same, after patchify.
+        conditioner: a module [B, 6] (the batch's `crop`) -> [B, D], added to the timestep and class embedding.
+
+    Args:
+        protocol: the contest.
+        train: the training size in pixels, such as "32x32".
+        seed: of initialisation and training.
+        options: values for `Options`; unknown names are an error.
+    """
+
+    title: ClassVar[str] = ""
+    note: ClassVar[str] = ""
+    revision: ClassVar[int] = 1
+    trains_as: ClassVar[str | None] = None
+    timed: ClassVar[bool] = False
+    grid_sized: ClassVar[tuple[str, ...]] = ()
+
+    @dataclasses.dataclass(frozen=True)
+    class Options:
+        pass
+
+    stem: nn.Module | None
+    conditioner: nn.Module | None
+    encoder: Callable[[dict[str, Any]], dict[str, Any]] | None = None  # where pictures become latents on the way (recipe.py)
+
+    def __init__(self, protocol: Protocol, train: str, seed: int = 0, options: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        self.protocol, self.train_size, self.seed = protocol, train, seed
+        self.options = self.make_options(options or {})
+        self.train_grid = protocol.grid(train)
+        self.largest_grid = protocol.largest_grid(train)
+        self.objective = diffusion.objective(protocol.objective)
+        core = dataclasses.asdict(protocol.core)
+        self.rope_base = core.pop("rope_base")
+        self._encodings: dict[tuple, Encoding] = {}
+        # Not class attributes: those would hide the modules, which torch finds only after them.
+        self.stem = self.conditioner = None
+        # Weights are a function of the seed, and building them leaves the caller's random state alone.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(mixed_seed(WEIGHTS, seed))
+            self.core = Core(**core, out_channels=core["channels"] * self.objective.outputs)
+            self.build()
+
+    @classmethod
+    def make_options(cls, options: Mapping[str, Any]) -> Any:
+        """The strategy's hyper-parameters: defaults, with `options` on top."""
+        fields = {field.name: field for field in dataclasses.fields(cls.Options)}
+        for name in options:
+            if name not in fields:
+                raise unknown(f"option of {cls.title or cls.__name__}", name, fields)
+        try:
+            return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls.Options), dict(options)))
+        except OmegaConfBaseException as error:
+            raise UserError(f"{cls.title}: {str(error).splitlines()[0]}") from None
+
+    def build(self) -> None:
+        """Makes what the strategy adds to the core: slots, learned tables. Called once, under the run's seed."""
+
+    def encode(self, grid_hw: tuple[int, int], *, time: float | None = None, draws: Draws | None = None) -> Encoding:
+        """Where the tokens of a grid are.
+
+        Args:
+            grid_hw: tokens per axis.
+            time: in sampling, the noise level (1 is noise); None in training.
+            draws: in training, the step's random numbers; None in sampling, which is deterministic.
+
+        Returns:
+            the Encoding, on `self.device`.
+        """
+        raise NotImplementedError
+
+    @property
+    def augmentation(self) -> tuple[str, dict[str, Any]]:
+        """The reader's augmentation in training: its name and options (benchmark/data.py)."""
+        return "center_crop", {}
+
+    @property
+    def head_width(self) -> int:
+        """K, the channels of one attention head; a rotary axis turns half of them."""
+        return self.protocol.core.width // self.protocol.core.heads
+
+    @property
+    def scaled_by_protocol(self) -> bool:
+        """Whether the contest scales the logits of every method; then no method applies a temperature of its own."""
+        return self.protocol.switches.attention_scale != "none"
+
+    def encoding(self, grid_hw: tuple[int, int], time: float | None = None) -> Encoding:
+        """`encode` for sampling, made once a grid (and noise level), with the protocol's attention scale."""
+        key = (grid_hw, time if self.timed else None, self.device)
+        if key not in self._encodings:
+            if self.timed:
+                self._encodings.clear()
+            encoding = self.encode(grid_hw, time=time if self.timed else None)
+            tokens, trained = (h * w for h, w in (grid_hw, self.train_grid))
+            scale = attention_scale(self.protocol.switches.attention_scale, tokens, trained)
+            self._encodings[key] = dataclasses.replace(encoding, logit_scale=encoding.logit_scale * scale)
+        return self._encodings[key]
+
+    def predict(self, x: Tensor, time: Tensor, label: Tensor, encoding: Encoding, crop: Tensor | None) -> Tensor:
+        """The core's output [B, C', H, W] for x [B, C, H, W], time [B] on 0 .. 1000, label [B], crop [B, 6]."""
+        condition = self.conditioner(crop) if self.conditioner is not None else None
+        return self.core(x, time, label, encoding, self.stem, condition)
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Encodes pictures, where latents are trained on and were not written beforehand."""
+        return batch if self.encoder is None else self.encoder(batch)
+
+    def training_step(self, batch: dict[str, Any], batch_index: int = 0) -> Tensor:
+        """The objective's loss on a batch of the reader (benchmark/data.py)."""
+        data, label = batch["image"], batch["label"]
+        draws = Draws(self.seed, batch["step"], batch["rows"], len(data), data.device)
+        if "std" in batch:  # latents: the autoencoder's posterior is sampled anew at every step
+            data = data + batch["std"] * draws.normal(*data.shape[1:])
+        dropped = draws.uniform() < self.protocol.objective.class_dropout
+        label = torch.where(dropped, self.protocol.core.classes, label)
+        uniform, noise = draws.uniform(), draws.normal(*data.shape[1:])
+        grid_hw = (data.shape[-2] // self.core.patch, data.shape[-1] // self.core.patch)
+        encoding = self.encode(grid_hw, draws=draws)
+
+        def predict(x: Tensor, time: Tensor) -> Tensor:
+            return self.predict(x, time, label, encoding, batch["crop"])
+
+        loss = self.objective.loss(predict, data, uniform, noise)
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW with linear warm-up and, where the protocol says so, a linear decay to zero at the end."""
+        config = self.protocol.train
+        optimizer = torch.optim.AdamW(
+            self.parameters(), lr=config.lr, betas=tuple(config.betas), weight_decay=config.weight_decay, fused=True
+        )
+
+        def factor(step: int) -> float:
+            up = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
+            down = min(1.0, (config.steps - step) / config.decay) if config.decay else 1.0
+            return up * down
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
+        """Clips the gradient's norm. bfloat16 has no loss scale, which is why Lightning would not clip for a fused optimizer."""
+        if self.protocol.train.clip:
+            torch.nn.utils.clip_grad_norm_(self.parameters(), self.protocol.train.clip)
+
+    @torch.no_grad()
+    def generate(self, size: str, seed: int, indices: Sequence[int], progress: Callable[[], None] = lambda: None) -> Tensor:
+        """Draws the images `indices` of a cell.
+
+        Image i has label i mod classes, and noise that depends on (seed, i) alone.
+
+        Args:
+            size: in pixels, such as "64x48".
+            seed: of the cell.
+            indices: image numbers, one forward batch.
+            progress: called after every step of the sampler.
+
+        Returns:
+            float32 [B, C, H, W] on `self.device`: pixels in about [-1, 1], or latents.
+        """
+        config, core = self.protocol.sample, self.protocol.core
+        height, width = self.protocol.latent_hw(size)
+        generators = [image_generator(seed, index) for index in indices]
+        noise = torch.stack([torch.randn(core.channels, height, width, generator=g) for g in generators]).to(self.device)
+        label = torch.tensor([index % core.classes for index in indices], device=self.device)
+        grid_hw = self.protocol.grid(size)
+        target = torch.tensor([*size_hw(size), 0, 0, *size_hw(size)], dtype=torch.float32, device=self.device)
+
+        def predict(x: Tensor, time: Tensor, label: Tensor) -> Tensor:
+            encoding = self.encoding(grid_hw, float(time[0]) / 1000 if self.timed else None)
+            return self.predict(x, time, label, encoding, target.expand(len(x), 6))
+
+        steered = diffusion.guided(predict, label, core.classes, config.guidance, config.guidance_channels)
+        shift = 1.0
+        if self.protocol.switches.timestep_shift == "sqrt_area":
+            trained = self.train_grid[0] * self.train_grid[1]
+            shift = (grid_hw[0] * grid_hw[1] / trained) ** 0.5
+        return self.objective.sample(steered, noise, config, shift, generators, progress)

@@ -1,0 +1,39 @@
+"""Averaged weights, and the number format in which a training or a cell runs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from lightning.pytorch.callbacks import WeightAveraging
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from benchmark.protocol import Protocol
+
+
+def averaging(protocol: Protocol) -> WeightAveraging:
+    """The moving average of the weights, which is what is sampled from."""
+    return WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(protocol.train.ema))
+
+
+def has_bf16() -> bool:
+    """Whether this machine multiplies in bfloat16: a GPU since Ampere, or a processor with AVX512-BF16 or AMX."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    if torch.backends.mps.is_available():
+        return False
+    capability = torch.backends.cpu.get_cpu_capability()
+    return "AVX512" in capability and torch.cpu._is_avx512_bf16_supported()
+
+
+def precision(wanted: str) -> str:
+    """Lightning's name of what the protocol asks for, as far as this machine has it."""
+    return "bf16-mixed" if wanted == "bf16" and has_bf16() else "32-true"
+
+
+@contextlib.contextmanager
+def autocast(wanted: str, device: torch.device) -> Iterator[None]:
+    """bfloat16 autocast where the protocol asks for it and the machine has it."""
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision(wanted) == "bf16-mixed"):
+        yield

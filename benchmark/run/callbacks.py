@@ -1,0 +1,133 @@
+"""What a training does besides learning: telling, saving whole checkpoints, and ending cleanly."""
+
+from __future__ import annotations
+
+import io
+import math
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.plugins import TorchCheckpointIO
+
+from benchmark import progress
+from benchmark.files import UserError, atomic
+from benchmark.model.flops import recognised, training_flops
+from benchmark.model.method import Method
+
+
+class Watch(Callback):
+    """Shows and logs progress and throughput, counts hours over all runs, and stops at a loss that is not a number."""
+
+    every = 16  # steps between two looks at the losses: looking waits for the device
+
+    def __init__(self, stage: progress.Stage, mark: str) -> None:
+        self.stage, self.mark = stage, mark
+        self.pending: list[tuple[int, torch.Tensor, list[str]]] = []
+        self.before = 0.0  # seconds of earlier runs
+        self.began = time.monotonic()
+        self.skipped = 0  # samples that could not be decoded
+        self.loss = math.nan  # running mean over about the last hundred steps
+
+    @property
+    def seconds(self) -> float:
+        return self.before + time.monotonic() - self.began
+
+    def on_train_start(self, trainer: Trainer, module: Method) -> None:
+        peak = peak_flops(module.device, "bf16" if trainer.precision == "bf16-mixed" else "float32")
+        self.peak = peak and peak * trainer.world_size
+        self.flops = training_flops(module.protocol, module.train_size)
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.skipped += len(batch.get("skipped", []))
+        self.pending.append((batch["step"], outputs["loss"].detach(), batch["key"]))
+        if len(self.pending) >= self.every or trainer.global_step >= module.protocol.train.steps:
+            self.look()
+            speed = self.stage.speed * module.protocol.train.batch
+            module.log("images_per_second", speed)
+            shown = [f"loss {self.loss:.4f}"]
+            if self.peak:
+                used = speed * self.flops / self.peak
+                module.log("mfu", used)
+                shown.append(f"mfu {used:.0%}")
+            if self.skipped:
+                shown.append(f"{self.skipped} samples skipped")
+            self.stage.set(trainer.global_step, ", ".join(shown))
+
+    def look(self) -> None:
+        """Reads the losses since the last look."""
+        for step, loss, keys in self.pending:
+            value = float(loss)
+            if not math.isfinite(value):
+                shown = ", ".join(keys[:8]) + (", ..." if len(keys) > 8 else "")
+                raise UserError(f"the loss is {value} at step {step}; samples of the batch: {shown}. A smaller train.lr may help")
+            self.loss = value if math.isnan(self.loss) else 0.99 * self.loss + 0.01 * value
+        self.pending.clear()
+
+    def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.look()  # what is not a number is never saved
+        checkpoint["fingerprint"] = self.mark
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds, "loss": self.loss, "skipped": self.skipped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.before, self.loss, self.skipped = state_dict["seconds"], state_dict["loss"], state_dict["skipped"]
+
+
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """Operations a second that the maker states for dense products; None for processors and GPUs that are not listed.
+
+    Lightning's own table holds the figures with sparsity for some GPUs, which would halve the utilisation.
+    """
+    found = recognised(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return getattr(found, precision) * 1e12 if found else None
+
+
+class Atomic(TorchCheckpointIO):
+    """Checkpoints whole or absent. Lightning's own writing copies them from /tmp, which a kill or a full disk cuts short."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str, storage_options: Any = None) -> None:
+        content = io.BytesIO()  # written to a file directly, torch turns a full disk into a RuntimeError
+        torch.save(checkpoint, content)
+        with atomic(path) as draft:
+            draft.write_bytes(content.getbuffer())
+
+
+class Keeper(Callback):
+    """Saves and ends cleanly at Ctrl-C or SIGTERM: between two steps, on every rank at the same one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.asked = 0  # the signal's number
+        self.stopped = False
+        self.handlers: dict[int, Any] = {}  # those that were there before
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        # Lightning's own handlers raise inside a step, after which weights and their average may disagree.
+        self.handlers = {number: signal.signal(number, self.ask) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(self, number: int, frame: Any) -> None:
+        self.asked = number
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if (
+            trainer.strategy.reduce_boolean_decision(bool(self.asked), all=False)
+            and trainer.global_step < module.protocol.train.steps
+        ):
+            trainer.save_checkpoint(self.folder / f"step={trainer.global_step}.ckpt")
+            self.stopped = trainer.should_stop = True
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self.restore()
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        self.restore()  # or the stages after a failed training would not hear Ctrl-C
+
+    def restore(self) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        self.handlers.clear()

@@ -1,0 +1,252 @@
+"""For reviewers: a committed row run again, and ours beside the committed record and the paper's figure, with a verdict.
+
+The run keeps the committed rules and stays in its own folder; no committed record is touched.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmark import progress
+from benchmark.board import published, table
+from benchmark.files import UserError, read_json
+from benchmark.identity import Cell
+from benchmark.protocol import Protocol
+from benchmark.results import compare, record
+from benchmark.run import local, plan
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from benchmark.run.train import Run
+
+METRICS = ("fid", "is")
+IDENTICAL, REPRODUCED, SPREAD, DIFFERS = "identical", "reproduced", "within the seeds' spread", "differs"
+ABSENT, FAILED = "no committed record", "failed"
+
+Records = dict[Cell, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a difference between our value and the committed one amounts to.
+
+    Attributes:
+        word: identical to the last written digit; reproduced: the interval of the difference over images holds zero; within
+            the seeds' spread: where several seeds are committed, ours lies where another training would be expected; differs.
+        difference: ours minus the committed value.
+        low, high: of the difference, at 95 %, over images.
+    """
+
+    word: str
+    difference: float
+    low: float
+    high: float
+
+
+def judge(ours: dict[str, Any], committed: dict[str, Any], seeds: Sequence[float] = ()) -> Verdict:
+    """Compares a score of ours with the committed one of the same cell.
+
+    Args:
+        ours, committed: scores of records.
+        seeds: the committed values of all seeds, the committed one's included.
+    """
+    if ours["value"] == committed["value"]:
+        return Verdict(IDENTICAL, 0.0, 0.0, 0.0)
+    difference = ours["value"] - committed["value"]
+    if len(ours.get("replicates", [])) == len(committed.get("replicates", [])) > 0:
+        found = compare.compare(ours, committed)
+        low, high = found.low, found.high
+    else:  # no pairs: the two intervals, as if independent
+        half = math.hypot(*((score["high"] - score["low"]) / 2 for score in (ours, committed)))
+        low, high = difference - half, difference + half
+    if low <= 0 <= high:
+        return Verdict(REPRODUCED, difference, low, high)
+    return Verdict(SPREAD if expected(ours["value"], seeds) else DIFFERS, difference, low, high)
+
+
+def expected(value: float, seeds: Sequence[float]) -> bool:
+    """Whether a value lies in the 95 % prediction interval for one more seed: mean ± t s sqrt(1 + 1 / n), Student's t."""
+    count = len(seeds)
+    if count < 2:
+        return False
+    point = table.STUDENT[min(count - 1, len(table.STUDENT)) - 1]
+    return abs(value - float(np.mean(seeds))) <= point * float(np.std(seeds, ddof=1)) * math.sqrt(1 + 1 / count)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One measure of one cell: ours, the committed one and the paper's."""
+
+    cell: Cell
+    metric: str
+    ours: dict[str, Any] | None
+    committed: dict[str, Any] | None
+    paper: float | None
+    verdict: Verdict | None
+    note: str = ""
+
+    @property
+    def word(self) -> str:
+        if self.ours is None:
+            return FAILED
+        return self.verdict.word if self.verdict else ABSENT
+
+
+def run_row(rules: Protocol, method: str, seed: int, run: Run) -> tuple[Records, list[tuple[Cell, str]]]:
+    """Runs a method's row, or resumes it, with its records beside the run.
+
+    Returns:
+        ({cell: its record}, [(cell, reason) of those that failed]).
+    """
+    private = dataclasses.replace(rules, ranked=False)  # not a rule: it only says where records go
+    folder = local.records_folder(private, run)
+    assert not folder.resolve().is_relative_to(local.BOARDS)
+    failures = local.bench(private, [method], seed, run)
+    values = {}
+    lost = {cell for cell, _ in failures}
+    for cell in local.cells_of(rules, [method], seed):
+        if cell not in lost:
+            values[cell] = read_json(folder / rules.name / method / f"{cell.train}-{cell.test}-s{seed}.json")
+    return values, failures
+
+
+def committed_of(rules: Protocol, method: str, folder: Path | str = record.FOLDER) -> dict[tuple[str, str, int], record.Record]:
+    """The committed records of a row, by training size, test size and seed; none for rules that have no leaderboard."""
+    found = {}
+    if rules.ranked and not rules.custom:
+        for path in sorted(Path(folder, rules.name, method).glob("*.json")):
+            item = record.read(path, rules)
+            found[item.train, item.test, item.seed] = item
+    return found
+
+
+def figure(rules: Protocol, cell: Cell, metric: str, figures: published.Published) -> tuple[float | None, str]:
+    """(the paper's value for a cell, where it stands), where a published table names the contest as one of the same rules."""
+    for source in figures.tables:
+        trainings = [training for training, contest in source.contests.items() if contest == rules.name]
+        if source.train != cell.train:
+            continue
+        for row in source.rows:
+            if row.ours == cell.method and row.training in trainings and row.cells.get(cell.test):
+                where = f"paper: {source.paper}, table {source.table}, {row.name}"
+                if source.samples != rules.sample.count:
+                    where += f"; {source.samples:,} samples there, {rules.sample.count:,} here"
+                return row.cells[cell.test][published.METRICS.index(metric)], where
+    return None, ""
+
+
+def compare_row(
+    rules: Protocol,
+    values: Records,
+    cells: Sequence[Cell],
+    committed: dict[tuple[str, str, int], record.Record],
+    figures: published.Published,
+) -> list[Line]:
+    """Every cell's measures, ours beside the committed and published ones."""
+    lines = []
+    for cell in cells:
+        ours = (values.get(cell) or {}).get("scores") or {}
+        pair = {seed: item for (train, test, seed), item in committed.items() if (train, test) == (cell.train, cell.test)}
+        same = pair.get(cell.seed)
+        for metric in METRICS:
+            score = ours.get(metric)
+            theirs = same.scores.get(metric) if same and same.scores else None
+            seeds = [item.scores[metric]["value"] for item in pair.values() if item.scores]
+            verdict = judge(score, theirs, seeds) if score and theirs else None
+            if score and not theirs and len(seeds) > 1:  # another seed than the committed ones: what their spread allows
+                word = SPREAD if expected(score["value"], seeds) else DIFFERS
+                gap = score["value"] - float(np.mean(seeds))
+                verdict, theirs = Verdict(word, gap, math.nan, math.nan), {"value": float(np.mean(seeds))}
+            paper, note = figure(rules, cell, metric, figures)
+            if same and same.stale:
+                note = "; ".join(filter(None, [note, "the committed record was made with other code"]))
+            lines.append(Line(cell, metric, score, theirs, paper, verdict, note))
+    return lines
+
+
+def show(lines: Sequence[Line], rules: Protocol, method: str, seed: int) -> Table:
+    """The comparison as a table for a terminal."""
+    import rich.table
+
+    shown = rich.table.Table(title=f"{method} under {rules.name} (rules {rules.hash}), seed {seed}", title_justify="left")
+    for column in ("cell", "", "ours (95 %)", "committed (95 %)", "difference (95 %)", "paper", "ours − paper", "verdict"):
+        shown.add_column(column, justify="left" if column in ("cell", "", "verdict") else "right")
+    for line in lines:
+        gap = line.ours["value"] - line.paper if line.ours and line.paper is not None else None
+        difference = "–"
+        if line.verdict:
+            difference = f"{line.verdict.difference:+.4g}"
+            if not math.isnan(line.verdict.low):
+                difference += f" ({line.verdict.low:+.3g} to {line.verdict.high:+.3g})"
+        first = line.metric == METRICS[0]
+        shown.add_row(
+            f"{line.cell.train} -> {line.cell.test}" if first else "", record.METRICS[line.metric].title, number(line.ours),
+            number(line.committed), difference, "–" if line.paper is None else f"{line.paper:g}",
+            "–" if gap is None else f"{gap:+.4g}", line.word,
+            style="bold red" if line.word in (DIFFERS, FAILED) else "",
+        )  # fmt: skip
+    return shown
+
+
+def number(score: dict[str, Any] | None) -> str:
+    """A value with its interval."""
+    if score is None:
+        return "–"
+    ends = f" ({score['low']:.4g} to {score['high']:.4g})" if "low" in score else ""
+    return f"{score['value']:.5g}{ends}"
+
+
+def summary(lines: Sequence[Line], rules: Protocol) -> list[str]:
+    """What the table amounts to, in words."""
+    words = [line.word for line in lines]
+    said = [", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words)) + f" of {len(words)} values"]
+    if rules.custom or not rules.ranked:
+        kind = "custom rules" if rules.custom else f"'{rules.name}'"
+        said.append(f"There are no committed records of {kind}: nothing to compare with.")
+    elif all(line.committed is None for line in lines):
+        said.append("This row has no committed record yet: nothing to compare with.")
+    if all(line.paper is None for line in lines):
+        said.append("No paper has figures for these cells.")
+    said += list(dict.fromkeys(line.note for line in lines if line.note))
+    return said
+
+
+def reproduce(rules: Protocol, method: str, seed: int, run: Run) -> list[Line]:
+    """Runs or resumes a row and prints the comparison.
+
+    Returns:
+        its lines.
+
+    Raises:
+        UserError: a cell failed; printed with the others before.
+    """
+    from rich.console import Console
+
+    committed = committed_of(rules, method)  # read first: a refused record should not be found out after days
+    seeds = sorted({key[2] for key in committed})
+    if seeds and seed not in seeds:
+        known = ", ".join(map(str, seeds))
+        progress.say(
+            f"{method} has committed records of seed {known}, and none of seed {seed}: SEED={seeds[0]} compares cell by cell"
+        )
+    there = all(stage.whole for stage in plan.stages(rules, [method], seed, run) if stage.kind in ("train", "sample"))
+    values, failures = run_row(rules, method, seed, run)
+    lines = compare_row(rules, values, local.cells_of(rules, [method], seed), committed, published.load())
+    console = Console(width=None if sys.stdout.isatty() else 180)
+    console.print(show(lines, rules, method, seed))
+    for text in summary(lines, rules):
+        console.print(text, highlight=False)
+    if there:
+        console.print(f"Its weights and images were in {run.out} already and were not made anew: another OUT makes them.")
+    if failures:
+        raise UserError(f"{len(failures)} cells failed: " + "; ".join(f"{cell}: {reason}" for cell, reason in failures[:5]))
+    return lines

@@ -1,0 +1,374 @@
+"""A sweep as jobs: trainings once, every cell when its training is done, then the leaderboards; on SLURM or on this machine.
+
+Jobs run the ordinary verbs, so that a job that is killed, requeued or run twice continues or finds its work done. Jobs without
+a bond between them are submitted together, as arrays, with submitit.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmark import progress, registry
+from benchmark.data.card import load_card
+from benchmark.files import UserError, unknown
+from benchmark.protocol import Protocol
+from benchmark.run import plan
+
+if TYPE_CHECKING:
+    from benchmark.run.train import Run
+
+CLUSTERS = ("slurm", "local")
+KINDS = ("data", "latents", "train", "reference", "cell", "end")
+# submitit's parameters for every job; a file of resources overrides them, for all jobs or for one kind.
+DEFAULTS: dict[str, Any] = {"timeout_min": 24 * 60, "cpus_per_task": 8}
+REQUEUES = 100  # how often a job may reach its time limit and be queued again
+
+
+# --- The graph -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Task:
+    """One job: commands that run one after another, and the tasks that must have succeeded before.
+
+    Attributes:
+        kind: data, latents, train, reference, cell or end; the last runs however the others ended.
+        commands: arguments of `python -m benchmark`; the first runs in as many processes as the stage has devices,
+            the others in one.
+        needs: names of tasks.
+    """
+
+    name: str
+    kind: str
+    commands: tuple[tuple[str, ...], ...]
+    needs: tuple[str, ...] = ()
+
+
+def tasks(rules: Protocol, methods: Sequence[str], seed: int, run: Run) -> list[Task]:
+    """The jobs of what is missing, each after those that it needs."""
+    listed = plan.stages(rules, methods, seed, run)
+    missing = [stage for stage in listed if not stage.whole]
+    out, contest = ("--out", str(run.out)), ("--protocol", rules.source)
+    where = (*contest, *out, *(("--data", run.data) if run.data else ()))
+    seeded = (*where, "--seed", str(seed))
+    spread = (*seeded, "--devices", run.devices, "--nodes", str(run.nodes))
+    found: dict[str, Task] = {}
+
+    def add(name: str, kind: str, commands: Sequence[Sequence[str]], needs: Sequence[str]) -> None:
+        found[name] = Task(name, kind, tuple(map(tuple, commands)), tuple(need for need in needs if need in found))
+
+    if any(stage.kind == "shards" for stage in missing):
+        add("shards", "data", [["shards", *where, *rules.overrides]], [])
+    for stage in missing:
+        if stage.kind == "latents":
+            command = ["latents", *rules.overrides, "--train", stage.train, *where, "--devices", run.devices]
+            add(f"latents {stage.train}", "latents", [command], ["shards"])
+        elif stage.kind == "train":
+            name = f"train {stage.method} {stage.train}"
+            command = ["train", stage.method, *rules.overrides, "--train", stage.train, *spread]
+            add(name, "train", [command], ["shards", f"latents {stage.train}"])
+        elif stage.kind == "reference":
+            add(f"reference {stage.test}", "reference", [_reference(rules, stage.test, run)], ["shards"])
+    for stage in missing:
+        name = f"cell {stage.method} {stage.train} {stage.test}"
+        if stage.kind not in ("sample", "score") or name in found:
+            continue
+        cell = [stage.method, *rules.overrides, "--train", stage.train, "--test", stage.test]
+        needs = [f"train {registry.trained_name(stage.method)} {stage.train}", f"reference {stage.test}", "shards"]
+        add(name, "cell", [["sample", *cell, *spread], ["score", *cell, *seeded]], needs)
+    closing = [["plan", rules.source, *rules.overrides, "--methods", ",".join(methods), "--seed", str(seed), *where[2:]]]
+    if rules.ranked and not rules.custom:
+        closing.insert(0, ["leaderboards"])
+    add("end", "end", closing, list(found))
+    return list(found.values())
+
+
+def _reference(rules: Protocol, test: str, run: Run) -> list[str]:
+    """The command that makes the reference statistics of a test size, as scoring would make them."""
+
+    card = load_card(rules.data.card)
+    source = card.name if card.kind == "shapes" else run.data
+    if not source:
+        raise UserError(f"the reference of {card.name} is made from its images: give their folder as DATA")
+    count, nearest = rules.score.reference, min(rules.score.nearest, rules.score.reference)
+    numbers = ["--count", str(count), "--nearest", str(nearest)]
+    return ["reference", source, test, *numbers, "--detector", rules.score.detector, "--out", str(run.out)]
+
+
+# --- What a job runs -------------------------------------------------------------------------------------------------
+
+
+class Commands:
+    """Runs commands one after another; the first that fails ends the job.
+
+    When the scheduler announces the end of a job's time, the running command is asked to save (SIGTERM), and the same
+    commands are queued again.
+    """
+
+    def __init__(self, commands: Sequence[Sequence[str]]) -> None:
+        self.commands = [list(command) for command in commands]
+        self.child: subprocess.Popen | None = None
+
+    def __call__(self) -> None:
+        from submitit import JobEnvironment
+
+        for number, command in enumerate(self.commands):
+            if number and JobEnvironment().global_rank:
+                return  # only the first command is shared by the processes
+            print("$", " ".join(command), flush=True)
+            # The scheduler's announcement goes to every process of the job; only this one may act on it.
+            self.child = subprocess.Popen(command, preexec_fn=deaf)
+            code = self.child.wait()
+            if code:
+                raise subprocess.CalledProcessError(code, command)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"commands": self.commands, "child": None}
+
+    def checkpoint(self) -> Any:
+        """submitit's hook before the time limit or a preemption."""
+        from submitit.helpers import DelayedSubmission
+
+        if self.child is not None and self.child.poll() is None:
+            self.child.send_signal(signal.SIGTERM)
+            # This runs inside the wait above, which holds the lock of another one: the system waits instead, and leaves the
+            # child's exit code to it.
+            os.waitid(os.P_PID, self.child.pid, os.WEXITED | os.WNOWAIT)
+        return DelayedSubmission(Commands(self.commands))
+
+
+def deaf() -> None:
+    """Makes a command ignore the announcement that submitit reacts to; its name is in submitit's variable, or USR2."""
+    signal.signal(getattr(signal, "SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2")), signal.SIG_IGN)
+
+
+def command_lines(task: Task) -> list[list[str]]:
+    return [[sys.executable, "-m", "benchmark", *command] for command in task.commands]
+
+
+# --- Submitting ------------------------------------------------------------------------------------------------------
+
+
+def resources(file: Path | str | None) -> dict[str, dict[str, Any]]:
+    """submitit's parameters by kind of task, from a YAML file such as
+
+    all:       {slurm_partition: gpu, slurm_account: me, timeout_min: 1440}
+    train:     {mem_gb: 200, slurm_constraint: h100}
+    cell:      {timeout_min: 600}
+
+    Processes and GPUs of a job follow the devices and nodes of the sweep; gpus_per_node: 0 asks for none.
+    """
+    import yaml
+
+    content: Any = {}
+    if file:
+        try:
+            content = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+        except FileNotFoundError:
+            raise UserError(f"{file} is not there") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{file} is not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict) or not all(isinstance(value, dict) for value in content.values()):
+        raise UserError(f"{file} must map kinds of jobs to submitit's parameters, such as 'all: {{slurm_partition: gpu}}'")
+    for kind in content:
+        if kind not in ("all", *KINDS):
+            raise unknown(f"kind of job in {file}", str(kind), ("all", *KINDS))
+    return {kind: {**DEFAULTS, **content.get("all", {}), **content.get(kind, {})} for kind in KINDS}
+
+
+@dataclass
+class Submitted:
+    """A task on its way: its job, once it has one, and how it ended."""
+
+    task: Task
+    job: Any = None
+    state: str = "waiting"  # then submitted, done, failed, or skipped where something that it needs failed
+    reason: str = ""
+
+
+@dataclass
+class Queue:
+    """Submits tasks to one cluster.
+
+    Args:
+        cluster: "slurm" or "local".
+        folder: for submitit's files: pickles and every job's output.
+        parameters: from `resources`.
+        devices: of one job of the kinds that use them, on each node: one process for each.
+        nodes: of such a job.
+    """
+
+    cluster: str
+    folder: Path
+    parameters: dict[str, dict[str, Any]]
+    devices: int = 1
+    nodes: int = 1
+    gpus: bool = False
+    executor: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        import submitit
+
+        if self.cluster not in CLUSTERS:
+            raise unknown("cluster", self.cluster, CLUSTERS)
+        try:
+            self.executor = submitit.AutoExecutor(
+                folder=self.folder, cluster=self.cluster, local_max_num_timeout=REQUEUES, slurm_max_num_timeout=REQUEUES
+            )
+        except RuntimeError as error:
+            raise UserError(f"cannot submit to {self.cluster}: {error}") from None
+
+    def submit(self, group: Sequence[Task], after: str = "") -> list[Any]:
+        """Submits tasks of one kind together, as an array where there are several.
+
+        Args:
+            after: SLURM's dependency, such as "afterok:17:18_0".
+        """
+        kind = group[0].kind
+        chosen = {"name": f"posbench-{kind}", **self.placement(kind), **self.parameters[kind]}
+        if self.cluster == "slurm":
+            extra = {**chosen.get("slurm_additional_parameters", {})}
+            if after:
+                extra |= {"dependency": after, "kill_on_invalid_dep": "yes"}
+            chosen["slurm_additional_parameters"] = extra
+        try:
+            self.executor.update_parameters(**chosen)
+        except (NameError, AssertionError, ValueError) as error:
+            raise UserError(f"resources for {kind} jobs: {' '.join(str(error).split())}") from None
+        return self.executor.submit_array([Commands(command_lines(task)) for task in group])
+
+    def placement(self, kind: str) -> dict[str, int]:
+        """Nodes, processes and GPUs of a job: what uses several devices gets a process for each, as Lightning expects."""
+        if kind in ("data", "end"):
+            return {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": 0}
+        if kind == "reference":
+            return {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": int(self.gpus)}
+        if kind == "latents" or self.cluster == "local":  # they start their own processes
+            return {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": self.devices if self.gpus else 0}
+        return {"nodes": self.nodes, "tasks_per_node": self.devices, "gpus_per_node": self.devices if self.gpus else 0}
+
+
+def start(
+    rules: Protocol, methods: Sequence[str], seed: int, run: Run, cluster: str, file: Path | str | None = None, wait: bool = False
+) -> list[Submitted]:
+    """Submits what is missing of a sweep.
+
+    On this machine jobs run one after another, and this function returns when all have ended. On SLURM they are submitted at
+    once with their dependencies, and it returns then, or with `wait` when all have ended.
+
+    Args:
+        file: of `resources`.
+
+    Returns:
+        every task with its job and how it ended.
+    """
+    if cluster not in CLUSTERS:
+        raise unknown("cluster", cluster, CLUSTERS)
+    folder = run.out.resolve() / "jobs" / rules.name / time.strftime("%Y%m%d-%H%M%S")
+    count = 1 if run.devices == "auto" else int(run.devices)
+    queue = Queue(cluster, folder, resources(file), count, run.nodes, cluster == "slurm" or has_gpu())
+    todo = [Submitted(task) for task in tasks(rules, methods, seed, run)]
+    progress.say(f"{len(todo)} jobs; their output goes to {folder}")
+    if cluster == "local":
+        follow(todo, queue, every=0.2)
+        return todo
+    submit_all(todo, queue)
+    if wait:
+        follow(todo, queue, every=30)
+    return todo
+
+
+def has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def groups(todo: Sequence[Submitted]) -> list[list[Submitted]]:
+    """Tasks of one kind that need the same others, in an order in which everything comes after what it needs."""
+    found: dict[tuple[str, tuple[str, ...]], list[Submitted]] = {}
+    for item in todo:
+        found.setdefault((item.task.kind, tuple(sorted(item.task.needs))), []).append(item)
+    return sorted(found.values(), key=lambda group: KINDS.index(group[0].task.kind))
+
+
+def submit_all(todo: Sequence[Submitted], queue: Queue) -> None:
+    """Submits every task at once; the scheduler keeps the order."""
+    import submitit
+
+    jobs: dict[str, str] = {}
+    for group in groups(todo):
+        needs = [jobs[name] for name in group[0].task.needs]
+        rule = "afterany" if group[0].task.kind == "end" else "afterok"
+        try:
+            made = queue.submit([item.task for item in group], ":".join([rule, *needs]) if needs else "")
+        except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+            done = f"{len(jobs)} of {len(todo)} jobs were submitted"
+            raise UserError(f"SLURM refuses a job ({' '.join(str(error).split())[:200]}); {done}, `scancel` ends them") from None
+        for item, job in zip(group, made, strict=True):
+            item.job, item.state = job, "submitted"
+            jobs[item.task.name] = job.job_id
+
+
+def follow(todo: Sequence[Submitted], queue: Queue, every: float, pause: Callable[[float], None] = time.sleep) -> None:
+    """Waits until every task has ended, one way or another; on this machine it also starts each when its turn comes.
+
+    A task whose needs failed is skipped; the others go on.
+    """
+    states = {item.task.name: item for item in todo}
+    open_ = ("waiting", "submitted")
+    with progress.stage("sweep", len(todo), "job") as stage:
+        while any(item.state in open_ for item in todo):
+            for item in todo:
+                needs = [states[name] for name in item.task.needs]
+                last = item.task.kind == "end"
+                if item.state == "submitted":
+                    look(item)
+                elif item.state == "waiting":
+                    lost = [need.task.name for need in needs if need.state in ("failed", "skipped")]
+                    if lost and not last:
+                        item.state, item.reason = "skipped", f"needs {lost[0]}"
+                        continue
+                    ready = all(need.state == "done" or (last and need.state not in open_) for need in needs)
+                    if ready and not any(other.state == "submitted" for other in todo):
+                        (item.job,) = queue.submit([item.task])
+                        item.state = "submitted"
+            ended = [item for item in todo if item.state not in open_]
+            if len(ended) != stage.done:
+                stage.set(len(ended), f"last: {ended[-1].task.name} {ended[-1].state}")
+            if len(ended) < len(todo):
+                pause(every)
+
+
+def look(item: Submitted) -> None:
+    """Notes whether a submitted job has ended, and how."""
+    if not item.job.done():
+        return
+    problem = item.job.exception()
+    item.state = "failed" if problem else "done"
+    if problem:
+        said = [line for line in (item.job.stderr() or "").splitlines() if line.startswith("error: ")]
+        item.reason = said[-1].removeprefix("error: ") if said else str(problem).strip().splitlines()[-1]
+
+
+def print_summary(todo: Sequence[Submitted]) -> None:
+    """Prints every job with its number, state and output."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=", ".join(f"{sum(i.state == s for i in todo)} {s}" for s in dict.fromkeys(i.state for i in todo)))
+    for column in ("job", "number", "after", "state", "output or reason"):
+        table.add_column(column, overflow="fold")
+    for item in todo:
+        output = str(item.job.paths.stdout) if item.job is not None else ""
+        after = "all others" if item.task.kind == "end" else ", ".join(item.task.needs)
+        table.add_row(item.task.name, getattr(item.job, "job_id", ""), after, item.state, item.reason or output)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)

@@ -1,0 +1,392 @@
+"""Training, one stage: shards in, averaged weights out; stopped at any moment it continues with the same bits.
+
+Exactness rests on three rules: order = f(seed, epoch), position = f(global step), noise = f(seed, global step). So a checkpoint
+holds weights, their average and the optimizer, and nothing about data or random state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import importlib.util
+import json
+import logging
+import os
+import pickle
+import shutil
+import signal
+import warnings
+import zipfile
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+
+from benchmark import progress, registry
+from benchmark.data import batches, writer
+from benchmark.data.card import load_card
+from benchmark.data.index import Index
+from benchmark.data.latents import Encoder, autoencoder_identity, autoencoder_of, encoded, latents_fingerprint
+from benchmark.data.sources import source
+from benchmark.files import Stopped, UserError, atomic, digest, read_json, write_json
+from benchmark.identity import code_key
+from benchmark.model.method import Method
+from benchmark.model.precision import averaging, precision
+from benchmark.protocol import Protocol, size_hw, size_name
+from benchmark.run.callbacks import Atomic, Keeper, Watch
+
+# What a training's numbers run through, besides the method's own files and its data (whose hash covers how they were made).
+CODE = ("benchmark.model.method", "benchmark.model.precision", "benchmark.data.batches", "benchmark.data.latents")
+PLAIN = "center_crop"  # the augmentation that latents have seen already
+WEIGHTS, REPORT, CHECKPOINTS = "weights.safetensors", "training.json", "checkpoints"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Where and on what a stage runs: nothing here changes a number.
+
+    Attributes:
+        out: the folder of runs.
+        data: the source of the data set, or a folder of shards; "" where the card needs none.
+        devices: "auto", or how many on each node.
+        nodes: machines.
+        workers: processes on each node that decode pictures; 0 takes half of its processors.
+        compile: whether a training's core goes through torch.compile.
+        every_steps, every_minutes: a training is saved whenever one of them has passed.
+    """
+
+    out: Path = Path("runs")
+    data: str = ""
+    devices: str = "auto"
+    nodes: int = 1
+    workers: int = 0
+    compile: bool = False
+    every_steps: int = 5000
+    every_minutes: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.devices != "auto" and not (self.devices.isdigit() and int(self.devices) > 0):
+            raise UserError(f"DEVICES is 'auto' or a number of devices on each node, not '{self.devices}'")
+        if self.devices != "auto" and torch.cuda.is_available() and int(self.devices) > torch.cuda.device_count():
+            raise UserError(f"DEVICES is {self.devices}, and this machine has {torch.cuda.device_count()}")
+        if self.nodes < 1:
+            raise UserError(f"NODES is a number of machines, not {self.nodes}")
+        if self.workers < 0:
+            raise UserError(f"workers is a number of processes, not {self.workers}")
+
+    @property
+    def count(self) -> int:
+        """Devices on each node; "auto" is every GPU, or the processor as one."""
+        return max(torch.cuda.device_count(), 1) if self.devices == "auto" else int(self.devices)
+
+    @property
+    def decoders(self) -> int:
+        """Processes that decode for one device."""
+        return max(1, (self.workers or (os.cpu_count() or 1) // 2) // self.count)
+
+    @property
+    def several(self) -> bool:
+        """Whether a stage runs in several processes."""
+        return self.nodes * self.count > 1
+
+
+def prepared(protocol: Protocol, run: Run, verbose: bool = True) -> Path:
+    """The protocol's shards: those of `run.data`, or written now from what the card says."""
+    if run.data and (Path(run.data) / "manifest.json").is_file():
+        return Path(run.data)
+    card = load_card(protocol.data.card)
+    if protocol.data.count:
+        card = dataclasses.replace(card, count=protocol.data.count)
+    found = source(card, run.data or None)
+    with progress.stage(f"shards {card.name}", 1, "image") as stage:
+
+        def report(done: int, total: int) -> None:
+            stage.total = total
+            stage.set(done)
+
+        written = writer.prepare(card, found, run.out / "data", workers=run.decoders * run.count, progress=report)
+    if verbose:
+        progress.say(str(written))
+    return written.folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What a training reads.
+
+    Attributes:
+        index: its shards.
+        hash: the identity of what the model sees. Pictures that are encoded on the way have that of their stored latents.
+        encoder: of pictures that become latents on the way: the autoencoder's name; "" for none.
+        autoencoder: the hash of the autoencoder; "" for pixels.
+    """
+
+    index: Index
+    hash: str
+    encoder: str = ""
+    autoencoder: str = ""
+
+
+def augments(protocol: Protocol, name: str) -> bool:
+    """Whether a method's training changes pictures before it sees them, so that it cannot read latents of whole ones.
+
+    The method itself is asked, on a core as small as the contest's heads allow.
+    """
+    small = dataclasses.replace(protocol.core, width=4 * protocol.core.heads, depth=2, classes=1)
+    rules = dataclasses.replace(protocol, core=small)
+    return registry.build(registry.trained_name(name), rules, next(iter(protocol.cells)), 0).augmentation[0] != PLAIN
+
+
+def find_source(protocol: Protocol, name: str, train: str, run: Run, verbose: bool = True) -> Source:
+    """The data of a training: pictures; or, where the protocol trains on latents, those that were made of them.
+
+    Latents are looked for in the folder of runs. Methods that augment encode their pictures on the way.
+
+    Raises:
+        UserError: the data are not there, or are of another kind, size or number of classes.
+    """
+    index = Index(prepared(protocol, run, verbose))
+    if index.classes > protocol.core.classes:
+        raise UserError(f"{index.folder} has {index.classes} classes, the protocol's core has {protocol.core.classes}")
+    if protocol.data.representation == "pixels":
+        if index.kind != "images":
+            raise UserError(f"{index.folder} holds {index.kind}, {protocol.name} trains on pixels: see `make shards`")
+        return Source(index, index.fingerprint)
+    if augments(protocol, name):
+        if index.kind != "images":
+            raise UserError(
+                f"{name} augments pictures before they are encoded, and {index.folder} holds latents: "
+                "give the pictures as DATA; latents made of them are found in OUT by themselves"
+            )
+        autoencoder = autoencoder_of(load_card(protocol.data.card))
+        weights = autoencoder_identity(autoencoder)[1]
+        return Source(index, latents_fingerprint(index, weights, size_hw(train)), autoencoder, weights)
+    if index.kind == "images":
+        found = encoded(run.out / "data", index.fingerprint, size_hw(train))
+        if len(found) > 1:  # of several autoencoders
+            wanted = autoencoder_identity(autoencoder_of(load_card(protocol.data.card)))[1]
+            found = [other for other in found if other.manifest["autoencoder"]["hash"] == wanted]
+        if not found:
+            raise UserError(f"{run.out / 'data'} has no latents of {index.folder} at {train}: `make latents` writes them")
+        index = found[0]
+    if tuple(index.manifest["size"]) != size_hw(train):
+        held = size_name(*index.manifest["size"])
+        raise UserError(f"{index.folder} holds latents of {held} pictures, {protocol.name} trains at {train}")
+    return Source(index, index.fingerprint, "", index.manifest["autoencoder"]["hash"])
+
+
+def fingerprint(protocol: Protocol, name: str, train: str, seed: int, data_hash: str) -> str:
+    """A hash of everything the training of method `name` depends on."""
+    cls = registry.load(name)
+    assert cls.trains_as is None
+    return digest(
+        {
+            "rules": protocol.training(train),
+            "method": name,
+            "options": dataclasses.asdict(cls.make_options(protocol.options.get(name, {}))),
+            "seed": seed,
+            "data": data_hash,
+            "code": code_key(*CODE, f"methods.{name}"),
+        }
+    )
+
+
+def training_folder(name: str, train: str, seed: int, mark: str, run: Run) -> Path:
+    """Where a training's files lie; contests whose trainings agree share it."""
+    return run.out / "trainings" / f"{name}-{train}-s{seed}-{mark}"
+
+
+def train(protocol: Protocol, name: str, train_size: str, seed: int, run: Run) -> Path:
+    """Trains the method whose checkpoint `name` uses, or finds it trained.
+
+    Returns:
+        the folder with the averaged weights (weights.safetensors) and the report (training.json).
+
+    Raises:
+        UserError: data or checkpoint are not what they should be, or the loss is not a number.
+        Stopped: asked to end; saved.
+    """
+    name = registry.trained_name(name)
+    source = find_source(protocol, name, train_size, run)
+    mark = fingerprint(protocol, name, train_size, seed, source.hash)
+    folder = training_folder(name, train_size, seed, mark, run)
+    if is_whole(folder):
+        progress.say(f"train {name} {train_size}: whole already, skipped ({folder})")
+        return folder
+    with alone(folder):
+        method = registry.build(name, protocol, train_size, seed)
+        if protocol.train.init:
+            from benchmark.model import checkpoint
+
+            checkpoint.initialise(method, protocol.train.init)
+        if source.encoder:
+            method.encoder = Encoder(source.encoder)
+        _fit(method, protocol, source, folder, mark, name, seed, run)
+    return folder
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Makes the folder and keeps others from training in it; the first of several ranks does so for all."""
+    if not progress.first_rank():
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is training in {folder}; wait for it, or choose another OUT") from None
+        for draft in folder.glob("**/.*.part"):  # of a killed run
+            shutil.rmtree(draft, ignore_errors=True)
+        yield
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a training is done: both of its files are there."""
+    return (folder / WEIGHTS).is_file() and (folder / REPORT).is_file()
+
+
+def _fit(method: Method, protocol: Protocol, source: Source, folder: Path, mark: str, name: str, seed: int, run: Run) -> None:
+    config = protocol.train
+    quieten()
+    keeper = Keeper(folder / CHECKPOINTS)
+    resumed = newest(folder / CHECKPOINTS, mark)
+    if resumed[1] >= config.steps:  # killed between the last step and the writing of the weights
+        content = torch.load(resumed[0], map_location="cpu", weights_only=True)
+        method.load_state_dict(content["state_dict"])
+        save(method, folder, mark, name, source, content["callbacks"][Watch.__qualname__])
+        return
+    # The last two of either kind are kept: a kill may tear the newest.
+    kept = {"dirpath": folder / CHECKPOINTS, "filename": "{step}", "monitor": "step", "mode": "max", "save_top_k": 2}
+    with progress.stage(f"train {name} {method.train_size} seed {seed}", config.steps, "step", resumed[1]) as stage:
+        trainer = Trainer(
+            max_steps=config.steps,
+            max_epochs=-1,
+            accelerator="auto",
+            devices=run.count,
+            num_nodes=run.nodes,
+            strategy="ddp" if run.several else "auto",
+            precision=precision(config.precision),
+            callbacks=[
+                averaging(protocol),
+                Watch(stage, mark),
+                keeper,
+                ModelCheckpoint(**kept, train_time_interval=timedelta(minutes=run.every_minutes)),
+                ModelCheckpoint(**kept, every_n_train_steps=run.every_steps),
+            ],
+            plugins=[Atomic()],
+            logger=loggers(folder, mark),
+            log_every_n_steps=50,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+        )
+        loader = batches.Reader(method, source.index, resumed[1], run.decoders)
+        if run.compile:
+            method.core.compile()
+        trainer.fit(method, loader, ckpt_path=resumed[0], weights_only=True)
+    if keeper.stopped:
+        reason = f"stopped at step {trainer.global_step} of {config.steps}; the same command continues"
+        raise Stopped(reason, 128 + (keeper.asked or signal.SIGTERM))
+    if trainer.is_global_zero:
+        watch = next(callback for callback in trainer.callbacks if isinstance(callback, Watch))
+        save(method, folder, mark, name, source, watch.state_dict())
+    trainer.strategy.barrier()
+
+
+def quieten() -> None:
+    """Silences Lightning's hints about workers, ranks and loggers, which are for people who write the loop themselves."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        for logger in (name, f"{name}.utilities.rank_zero", f"{name}.utilities.distributed"):
+            logging.getLogger(logger).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+
+
+def loggers(folder: Path, mark: str) -> list[Logger]:
+    """TensorBoard's files in the folder; and Weights & Biases, where it is installed and WANDB_PROJECT names a project."""
+    found: list[Logger] = [TensorBoardLogger(folder, name="", version="log")]
+    if os.environ.get("WANDB_PROJECT") and importlib.util.find_spec("wandb"):
+        found.append(WandbLogger(name=folder.name, id=mark, resume="allow", save_dir=folder))
+    return found
+
+
+def newest(folder: Path, mark: str) -> tuple[str | None, int]:
+    """The newest checkpoint that can be read, and its step; (None, 0) where there is none.
+
+    Raises:
+        UserError: a checkpoint of another training.
+    """
+    found = sorted(folder.glob("step=*.ckpt"), key=lambda path: int(path.stem.split("=")[1].split("-")[0]), reverse=True)
+    for path in found:
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile):
+            progress.say(f"{path} is damaged; looking for an earlier one")
+            continue
+        if content.get("fingerprint") != mark:
+            raise UserError(f"{path} belongs to another training; remove it or choose another OUT")
+        progress.say(f"continuing from step {content['global_step']} ({path})")
+        return str(path), content["global_step"]
+    if found:
+        progress.say("no checkpoint is whole: starting over")
+    return None, 0
+
+
+def save(method: Method, folder: Path, mark: str, name: str, source: Source, watched: dict[str, float]) -> None:
+    """Writes the averaged weights (Lightning put them into the module at the end) and the report."""
+    state = {key: value.detach().cpu().contiguous() for key, value in method.state_dict().items()}
+    about = {"fingerprint": mark, "method": name, "train": method.train_size, "seed": str(method.seed)}
+    with atomic(folder / WEIGHTS) as draft:
+        safetensors.torch.save_file(state, draft, metadata={"posbench": json.dumps(about)})
+    report = {
+        **about,
+        "seed": method.seed,
+        "steps": method.protocol.train.steps,
+        "parameters": sum(value.numel() for value in state.values()),
+        "hours": watched["seconds"] / 3600,
+        "loss": watched["loss"],
+        "skipped": watched["skipped"],
+        "autoencoder": source.autoencoder,
+    }
+    write_json(folder / REPORT, report)
+
+
+def load_weights(method: Method, folder: Path, mark: str | None = None) -> dict[str, Any]:
+    """Puts a training's averaged weights into `method` and returns the report.
+
+    Raises:
+        UserError: the file is truncated, or of another method or core.
+    """
+    report = read_json(folder / REPORT)
+    path = folder / WEIGHTS
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {}).get("posbench", "{}"))
+        state = safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); remove {folder} to train again") from None
+    if about.get("fingerprint") != report["fingerprint"]:
+        whose = f"{about['method']} {about['train']} seed {about['seed']}" if about else "another program"
+        raise UserError(f"{path} holds the weights of {whose}, not those of {REPORT} beside it; remove {folder} to train again")
+    if mark is not None and report["fingerprint"] != mark:
+        raise UserError(f"{path} is of another training ({report['fingerprint']}, not {mark}); remove {folder} to train again")
+    own = method.state_dict()
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    wrong = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
+    if missing or extra or wrong:
+        raise UserError(
+            f"{path} is of another method or core: missing {missing[:3]}, not expected {extra[:3]}, of another shape {wrong[:3]}"
+        )
+    method.load_state_dict(state)
+    return report

@@ -1,0 +1,140 @@
+"""Every stream of random numbers, in one place: what each is for, and what it is a function of.
+
+    weights     torch, of (seed)                    a method's start
+    training    torch, of (seed, step)              times, noise and dropped labels of a step, for the global batch (Draws)
+    images      torch, of (seed, image)             the noise of one generated image
+    positions   torch, of (seed, axis)              positions that a method takes at random at test
+    order       numpy's Philox, of (seed, epoch)    the order of an epoch, and what is random about a sample in it
+    replicates  numpy's frozen RandomState          bootstrap resamples, subsets and splits of the evaluation
+
+No two purposes share a stream, and none depends on batch size, number of devices or what was drawn before. The scenes of the
+embedded data set have generators of their own, which are part of what a scene is (data/shapes.py).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SUBSET_SEED = 0
+
+
+def subset(total: int, count: int) -> np.ndarray:
+    """`count` of `total` positions, ascending and chosen at random once and for all: never the first classes of a file."""
+    if count >= total:
+        return np.arange(total)
+    return np.sort(np.random.RandomState(SUBSET_SEED).permutation(total)[:count])
+
+
+WEIGHTS, TRAINING, IMAGES, POSITIONS = range(4)  # what random numbers are for: no two purposes share a stream
+
+
+def image_generator(seed: int, index: int) -> torch.Generator:
+    """The generator of image `index`: its noise depends on the seed and the index alone, on the CPU."""
+    return torch.Generator().manual_seed(mixed_seed(IMAGES, seed, index))
+
+
+def mixed_seed(*parts: int) -> int:
+    """One 63-bit seed from several integers; near integers give unrelated seeds (SplitMix64's finaliser)."""
+    state = 0
+    for part in parts:
+        state = (state + (part + 1) * 0x9E3779B97F4A7C15) & (2**64 - 1)
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            state = ((state ^ (state >> shift)) * factor) & (2**64 - 1)
+        state ^= state >> 31
+    return state >> 1
+
+
+def draws(replicate: int, count: int) -> np.ndarray:
+    """How often bootstrap replicate `replicate` uses each of `count` images: int64 [count], summing to `count`.
+
+    A function of the two arguments alone, on numpy's frozen generator, so that it is the same for every method, machine
+    and numpy version.
+    """
+    generator = np.random.RandomState([replicate, count])  # its stream is frozen, Generator's is not
+    return np.bincount(generator.randint(0, count, count), minlength=count)
+
+
+def shuffled(count: int, *key: int) -> np.ndarray:
+    """A permutation of 0 .. count - 1, int64 [count], that is a function of `key` alone.
+
+    It sorts raw words of Philox (Salmon et al. 2011), a counter-based generator. NumPy keeps a bit generator's raw stream
+    for ever, but not what Generator.permutation makes of it.
+
+    Args:
+        key: up to two integers in [0, 2^64).
+    """
+    words = np.zeros(2, np.uint64)
+    words[: len(key)] = key
+    return np.argsort(np.random.Philox(key=words).random_raw(count), kind="stable")
+
+
+INFINITY_SEED = 1
+
+
+def balanced_order(classes: np.ndarray) -> np.ndarray:
+    """A fixed random order of images, int64 [N], whose every beginning holds all classes as equally often as can be."""
+    random = np.random.RandomState(INFINITY_SEED)
+    order = random.permutation(len(classes))
+    turn = np.empty(len(classes), np.int64)  # how many of an image's class come before it
+    for each in np.unique(classes):
+        members = order[classes[order] == each]
+        turn[members] = np.arange(len(members))
+    return order[np.argsort(turn[order], kind="stable")]
+
+
+class Draws:
+    """The random numbers of one training step, a function of (seed, step) alone.
+
+    They are drawn on the CPU for the global batch and cut to this rank's rows, so any number of devices trains on the same
+    numbers, and a resumed run on the same as an uninterrupted one.
+
+    Args:
+        seed: of the run.
+        step: global step.
+        rows: (first row, rows of the global batch) of this rank's slice, which holds `count` rows.
+        purpose: the stream, one of those above.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        step: int,
+        rows: tuple[int, int],
+        count: int,
+        device: torch.device | str = "cpu",
+        purpose: int = TRAINING,
+    ) -> None:
+        self.generator = torch.Generator().manual_seed(mixed_seed(purpose, seed, step))
+        self.first, self.total = rows
+        self.count, self.device = count, device
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal [B, *shape]."""
+        return self._cut(torch.randn(self.total, *shape, generator=self.generator))
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Uniform in [0, 1), [B, *shape]."""
+        return self._cut(torch.rand(self.total, *shape, generator=self.generator))
+
+    def once(self) -> float:
+        """One uniform number in [0, 1) for the whole global batch."""
+        return float(torch.rand((), generator=self.generator))
+
+    def subsets(self, size: int, of: int) -> Tensor:
+        """For every row, `size` distinct integers out of 0 .. of - 1, ascending, every subset equally likely: int64 [B, size]."""
+        order = torch.rand(self.total, of, generator=self.generator, dtype=torch.float64).argsort(dim=1)
+        return self._cut(order[:, :size].sort(dim=1).values)
+
+    def _cut(self, values: Tensor) -> Tensor:
+        return values[self.first : self.first + self.count].to(self.device)
+
+
+BITS = 32  # of a seed and of an epoch: together they are one word of a generator's key
+
+
+def uniforms(seed: int, epoch: int, number: int, count: int) -> np.ndarray:
+    """Uniform numbers in [0, 1), float64 [count]: what is random about a sample in an epoch."""
+    key = np.array([(seed << BITS) | epoch, number], np.uint64)
+    return (np.random.Philox(key=key).random_raw(count) >> np.uint64(11)) * 2.0**-53

@@ -1,0 +1,142 @@
+"""Latents, stored or made on the way: what a training sees, which latents it finds, and the pictures that come out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from benchmark import protocol
+from benchmark.data import batches
+from benchmark.data.index import Index
+from benchmark.data.latents import (
+    Encoder,
+    decoder,
+    prepare_latents,
+)
+from benchmark.files import UserError
+from benchmark.identity import Cell
+from benchmark.protocol import Protocol
+from benchmark.run import local, sample, train
+
+RULES = """
+title: Latents, for tests
+ranked: false
+data: {card: shapes, count: 24, representation: latents, factor: 4}
+cells:
+  32x32: [32x32, 48x32]
+core: {width: 32, depth: 2, heads: 2, patch: 2, channels: 4, classes: 8, rope_base: 100}
+train: {steps: 4, batch: 4, lr: 1.0e-3, ema: 0.9, precision: float32}
+sample: {solver: euler, steps: 2, guidance: 2.0, count: 16, batch: 8, precision: float32}
+score: {detector: shapes, reference: 64, nearest: 16, splits: 2}
+"""
+
+
+def make_autoencoder(path: Path, seed: int) -> str:
+    """The real class with tiny random weights and a factor of 4; with a shift, as later autoencoders have one."""
+    torch.manual_seed(seed)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
+    sizes = {"block_out_channels": (8, 8, 8), "latent_channels": 4, "norm_num_groups": 4}
+    AutoencoderKL(**blocks, **sizes, scaling_factor=0.25, shift_factor=0.5).save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture
+def autoencoder(tmp_path, monkeypatch) -> str:
+    name = make_autoencoder(tmp_path / "autoencoder", 0)
+    monkeypatch.setenv("AUTOENCODER", name)
+    return name
+
+
+@pytest.fixture
+def rules(tmp_path) -> Protocol:
+    (tmp_path / "latents.yaml").write_text(RULES)
+    return protocol.load(str(tmp_path / "latents.yaml"))
+
+
+def encode(rules: Protocol, run: train.Run, autoencoder: str, size: tuple[int, int] = (32, 32)) -> Path:
+    pictures = Index(train.prepared(rules, run))
+    return prepare_latents(pictures, run.out / "data", autoencoder, size).folder
+
+
+def test_encoding_on_the_way_gives_the_stored_latents(rules, autoencoder, tmp_path):
+    """The same samples in the same order, mirrored or not; float16 apart, since batches differ in size."""
+    run = train.Run(tmp_path / "runs")
+    stored = encode(rules, run, autoencoder)
+    plain = train.find_source(rules, "extrapolation", "32x32", run)
+    on_the_way = train.find_source(rules, "rpe2d", "32x32", run)
+    assert plain.index.folder == stored
+    assert (plain.encoder, on_the_way.encoder) == ("", autoencoder)
+    assert plain.hash == on_the_way.hash, "one identity for the same latents"
+    assert plain.autoencoder == on_the_way.autoencoder != ""
+    ready = batches.Batches(plain.index, 5, seed=3)
+    raw = batches.Batches(on_the_way.index, 5, seed=3, transform=batches.Transform((32, 32)))
+    for step in (0, 3, 9):
+        expected, picture = ready[step], raw[step]
+        made = Encoder(autoencoder)(picture)
+        assert made["key"] == expected["key"]
+        assert made["image"].shape == (5, 4, 8, 8)
+        for name in ("image", "std"):
+            torch.testing.assert_close(made[name], expected[name], rtol=2e-3, atol=2e-3)
+    assert expected["image"].std() > 0.05, "the comparison is of something"
+
+
+def test_latents_decode_to_the_pictures_of_the_library(rules, autoencoder):
+    """latent -> x / scale + shift -> decoder, as diffusers' pipelines do it."""
+    model = AutoencoderKL.from_pretrained(autoencoder).eval()
+    x = torch.randn(3, 4, 8, 6, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = model.decode(x / 0.25 + 0.5).sample
+        torch.testing.assert_close(decoder(rules, torch.device("cpu"))(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_trains_on_latents_whether_stored_or_not(rules, autoencoder, tmp_path):
+    run = train.Run(tmp_path / "runs", devices="1")
+    with pytest.raises(UserError, match=r"no latents of .* at 32x32: `make latents`"):
+        train.train(rules, "extrapolation", "32x32", 0, run)
+    encode(rules, run, autoencoder)
+    encode(rules, run, autoencoder, (16, 16))
+    for name in ("extrapolation", "rpe2d"):
+        folder = train.train(rules, name, "32x32", 0, run)
+        report = json.loads((folder / train.REPORT).read_text())
+        assert report["autoencoder"]
+        assert np.isfinite(report["loss"])
+        drawn = local.sample(rules, Cell(name, "32x32", "48x32", 0), run)
+        assert np.load(sample.chunk_path(drawn, 0)).shape == (8, 48, 32, 3)
+
+
+def test_the_latents_of_the_right_autoencoder_are_found(rules, autoencoder, tmp_path, monkeypatch):
+    run = train.Run(tmp_path / "runs", devices="1")
+    first = encode(rules, run, autoencoder)
+    trained = train.train(rules, "nope", "32x32", 0, run)
+    other = make_autoencoder(tmp_path / "other", 1)
+    second = encode(rules, run, other)
+    assert train.find_source(rules, "nope", "32x32", run).index.folder == first
+    monkeypatch.setenv("AUTOENCODER", other)
+    assert train.find_source(rules, "nope", "32x32", run).index.folder == second
+    with pytest.raises(UserError, match="not the one whose latents were trained on"):
+        sample.sample(rules, "nope", "32x32", "32x32", 0, trained, run)
+
+
+def test_data_of_the_wrong_kind(rules, autoencoder, tmp_path, monkeypatch):
+    run = train.Run(tmp_path / "runs")
+    latents = encode(rules, run, autoencoder)
+    given = dataclasses.replace(run, data=str(latents))
+    assert train.find_source(rules, "nope", "32x32", given).index.folder == latents
+    with pytest.raises(UserError, match=r"rpe2d augments pictures before they are encoded.*give the pictures as DATA"):
+        train.find_source(rules, "rpe2d", "32x32", given)
+    with pytest.raises(UserError, match="holds latents of 32x32 pictures, latents trains at 64x64"):
+        train.find_source(rules, "nope", "64x64", given)
+    with pytest.raises(UserError, match="holds latents, smoke trains on pixels"):
+        train.find_source(protocol.load("smoke"), "nope", "16x16", given)
+    small = dataclasses.replace(rules, core=dataclasses.replace(rules.core, classes=4))
+    with pytest.raises(UserError, match="has 8 classes, the protocol's core has 4"):
+        train.find_source(small, "nope", "32x32", run)
+    monkeypatch.delenv("AUTOENCODER")
+    with pytest.raises(UserError, match="names no autoencoder; give one as AUTOENCODER=folder"):
+        train.find_source(rules, "rpe2d", "32x32", run)

@@ -1,0 +1,222 @@
+"""What every strategy keeps. It runs over the files of methods/: a new one is tested without touching this file."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+import small
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmark import registry
+from benchmark.files import UserError
+from benchmark.model.method import Method
+from benchmark.streams import Draws
+
+pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+METHODS = registry.names()
+GRIDS = [(4, 6), (6, 4), (8, 12), (1, 1), (1, 7), (5, 1), (12, 12)]
+
+
+def build(name: str, train: str = "16x24", **sections) -> Method:
+    protocol = small.contest(**sections)
+    return small.fill(registry.load(name)(protocol, train, 0, protocol.options.get(name, {}))).eval()
+
+
+def run(method: Method, grid_hw: tuple[int, int], time: float = 0.5) -> torch.Tensor:
+    """The core's output for two images of a grid, [2, C', H, W]."""
+    patch, channels = method.core.patch, method.protocol.core.channels
+    x = small.normal(7, 2, channels, *(patch * n for n in grid_hw))
+    crop = torch.tensor([[16.0, 24.0, 0, 0, 16, 24]] * 2)
+    with torch.no_grad():
+        encoding = method.encoding(grid_hw, time)
+        return method.predict(x, torch.full((2,), 1000 * time), torch.tensor([0, 3]), encoding, crop)
+
+
+def tables(encoding) -> list[torch.Tensor]:
+    """Every tensor of an encoding."""
+    found = [encoding.add, *(encoding.rotary or ()), *(encoding.mask or ())]
+    return [item for item in found if isinstance(item, torch.Tensor)]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_says_what_it_is(name):
+    cls = registry.load(name)
+    text = registry.describe(name)
+    assert cls.title
+    assert len(text) > 30
+    assert text.endswith(".")
+    assert cls.trains_as is None or registry.load(cls.trains_as).trains_as is None
+    assert dataclasses.is_dataclass(cls.Options)
+    with pytest.raises(UserError, match=r"unknown option .* .nonsense."):
+        cls.make_options({"nonsense": 1})
+
+
+def test_titles_differ():
+    titles = [registry.load(name).title for name in METHODS]
+    assert len(set(titles)) == len(titles)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_runs_on_every_grid_finite_and_the_same_twice(name):
+    method, other = build(name), build(name)
+    for grid_hw in GRIDS:
+        first = run(method, grid_hw)
+        assert first.shape == (2, 3, 4 * grid_hw[0], 4 * grid_hw[1])
+        assert first.isfinite().all()
+        assert torch.equal(first, run(method, grid_hw))
+        assert torch.equal(first, run(other, grid_hw)), "depends on more than the weights"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_tables_are_float32_under_autocast(name):
+    with torch.autocast("cpu", torch.bfloat16):
+        encoding = build(name).encoding((8, 12), 0.5)
+    assert all(table.dtype in (torch.float32, torch.bool) for table in tables(encoding))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_one_image_does_not_see_another(name):
+    method = build(name)
+    x, crop = small.normal(7, 3, 3, 32, 16), torch.tensor([[16.0, 24.0, 0, 0, 16, 24]] * 3)
+    time, label = torch.tensor([100.0, 500, 900]), torch.tensor([0, 1, 2])
+    with torch.no_grad():
+        encoding = method.encoding((8, 4), 0.5)
+        together = method.predict(x, time, label, encoding, crop)
+        alone = method.predict(x[1:2], time[1:2], label[1:2], encoding, crop[1:2])
+    torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_bfloat16_is_close_to_float32(name):
+    method = build(name)
+    for grid_hw in [(4, 6), (12, 5)]:
+        exact = run(method, grid_hw)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = run(method, grid_hw).float()
+        assert (rounded - exact).square().mean().sqrt() < 0.03 * exact.square().mean().sqrt()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_weights_do_not_depend_on_the_grid_or_on_the_random_state(name):
+    cells = {"16x24": small.CELLS["16x24"], "8x8": ["8x8", "32x48"]}
+    torch.manual_seed(1)
+    state = torch.random.get_rng_state()
+    protocol = small.contest(cells)
+    one = registry.load(name)(protocol, "16x24", 3)
+    assert torch.equal(state, torch.random.get_rng_state()), "building a method moved the caller's random state"
+    torch.manual_seed(2)
+    two = registry.load(name)(protocol, "8x8", 3)
+    run(one.eval(), (9, 7))
+    shapes = {key: value.shape for key, value in one.state_dict().items()}
+    # A table that is what the method learns may have the training grid's size: the class names it.
+    shapes = {key: shape for key, shape in shapes.items() if key not in registry.load(name).grid_sized}
+    assert shapes.items() <= {key: value.shape for key, value in two.state_dict().items()}.items()
+    again = registry.load(name)(protocol, "16x24", 3).state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in one.state_dict().items())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_checkpoint_round_trip(name, tmp_path):
+    method = build(name)
+    torch.save(method.state_dict(), tmp_path / "weights.pt")
+    other = registry.load(name)(method.protocol, "16x24", 5).eval()
+    other.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
+    assert torch.equal(run(method, (8, 12)), run(other, (8, 12)))
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if registry.load(name).trains_as])
+def test_training_free_methods_equal_their_base_at_the_training_grid(name):
+    cls = registry.load(name)
+    protocol = small.contest({"16x24": ["32x48"], "8x8": ["8x8"]}, switches={"attention_scale": "none"})
+    for train in protocol.cells:
+        method, base = (small.fill(c(protocol, train)).eval() for c in (cls, registry.load(cls.trains_as)))
+        method.load_state_dict(base.state_dict())
+        for time in (0.0, 0.2, 0.5, 0.9, 1.0):
+            mine, theirs = method.encoding(method.train_grid, time), base.encoding(method.train_grid, time)
+            assert mine.logit_scale == theirs.logit_scale
+            assert len(tables(mine)) == len(tables(theirs)) > 0
+            assert all(torch.equal(a, b) for a, b in zip(tables(mine), tables(theirs), strict=True))
+            assert torch.equal(run(method, method.train_grid, time), run(base, method.train_grid, time))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_training_step_is_a_function_of_seed_and_step(name):
+    method = build(name).train()
+    value = small.loss(method, 3)
+    assert value.isfinite()
+    value.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters())
+    torch.manual_seed(99)
+    assert torch.equal(value, small.loss(method, 3))
+    assert not torch.equal(value, small.loss(method, 4))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_ranks_train_on_the_numbers_of_one(name):
+    method = build(name).train()
+    whole = small.batch(method.protocol, "16x24", 0)
+    halves = []
+    for first in (0, 2):
+        part = {key: value[first : first + 2] for key, value in whole.items() if key in ("image", "label", "crop", "key")}
+        halves.append(method.training_step(part | {"step": 0, "rows": (first, 4)}))
+    torch.testing.assert_close(torch.stack(halves).mean(), method.training_step(whole), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_everything_is_made_on_the_methods_device(name):
+    """On torch's device without memory any tensor left on another one is an error: what a GPU would say, without a GPU."""
+    method = build(name).to("meta")
+    assert all(table.device.type == "meta" for table in tables(method.encoding(method.train_grid, 0.5)))
+    batch = small.batch(method.protocol, "16x24", 0)
+    moved = {key: value.to("meta") if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+    loss = method.training_step(moved)
+    loss.backward()
+    assert loss.device.type == "meta"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_copy_is_whole(name):
+    """Weight averaging copies the module between steps, with whatever it has cached."""
+    method = build(name).train()
+    small.loss(method).backward()
+    run(method.eval(), (8, 12))
+    assert torch.equal(run(copy.deepcopy(method), (8, 12)), run(method, (8, 12)))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_samples_depend_on_seed_and_index_alone(name):
+    method = build(name)
+    four = method.generate("24x20", 1, [0, 1, 2, 3])
+    assert four.shape == (4, 3, 24, 20)
+    two = method.generate("24x20", 1, [3, 1])
+    torch.testing.assert_close(two, four[[3, 1]], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(method.generate("24x20", 2, [0]), four[:1], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@settings(max_examples=8, deadline=None)
+@given(h=st.integers(1, 12), w=st.integers(1, 12))
+def test_encoding_of_any_grid(name, h, w):
+    method = build(name, core={"depth": 1})
+    for time in (0.0, 0.5, 1.0):
+        with torch.no_grad():
+            encoding = method.encoding((h, w), time)
+        assert encoding.logit_scale > 0
+        assert encoding.mask is None or len(encoding.mask) == 1
+        for table in tables(encoding):
+            assert table.isfinite().all() if table.is_floating_point() else table.any(-1).all()
+        for table in encoding.rotary or ():
+            assert table.shape == (h * w, 8)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_training_draws_are_per_sample_or_shared(name):
+    method = build(name).train()
+    encoding = method.encode((4, 6), draws=Draws(0, 5, (0, 4), 4))
+    for table in encoding.rotary or ():
+        assert table.shape in {(24, 8), (4, 1, 24, 8)}
+    assert encoding.logit_scale == 1.0, "nothing is scaled at the training grid"

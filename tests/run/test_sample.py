@@ -1,0 +1,121 @@
+"""Sampling: what an image depends on, and what it does not."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmark import protocol, registry
+from benchmark.data.latents import to_uint8
+from benchmark.files import UserError
+from benchmark.identity import Cell
+from benchmark.run import local, sample
+from benchmark.run.train import Run
+
+
+@pytest.fixture(scope="module")
+def method():
+    """A method whose last layer is not zero, so that it draws something."""
+    rules = protocol.load("smoke", ["sample.precision=float32"])
+    made = registry.build("rpe2d", rules, "16x16", 0).eval()
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for value in made.parameters():
+            value.add_(0.05 * torch.randn(value.shape, generator=generator))
+    return made
+
+
+def test_an_image_depends_on_its_seed_and_number_alone(method):
+    together = method.generate("32x24", 3, range(6))
+    apart = torch.cat([method.generate("32x24", 3, [4, 1]), method.generate("32x24", 3, [5])])
+    torch.testing.assert_close(apart, together[[4, 1, 5]], rtol=0, atol=1e-5)
+    assert (together[0] - together[1]).abs().max() > 0.1
+    other = method.generate("32x24", 4, range(6))
+    assert (together - other).abs().amax(dim=(1, 2, 3)).min() > 0.1
+
+
+def test_global_random_state_is_neither_read_nor_moved(method):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first = method.generate("16x16", 0, range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(1)
+    assert torch.equal(method.generate("16x16", 0, range(2)), first)
+
+
+def test_a_rectangle_is_height_times_width(method):
+    assert method.generate("32x24", 0, range(2)).shape == (2, 3, 32, 24)
+
+
+def test_pixels_follow_the_evaluators_rule():
+    """trunc(127.5 x + 128), clamped: worked out by hand."""
+    values = torch.tensor([-1.2, -1.0, -0.5, 0.0, 0.5, 0.999, 1.0, 1.2])
+    image = to_uint8(values.view(1, 1, 1, -1).expand(1, 3, 1, -1))
+    assert image.shape == (1, 1, 8, 3)
+    assert image[0, 0, :, 0].tolist() == [0, 0, 64, 128, 191, 255, 255, 255]
+
+
+def test_values_that_are_not_numbers_are_refused():
+    with pytest.raises(UserError, match="not numbers"):
+        to_uint8(torch.full((1, 3, 2, 2), float("nan")))
+
+
+def test_grid_places_images_row_by_row(tmp_path):
+    from PIL import Image
+
+    images = [np.full((4, 6, 3), number, np.uint8) for number in range(10)]
+    sample.save_grid(images, tmp_path / "grid.png", columns=8, gap=2)
+    sheet = np.asarray(Image.open(tmp_path / "grid.png"))
+    assert sheet.shape == (4 * 2 + 2, 6 * 8 + 2 * 7, 3)
+    assert (sheet[:4, :6] == 0).all()
+    assert (sheet[:4, 8:14] == 1).all()
+    assert (sheet[6:, :6] == 8).all()
+    assert (sheet[4:6] == 255).all()
+
+
+def test_fingerprint_follows_what_images_depend_on():
+    rules = protocol.load("smoke")
+    mark = sample.fingerprint(rules, "yarn", "16x16", "32x24", 0, "aa")
+    assert mark == sample.fingerprint(rules, "yarn", "16x16", "32x24", 0, "aa")
+    assert mark != sample.fingerprint(rules, "yarn", "16x16", "32x32", 0, "aa")
+    assert mark != sample.fingerprint(rules, "ntk", "16x16", "32x24", 0, "aa")
+    assert mark != sample.fingerprint(rules, "yarn", "16x16", "32x24", 0, "bb")
+    hotter = dataclasses.replace(rules, options={"yarn": {"temperature": 0.2}})
+    assert mark != sample.fingerprint(hotter, "yarn", "16x16", "32x24", 0, "aa")
+    scored = dataclasses.replace(rules, score=dataclasses.replace(rules.score, splits=5))
+    assert mark == sample.fingerprint(scored, "yarn", "16x16", "32x24", 0, "aa")
+
+
+def test_guidance_and_shift_change_the_image(method):
+    plain = method.generate("32x32", 0, range(2))
+    kept = method.protocol
+    try:
+        method.protocol = dataclasses.replace(kept, sample=dataclasses.replace(kept.sample, guidance=1.0))
+        assert (method.generate("32x32", 0, range(2)) - plain).abs().max() > 1e-3
+        method.protocol = dataclasses.replace(kept, switches=protocol.Switches(timestep_shift="sqrt_area"))
+        assert (method.generate("32x32", 0, range(2)) - plain).abs().max() > 1e-4
+        # At the training size the switch changes nothing at all.
+        shifted = method.generate("16x16", 0, range(2))
+        method.protocol = kept
+        assert torch.equal(shifted, method.generate("16x16", 0, range(2)))
+    finally:
+        method.protocol = kept
+
+
+def test_the_first_rows_of_a_ranked_grid_are_kept_beside_the_records(tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "BOARDS", tmp_path / "leaderboards")
+    rules, run = protocol.load("shapes"), Run(tmp_path / "runs")
+    cell = Cell("yarn", "32x32", "48x64", 1)
+    images = [np.full((48, 64, 3), 8 * number, np.uint8) for number in range(sample.GRID_IMAGES)]
+    sample.save_grid(images, tmp_path / sample.GRID)
+    local.keep_grid(rules, cell, tmp_path, run)
+    kept = np.asarray(Image.open(tmp_path / "leaderboards/grids/shapes/yarn/32x32-48x64-s1.png").convert("RGB"))
+    whole = np.asarray(Image.open(tmp_path / sample.GRID).convert("RGB"))
+    assert kept.shape == (2 * 48 + 2, 8 * 64 + 7 * 2, 3)
+    assert (kept == whole[: len(kept)]).all()
+    local.keep_grid(protocol.load("smoke"), Cell("yarn", "16x16", "32x32", 1), tmp_path, run)
+    assert not (tmp_path / "leaderboards/grids/smoke").exists()

@@ -1,0 +1,304 @@
+"""A sweep as jobs: the graph, what SLURM is told, and whole sweeps through submitit's local executor."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmark import protocol
+from benchmark.files import ROOT, UserError
+from benchmark.run import local, slurm
+from benchmark.run.slurm import Commands, Submitted, Task
+from benchmark.run.train import Run
+
+SMOKE = ["extrapolation", "yarn", "nope"]
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory) -> list[Task]:
+    return slurm.tasks(protocol.load("smoke"), SMOKE, 3, Run(tmp_path_factory.mktemp("runs"), "", "2", 1))
+
+
+@pytest.fixture(autouse=True)
+def at_home(monkeypatch) -> None:
+    """Jobs import this repository from where they were submitted."""
+    monkeypatch.chdir(ROOT)
+
+
+# --- The graph -------------------------------------------------------------------------------------------------------
+
+
+def test_every_cell_comes_after_its_training_and_its_reference(graph):
+    names = [task.name for task in graph]
+    assert len(set(names)) == len(names)
+    by_name = {task.name: task for task in graph}
+    assert [name for name in names if name.startswith("train")] == ["train extrapolation 16x16", "train nope 16x16"]
+    for cell in local.cells_of(protocol.load("smoke"), SMOKE, 3):
+        task = by_name[f"cell {cell.method} {cell.train} {cell.test}"]
+        trained = "nope" if cell.method == "nope" else "extrapolation"
+        assert set(task.needs) == {f"train {trained} 16x16", f"reference {cell.test}", "shards"}
+    assert by_name["train nope 16x16"].needs == ("shards",)
+    assert by_name["shards"].needs == ()
+    assert set(by_name["end"].needs) == set(names) - {"end"}
+    for number, task in enumerate(graph):
+        assert set(task.needs) <= set(names[:number])
+
+
+def test_jobs_run_the_ordinary_verbs(graph):
+    """Every command parses, and names the same run and rules."""
+    by_name = {task.name: task for task in graph}
+    (train,) = by_name["train nope 16x16"].commands
+    assert train[:2] == ("train", "nope")
+    sample, score = by_name["cell yarn 16x16 32x24"].commands
+    assert (sample[0], score[0]) == ("sample", "score")
+    options = dict(zip(sample[2::2], sample[3::2], strict=True))
+    assert options["--test"] == "32x24"
+    assert (options["--protocol"], options["--seed"], options["--devices"]) == ("smoke", "3", "2")
+    assert "--devices" not in score
+    assert by_name["end"].commands[-1][0] == "plan"
+    assert len(by_name["end"].commands) == 1, "an unranked contest has no leaderboard to make"
+    out = options["--out"]
+    assert all(out in command for task in graph for command in task.commands)
+
+
+def test_only_what_is_missing_becomes_a_job(tmp_path):
+    from benchmark.data import writer
+    from benchmark.data.card import load_card
+
+    rules = protocol.load("smoke")
+    card = load_card(rules.data.card)
+    writer.prepare(dataclasses.replace(card, count=rules.data.count), None, tmp_path / "data", workers=1)
+    names = [task.name for task in slurm.tasks(rules, ["nope"], 0, Run(tmp_path, "", "1", 1))]
+    assert "shards" not in names
+    assert "train nope 16x16" in names
+
+
+def test_a_ranked_contest_ends_with_its_leaderboards_and_a_custom_one_does_not(tmp_path):
+    run = Run(tmp_path, "", "1", 1)
+    ranked = slurm.tasks(protocol.load("shapes"), ["nope"], 0, run)[-1]
+    assert [command[0] for command in ranked.commands] == ["leaderboards", "plan"]
+    custom = slurm.tasks(protocol.load("shapes", ["train.steps=5"]), ["nope"], 0, run)
+    assert [command[0] for command in custom[-1].commands] == ["plan"]
+    for task in custom:
+        for command in task.commands:
+            assert ("train.steps=5" in command) == (command[0] != "reference"), command
+
+
+def test_a_reference_needs_the_pictures(tmp_path):
+    with pytest.raises(UserError, match="give their folder as DATA"):
+        slurm.tasks(protocol.load("imagenet-256-s2"), ["nope"], 0, Run(tmp_path, "", "1", 1))
+
+
+def test_trainings_wait_for_their_latents(tmp_path):
+    run = Run(tmp_path, str(tmp_path / "pictures"), "4", 1)
+    (tmp_path / "pictures" / "n01440764").mkdir(parents=True)
+    (tmp_path / "pictures" / "n01440764" / "a.JPEG").write_bytes(b"a picture, which nobody reads")
+    found = {task.name: task for task in slurm.tasks(protocol.load("imagenet-256-s2"), ["nope"], 0, run)}
+    assert found["latents 256x256"].needs == ("shards",)
+    assert set(found["train nope 256x256"].needs) == {"shards", "latents 256x256"}
+    (command,) = found["latents 256x256"].commands
+    assert command[command.index("--train") + 1] == "256x256"
+    assert command[command.index("--devices") + 1] == "4"
+
+
+# --- What SLURM is told ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fake_slurm(tmp_path, monkeypatch) -> Path:
+    """Stand-ins for SLURM's commands: sbatch keeps what it is given and numbers it."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "srun").write_text("#!/bin/sh\n")
+    (programs / "sbatch").write_text(
+        f'#!/bin/sh\nn=$(ls {programs} | grep -c sh$)\ncp "$1" {programs}/$((n + 100)).sh\n'
+        'echo "Submitted batch job $((n + 100))"\n'
+    )
+    for name in ("srun", "sbatch"):
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    return programs
+
+
+def asked(script: Path) -> dict[str, str]:
+    """The #SBATCH lines of a submitted script."""
+    return dict(re.findall(r"^#SBATCH --([\w-]+)=(.*)$", script.read_text(), flags=re.M))
+
+
+def test_slurm_gets_arrays_with_dependencies(fake_slurm, tmp_path):
+    pytest.importorskip("submitit")
+    file = tmp_path / "cluster.yaml"
+    file.write_text("all: {slurm_partition: gpu, timeout_min: 600}\ncell: {timeout_min: 60, slurm_qos: short}\n")
+    run = Run(tmp_path / "runs", "", "2", 1)
+    done = slurm.start(protocol.load("smoke"), SMOKE, 3, run, "slurm", file)
+    assert {item.state for item in done} == {"submitted"}
+    jobs = {item.task.name: item.job.job_id for item in done}
+    scripts = {path.stem: asked(path) for path in fake_slurm.glob("*.sh")}
+    # Shards, two trainings, three references, then three arrays of cells for extrapolation and its heir, and nope's.
+    assert jobs["shards"] == "100"
+    assert {jobs["train extrapolation 16x16"], jobs["train nope 16x16"]} == {"101_0", "101_1"}
+    assert scripts["100"]["partition"] == "gpu"
+    assert "dependency" not in scripts["100"]
+    assert scripts["101"]["dependency"] == "afterok:100"
+    assert scripts["101"]["array"].startswith("0-1")
+    assert scripts["101"]["ntasks-per-node"] == "2"
+    assert scripts["101"]["gpus-per-node"] == "2"
+    assert scripts["101"]["time"] == "600"
+    cell = jobs["cell yarn 16x16 32x24"]
+    assert cell.split("_")[0] == jobs["cell extrapolation 16x16 32x24"].split("_")[0], "one array"
+    told = scripts[cell.split("_")[0]]
+    needed = {jobs["train extrapolation 16x16"], jobs["reference 32x24"], "100"}
+    assert told["dependency"].split(":")[0] == "afterok"
+    assert set(told["dependency"].split(":")[1:]) == needed
+    assert told["kill-on-invalid-dep"] == "yes"
+    assert (told["time"], told["qos"]) == ("60", "short")
+    last = scripts[jobs["end"]]
+    assert last["dependency"].startswith("afterany:")
+    assert set(last["dependency"].split(":")[1:]) == set(jobs.values()) - {jobs["end"]}
+    slurm.print_summary(done)
+
+
+def test_without_slurm_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"cannot submit to slurm: .*srun"):
+        slurm.start(protocol.load("smoke"), ["nope"], 0, Run(tmp_path, "", "1", 1), "slurm")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("everything: {mem_gb: 3}", "unknown kind of job in .*everything"),
+        ("all: 3", "must map kinds of jobs to submitit's parameters"),
+        ("- a", "must map kinds of jobs"),
+        ("all: {{", "is not YAML"),
+    ],
+)
+def test_bad_resources_are_refused(text, message, tmp_path):
+    file = tmp_path / "cluster.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=message):
+        slurm.resources(file)
+
+
+def test_an_unknown_parameter_is_refused_by_name(fake_slurm, tmp_path):
+    file = tmp_path / "cluster.yaml"
+    file.write_text("all: {slurm_partitoin: gpu}")
+    with pytest.raises(UserError, match=r"resources for data jobs: .*partitoin"):
+        slurm.start(protocol.load("smoke"), ["nope"], 0, Run(tmp_path, "", "1", 1), "slurm", file)
+
+
+def test_unknown_cluster_lists_the_choices(tmp_path):
+    with pytest.raises(UserError, match=r"unknown cluster 'slrm'; did you mean 'slurm'"):
+        slurm.start(protocol.load("smoke"), ["nope"], 0, Run(tmp_path, "", "1", 1), "slrm")
+
+
+# --- Through submitit on this machine --------------------------------------------------------------------------------
+
+
+def python(monkeypatch) -> None:
+    """Lets the words of a task's commands be Python for a fresh interpreter."""
+    monkeypatch.setattr(slurm, "command_lines", lambda task: [[sys.executable, "-c", *command] for command in task.commands])
+
+
+def followed(tasks: list[Task], folder: Path) -> dict[str, Submitted]:
+    queue = slurm.Queue("local", folder / "jobs", slurm.resources(None))
+    todo = [Submitted(task) for task in tasks]
+    slurm.follow(todo, queue, every=0.05)
+    return {item.task.name: item for item in todo}
+
+
+def test_a_failure_skips_what_needs_it_and_nothing_else(tmp_path, monkeypatch):
+    python(monkeypatch)
+    note = f"open({str(tmp_path / 'order')!r}, 'a').write('%s ')"
+    ended = followed(
+        [
+            Task("a", "train", ((note % "a",),)),
+            Task("b", "train", (("import sys; sys.exit('error: no such thing')",),)),
+            Task("of a", "cell", ((note % "sample",), (note % "score",)), ("a",)),
+            Task("of b", "cell", ((note % "never",),), ("b",)),
+            Task("end", "end", ((note % "end",),), ("a", "b", "of a", "of b")),
+        ],
+        tmp_path,
+    )
+    assert {name: item.state for name, item in ended.items()} == {
+        "a": "done", "b": "failed", "of a": "done", "of b": "skipped", "end": "done",
+    }  # fmt: skip
+    assert ended["b"].reason == "no such thing"
+    assert ended["of b"].reason == "needs b"
+    assert (tmp_path / "order").read_text() == "a sample score end "
+
+
+def test_the_first_failing_command_ends_a_job(tmp_path, monkeypatch):
+    python(monkeypatch)
+    ended = followed([Task("a", "cell", (("raise SystemExit(3)",), (f"open({str(tmp_path / 'x')!r}, 'w')",)))], tmp_path)
+    assert ended["a"].state == "failed"
+    assert not (tmp_path / "x").exists()
+
+
+def test_at_its_time_limit_a_job_saves_and_is_queued_again(tmp_path):
+    """The command gets SIGTERM and nothing else, ends, and is run again by the same job."""
+    import submitit
+
+    starts, stops = tmp_path / "starts", tmp_path / "stops"
+    code = f"""
+import pathlib, signal, sys, time
+starts, stops = pathlib.Path({str(starts)!r}), pathlib.Path({str(stops)!r})
+def stop(*_):
+    stops.write_text("saved")
+    sys.exit(143)
+signal.signal(signal.SIGTERM, stop)
+starts.write_text((starts.read_text() if starts.exists() else "") + "x")
+while not stops.exists():
+    time.sleep(0.02)
+"""
+    executor = submitit.AutoExecutor(tmp_path / "jobs", cluster="local", local_max_num_timeout=5)
+    executor.update_parameters(timeout_min=1)
+    job = executor.submit(Commands([[sys.executable, "-c", code]]))
+    until = time.monotonic() + 60
+    while not starts.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    time.sleep(0.2)  # the handler of the command is in place once it has written
+    (task,) = Path(f"/proc/{job.job_id}/task/{job.job_id}/children").read_text().split()
+    (child,) = Path(f"/proc/{task}/task/{task}/children").read_text().split()
+    for process in (child, task):  # as SLURM does: every process of the job is told
+        os.kill(int(process), signal.SIGUSR2)
+    while not stops.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    if not stops.exists():
+        job.cancel()
+    assert job.exception() is None
+    assert stops.read_text() == "saved"
+    assert starts.read_text() == "xx"
+
+
+def test_a_whole_sweep_as_jobs(tmp_path):
+    """The real verbs: shards, training, reference, a cell, and the plan that finds nothing missing."""
+    file = tmp_path / "tiny.yaml"
+    text = (protocol.FOLDER / "smoke.yaml").read_text()
+    text = text.replace("16x16: [16x16, 32x32, 32x24]", "16x16: [24x16]").replace("steps: 20", "steps: 2")
+    file.write_text(text)
+    out = tmp_path / "runs"
+    arguments = ["sweep", "--protocol", str(file), "--methods", "nope", "--cluster", "local", "--devices", "1", "--out", str(out)]
+
+    def command() -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-m", "benchmark", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=600
+        )
+
+    first = command()
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "5 done" in first.stdout, first.stdout
+    rules = protocol.load(str(file))
+    assert [path.name for path in out.glob(f"records/{rules.hash}/tiny/nope/*.json")] == ["16x16-24x16-s0.json"]
+    assert len(list(out.glob("references/*.npz"))) == 1, "scoring used the reference that its own job had made"
+    again = command()
+    assert again.returncode == 0, again.stderr
+    assert "1 done" in again.stdout, "nothing but the closing plan was left to run"
