@@ -116,21 +116,21 @@ def score(protocol: Protocol, cell: Cell, folder: Path, run: Run) -> dict[str, A
     began = time.monotonic()
     real = reference(protocol, cell.test, detector, run)
     images = open_images(folder)
-    features_at = score.features_folder(folder, detector)
+    features_at = scoring.features_folder(folder, detector)
     with progress.stage(f"score {cell}", protocol.sample.count, "image") as stage:
-        looked = score.extract(images, detector, features_at, report=lambda done, _: stage.set(done))
+        looked = scoring.extract(images, detector, features_at, report=lambda done, _: stage.set(done))
     # Recall takes all samples, as the field's evaluator does; `nearest` is how many real images are kept.
-    options = score.Options(splits=protocol.score.splits, nearest=protocol.score.nearest, all_samples=True)
+    options = scoring.Options(splits=protocol.score.splits, nearest=protocol.score.nearest, all_samples=True)
     labels = np.arange(protocol.sample.count) % protocol.core.classes
     try:
-        scores = score.score(score.Features(features_at, images), real, labels, options, device)
+        scores = scoring.score(scoring.Features(features_at, images), real, labels, options, device)
         failure = None
     except UserError as error:  # the cell failed: its record says so, and holds no numbers
         scores, failure = None, error
     for name, entry in (scores or {}).items():
         if name not in COMPARED:
             entry.pop("replicates", None)
-    value = build_record(protocol, cell, folder, scores, score.uncertainty(options), detector, real,
+    value = build_record(protocol, cell, folder, scores, scoring.uncertainty(options), detector, real,
                          (time.monotonic() - began) / 3600, run)  # fmt: skip
     write_json(done, value)
     path = record.write(value, destination)

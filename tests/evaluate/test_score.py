@@ -15,7 +15,7 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torch_fidelity.metric_isc import isc_features_to_metric
 
 from benchmark.data import shapes
-from benchmark.evaluate import detectors, reference
+from benchmark.evaluate import detectors, samples
 from benchmark.evaluate.external import score_files
 from benchmark.evaluate.metrics import Moments, frechet_distance, infinity_sizes
 from benchmark.evaluate.reference import Reference, Scenes, make, save
@@ -24,7 +24,7 @@ from benchmark.evaluate.samples import (
     export_npz,
     open_images,
 )
-from benchmark.evaluate.score import Features, Options, extract, score
+from benchmark.evaluate.score import Features, Options, extract, fid_infinity, score
 from benchmark.files import UserError
 from benchmark.streams import balanced_order
 
@@ -94,7 +94,7 @@ def test_all_kinds_of_images_are_the_same_stream(tmp_path):
 
 def test_npz_in_several_units(tmp_path, monkeypatch):
     """Read in any order; the file is never held as a whole."""
-    monkeypatch.setattr(reference, "UNIT_IMAGES", 7)
+    monkeypatch.setattr(samples, "UNIT_IMAGES", 7)
     images = scenes(20)
     np.savez(tmp_path / "a.npz", images)
     np.savez_compressed(tmp_path / "b.npz", images)
@@ -242,7 +242,7 @@ def test_infinity_is_below_a_finite_sample(tmp_path):
     here = Moments(features.all("features").double().mean(0), torch.cov(features.all("features").double().T))
     finite, infinite = (
         frechet_distance(here, truth),
-        score.fid_infinity(features, truth, infinity_sizes(3000, 24), torch.zeros(3000)),
+        fid_infinity(features, truth, infinity_sizes(3000, 24), torch.zeros(3000)),
     )
     rows, order, sizes = features.all("features").double(), balanced_order(np.zeros(3000)), infinity_sizes(3000, 24)
     parts = [rows[order[:size]] for size in sizes]
