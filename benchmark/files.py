@@ -41,6 +41,13 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
     return UserError(f"unknown {kind} '{name}'{hint} (there are: {', '.join(choices) or 'none'})")
 
 
+def listed(names: Iterable[str], most: int = 5) -> str:
+    """Names for a message: at most five, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 @contextlib.contextmanager
 def atomic(path: Path | str) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it is flushed to disk and renamed onto it, on failure removed.

@@ -1,24 +1,62 @@
-"""What things are: a cell of a table, and the code that a file was made by.
+"""What things are: a training, a cell of a table, a reference; and the keys under which their files lie.
 
-A file on disk may be reused while what it depends on is the same: that is what keys are for. They are local and careful: any edit
-of the code behind a file makes it be made again. Whether a *published* number still holds is another question (revision.py).
+A file on disk may be reused while all that it depends on is the same: that is what keys are for. They are local and careful: any
+edit of the code behind a file makes it be made again. Whether a *published* number still holds is another question (revision.py).
 """
 
 from __future__ import annotations
 
 import ast
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmark import registry
 from benchmark.files import ROOT, digest
+from benchmark.protocol import Protocol
+
+# What the numbers of a training and of a cell's images run through, besides the method's own file.
+TRAINING = ("benchmark.model.method", "benchmark.model.precision", "benchmark.data.batches", "benchmark.data.latents")
+SAMPLING = ("benchmark.model.method", "benchmark.model.precision", "benchmark.data.latents")
+SCORING = ("benchmark.evaluate.score", "benchmark.evaluate.reference")
+
+
+@dataclass(frozen=True)
+class Training:
+    """A checkpoint: a method that trains its own, at one size, under one seed."""
+
+    protocol: Protocol = field(compare=False, repr=False)
+    method: str
+    size: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.size} seed {self.seed}"
+
+    def key(self, data: str) -> str:
+        """The hash of everything that the weights depend on; `data` is that of what the model sees."""
+        return digest(
+            {
+                "rules": self.protocol.training(self.size),
+                "method": self.method,
+                "options": self.protocol.options.get(self.method, {}),
+                "seed": self.seed,
+                "data": data,
+                "code": code_key(*TRAINING, f"methods.{self.method}"),
+            }
+        )
+
+    def folder(self, out: Path, data: str) -> Path:
+        """Where its files lie; protocols whose trainings agree share it."""
+        return out / "trainings" / f"{self.method}-{self.size}-s{self.seed}-{self.key(data)}"
 
 
 @dataclass(frozen=True)
 class Cell:
     """One number of a table: a method, trained at one size and tested at another, under one seed."""
 
+    protocol: Protocol = field(compare=False, repr=False)
     method: str
     train: str
     test: str
@@ -26,6 +64,47 @@ class Cell:
 
     def __str__(self) -> str:
         return f"{self.method} {self.train} -> {self.test} seed {self.seed}"
+
+    @property
+    def training(self) -> Training:
+        """The training whose weights it uses."""
+        return Training(self.protocol, registry.trained_name(self.method), self.train, self.seed)
+
+    def key(self, training: str) -> str:
+        """The hash of everything that the images depend on; `training` is the key of the weights."""
+        return digest(
+            {
+                "training": training,
+                "method": self.method,
+                "options": self.protocol.options.get(self.method, {}),
+                "sizes": [self.train, self.test],
+                "largest": self.protocol.largest(self.train),
+                "rules": self.protocol.sampling(),
+                "seed": self.seed,
+                "code": code_key(*SAMPLING, f"methods.{self.method}"),
+            }
+        )
+
+    def folder(self, out: Path, training: str) -> Path:
+        """Where its files lie."""
+        return out / "cells" / self.protocol.name / f"{self.method}-{self.train}-{self.test}-s{self.seed}-{self.key(training)}"
+
+
+def cells_of(protocol: Protocol, methods: list[str], seed: int) -> list[Cell]:
+    """Every cell of the methods, in the order of the protocol."""
+    return [Cell(protocol, method, train, test, seed) for method in methods for train, test in protocol.pairs()]
+
+
+def reference_key(source: str, content: str, size: str, detector: str, weights: str, count: int, nearest: int) -> str:
+    """The hash of all that decides what reference statistics are, up to rounding: the same on every machine.
+
+    Args:
+        source, content: of the real images: what they are called, and the hash of what they are.
+        size: in pixels, such as "64x48".
+        detector, weights: its name, and the hash of its weights.
+        count, nearest: images in the statistics, and how many of them keep their features.
+    """
+    return digest([source, content, size, detector, weights, count, nearest])
 
 
 # --- Code ------------------------------------------------------------------------------------------------------------

@@ -159,11 +159,19 @@ class Protocol:
         """Tokens on the longest axis of any size that a training is tested at (or trained at)."""
         return max(max(self.grid(size)) for size in [train, *self.cells[train]])
 
+    def most_tokens(self, train: str) -> int:
+        """Tokens of the largest grid that a training is tested at (or trained at)."""
+        return max(math.prod(self.grid(size)) for size in [train, *self.cells[train]])
+
+    def largest(self, train: str) -> list[int]:
+        """All that a method may know of the sizes it will be tested at: the longest axis and the largest grid, in tokens."""
+        return [self.largest_grid(train), self.most_tokens(train)]
+
     def training(self, train: str) -> dict[str, Any]:
         """The part of the rules that a training at size `train` depends on."""
         parts = {part: dataclasses.asdict(getattr(self, part)) for part in ("data", "core", "objective", "train")}
         parts["train"]["init"] = identity(self.train.init)
-        return {**parts, "size": train, "largest_grid": self.largest_grid(train)}
+        return {**parts, "size": train, "largest": self.largest(train)}
 
     def sampling(self) -> dict[str, Any]:
         """The part of the rules that sampling from a checkpoint depends on, besides the sizes."""

@@ -1,20 +1,24 @@
-"""The methods there are: the files of methods/. This is the harness's only reach into that folder."""
+"""The methods and the detectors there are: files in their folders. This is the harness's only reach into methods/."""
 
 from __future__ import annotations
 
 import ast
 import functools
 import importlib
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from benchmark.files import ROOT, UserError, unknown
+from benchmark.files import ROOT, UserError, file_hash, unknown
 
 if TYPE_CHECKING:
     from benchmark.model.method import Method
     from benchmark.protocol import Protocol
 
 FOLDER = ROOT / "methods"
+DETECTORS = ROOT / "benchmark" / "evaluate" / "detectors"
+SHARED = ("base", "weights")  # files there that are no detectors
 
 
 def names() -> list[str]:
@@ -50,8 +54,65 @@ def _is_method(cls: type) -> bool:
 
 
 def trained_name(name: str) -> str:
-    """The method whose checkpoint `name` uses."""
-    return load(name).trains_as or name
+    """The method whose checkpoint `name` uses. Read without importing torch."""
+    return attribute(name, "trains_as") or name
+
+
+def augments(name: str, options: Mapping[str, Any]) -> bool:
+    """Whether a method's training changes pictures before it sees them, so that it cannot read latents of whole ones.
+
+    Its class attribute `augments` names the option whose value says so. Read without importing torch.
+    """
+    option = attribute(name, "augments")
+    return bool(option and options.get(option, _options(name).get(option)))
+
+
+def attribute(name: str, attribute: str) -> Any:
+    """A class attribute of a method as it stands in its file, or in that of the method it derives from; None for neither."""
+    for cls in _classes(name):
+        for item in cls.body:
+            targets = item.targets if isinstance(item, ast.Assign) else [item.target] if isinstance(item, ast.AnnAssign) else []
+            if any(isinstance(target, ast.Name) and target.id == attribute for target in targets):
+                return ast.literal_eval(item.value)
+    return None
+
+
+def _options(name: str) -> dict[str, Any]:
+    """The defaults of a method's options, as far as they are written as literals."""
+    found: dict[str, Any] = {}
+    for cls in reversed(_classes(name)):
+        for inner in cls.body:
+            if isinstance(inner, ast.ClassDef) and inner.name == "Options":
+                for item in inner.body:
+                    if isinstance(item, ast.AnnAssign) and isinstance(item.value, ast.Constant):
+                        found[item.target.id] = item.value.value
+    return found
+
+
+def _classes(name: str) -> list[ast.ClassDef]:
+    """A method's class and those of methods/ that it derives from, the method's own first."""
+    path = FOLDER / f"{check(name)}.py"
+    tree = _tree(str(path), path.stat().st_mtime_ns)
+    elsewhere = {
+        alias.asname or alias.name: node.module.split(".")[1]
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("methods.")
+        for alias in node.names
+    }
+    here = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    base = {node.name: node.bases[0].id if node.bases and isinstance(node.bases[0], ast.Name) else "" for node in here.values()}
+    own = [known for known in here if base[known] in {"Method", *elsewhere, *here} and known not in base.values()]
+    found: list[ast.ClassDef] = []
+    current = own[-1] if own else ""
+    while current in here:
+        found.append(here[current])
+        current = base[current]
+    return found + (_classes(elsewhere[current]) if current in elsewhere else [])
+
+
+@functools.cache
+def _tree(path: str, changed: int) -> ast.Module:
+    return ast.parse(Path(path).read_text(encoding="utf-8"))
 
 
 def build(name: str, protocol: Protocol, train: str, seed: int) -> Method:
@@ -76,22 +137,48 @@ def sources(name: str) -> list[str]:
 
 def revisions(name: str) -> dict[str, int]:
     """{method: its declared revision} for a method and those of methods/ that it builds on. Read without importing torch."""
-    return {Path(source).stem: _revision(source, (ROOT / source).stat().st_mtime_ns) for source in sources(name)}
-
-
-@functools.cache
-def _revision(source: str, changed: int) -> int:
-    """The class attribute `revision` in a file of methods/; 1 where it is not declared."""
-    found = 1
-    for node in ast.walk(ast.parse((ROOT / source).read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ClassDef):
-            for item in node.body:
-                if isinstance(item, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "revision" for t in item.targets):
-                    found = max(found, ast.literal_eval(item.value))
-    return found
+    return {Path(source).stem: attribute(Path(source).stem, "revision") or 1 for source in sources(name)}
 
 
 def describe(name: str) -> str:
     """The first line of a method's docstring: the idea in one sentence. Read without importing torch."""
     text = Path(FOLDER / f"{check(name)}.py").read_text(encoding="utf-8")
     return (ast.get_docstring(ast.parse(text)) or "").strip().split("\n")[0]
+
+
+def detectors() -> list[str]:
+    """The detectors there are: the files of benchmark/evaluate/detectors/."""
+    return sorted(path.stem for path in DETECTORS.glob("*.py") if path.stem not in SHARED and not path.stem.startswith("_"))
+
+
+def detector_facts(name: str) -> dict[str, Any]:
+    """What a detector's file says of it in its constant FACTS. Read without importing torch.
+
+    Returns:
+        flops of one image; numbers, how many are kept of it; classes of its logits, 0 where it has none; weights, its file: one
+        beside benchmark/evaluate/classifier.py, or in torch's cache of downloads.
+    """
+    if name not in detectors():
+        raise unknown("detector", name, detectors())
+    path = DETECTORS / f"{name}.py"
+    for node in _tree(str(path), path.stat().st_mtime_ns).body:
+        if isinstance(node, ast.Assign) and any(isinstance(target, ast.Name) and target.id == "FACTS" for target in node.targets):
+            return ast.literal_eval(node.value)
+    raise UserError(f"{path} must say what the detector costs in a constant FACTS")
+
+
+def detector_weights(name: str) -> str | None:
+    """The hash of a detector's weights, the first 12 hexadecimal digits of their SHA-256; None where they are not there yet."""
+    cache = Path(os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "torch")
+    file = detector_facts(name)["weights"]
+    shipped = DETECTORS.parent / file
+    path = Path(os.environ.get("DETECTOR_WEIGHTS") or (shipped if shipped.is_file() else cache / "hub" / "checkpoints" / file))
+    if not path.is_file():
+        return None
+    state = path.stat()
+    return _content(str(path), state.st_size, state.st_mtime_ns)[:12]
+
+
+@functools.cache
+def _content(path: str, size: int, changed: int) -> str:
+    return file_hash(path)

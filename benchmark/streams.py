@@ -7,6 +7,7 @@
     order       numpy's Philox, of (seed, epoch)    the order of an epoch, and what is random about a sample in it
     replicates  numpy's frozen RandomState          bootstrap resamples, subsets and splits of the evaluation
 
+Torch's own generators are made in model/draws.py, from the seeds that are mixed here, so that this file needs no torch.
 No two purposes share a stream, and none depends on batch size, number of devices or what was drawn before. The scenes of the
 embedded data set have generators of their own, which are part of what a scene is (data/shapes.py).
 """
@@ -14,8 +15,6 @@ embedded data set have generators of their own, which are part of what a scene i
 from __future__ import annotations
 
 import numpy as np
-import torch
-from torch import Tensor
 
 SUBSET_SEED = 0
 
@@ -28,11 +27,6 @@ def subset(total: int, count: int) -> np.ndarray:
 
 
 WEIGHTS, TRAINING, IMAGES, POSITIONS = range(4)  # what random numbers are for: no two purposes share a stream
-
-
-def image_generator(seed: int, index: int) -> torch.Generator:
-    """The generator of image `index`: its noise depends on the seed and the index alone, on the CPU."""
-    return torch.Generator().manual_seed(mixed_seed(IMAGES, seed, index))
 
 
 def mixed_seed(*parts: int) -> int:
@@ -82,53 +76,6 @@ def balanced_order(classes: np.ndarray) -> np.ndarray:
         members = order[classes[order] == each]
         turn[members] = np.arange(len(members))
     return order[np.argsort(turn[order], kind="stable")]
-
-
-class Draws:
-    """The random numbers of one training step, a function of (seed, step) alone.
-
-    They are drawn on the CPU for the global batch and cut to this rank's rows, so any number of devices trains on the same
-    numbers, and a resumed run on the same as an uninterrupted one.
-
-    Args:
-        seed: of the run.
-        step: global step.
-        rows: (first row, rows of the global batch) of this rank's slice, which holds `count` rows.
-        purpose: the stream, one of those above.
-    """
-
-    def __init__(
-        self,
-        seed: int,
-        step: int,
-        rows: tuple[int, int],
-        count: int,
-        device: torch.device | str = "cpu",
-        purpose: int = TRAINING,
-    ) -> None:
-        self.generator = torch.Generator().manual_seed(mixed_seed(purpose, seed, step))
-        self.first, self.total = rows
-        self.count, self.device = count, device
-
-    def normal(self, *shape: int) -> Tensor:
-        """Standard normal [B, *shape]."""
-        return self._cut(torch.randn(self.total, *shape, generator=self.generator))
-
-    def uniform(self, *shape: int) -> Tensor:
-        """Uniform in [0, 1), [B, *shape]."""
-        return self._cut(torch.rand(self.total, *shape, generator=self.generator))
-
-    def once(self) -> float:
-        """One uniform number in [0, 1) for the whole global batch."""
-        return float(torch.rand((), generator=self.generator))
-
-    def subsets(self, size: int, of: int) -> Tensor:
-        """For every row, `size` distinct integers out of 0 .. of - 1, ascending, every subset equally likely: int64 [B, size]."""
-        order = torch.rand(self.total, of, generator=self.generator, dtype=torch.float64).argsort(dim=1)
-        return self._cut(order[:, :size].sort(dim=1).values)
-
-    def _cut(self, values: Tensor) -> Tensor:
-        return values[self.first : self.first + self.count].to(self.device)
 
 
 BITS = 32  # of a seed and of an epoch: together they are one word of a generator's key

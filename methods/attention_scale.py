@@ -13,8 +13,8 @@ import dataclasses
 from dataclasses import dataclass
 
 from benchmark.files import unknown
+from benchmark.model.draws import Draws
 from benchmark.model.encoding import Encoding, attention_scale
-from benchmark.streams import Draws
 from methods.extrapolation import Extrapolation
 
 RULES = ("jin", "fitv2")

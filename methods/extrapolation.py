@@ -15,9 +15,9 @@ import math
 import torch
 from torch import Tensor
 
+from benchmark.model.draws import Draws
 from benchmark.model.encoding import Encoding, frequencies, rotary
 from benchmark.model.method import Method
-from benchmark.streams import Draws
 
 
 class Extrapolation(Method):

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from benchmark.model.draws import Draws
 from benchmark.model.encoding import Encoding
 from benchmark.model.method import Method
-from benchmark.streams import Draws
 
 
 class Learned(Method):

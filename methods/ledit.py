@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmark.files import unknown
+from benchmark.model.draws import Draws
 from benchmark.model.encoding import Encoding, token_yx
 from benchmark.model.method import Method
-from benchmark.streams import Draws
 
 SCANS = ("raster", "lower_right", "neighbourhood", "corner")  # the paper's (a), (b), (c), (d)
 RECIPES = ("scratch", "finetune")

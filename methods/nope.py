@@ -7,9 +7,9 @@ Training: own. At another grid: nothing changes.
 
 from __future__ import annotations
 
+from benchmark.model.draws import Draws
 from benchmark.model.encoding import Encoding
 from benchmark.model.method import Method
-from benchmark.streams import Draws
 
 
 class NoPE(Method):

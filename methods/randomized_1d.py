@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from benchmark.files import UserError, unknown
+from benchmark.model.draws import Draws
 from benchmark.model.encoding import Encoding, frequencies
 from benchmark.model.method import Method
-from benchmark.streams import Draws
 
 
 class Randomized1D(Method):
@@ -37,8 +37,7 @@ class Randomized1D(Method):
                     raise unknown(f"randomized_1d {name}", getattr(self, name), choices)
 
     def build(self) -> None:
-        sizes = [self.train_size, *self.protocol.cells[self.train_size]]
-        self.l_max = self.options.l_max or max(h * w for h, w in map(self.protocol.grid, sizes))
+        self.l_max = self.options.l_max or self.most_tokens
         trained = self.train_grid[0] * self.train_grid[1]
         if self.l_max < trained:
             raise UserError(f"randomized_1d: l_max {self.l_max} is smaller than the training grid's {trained} tokens")

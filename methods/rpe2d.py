@@ -23,14 +23,16 @@ from torch import Tensor, nn
 
 from benchmark.files import UserError, unknown
 from benchmark.model.dit import sinusoids
+from benchmark.model.draws import Draws
 from benchmark.model.encoding import Encoding, rotary
-from benchmark.streams import POSITIONS, Draws
+from benchmark.streams import POSITIONS
 from methods.extrapolation import Extrapolation
 
 
 class RPE2D(Extrapolation):
     title = "RPE-2D"
     note = "reimplemented from the abstract"
+    augments = "resize"
 
     @dataclass(frozen=True)
     class Options:

@@ -8,9 +8,9 @@ Training: own. At another grid: the same formula at the larger positions.
 
 from __future__ import annotations
 
+from benchmark.model.draws import Draws
 from benchmark.model.encoding import Encoding, sincos_table, token_yx
 from benchmark.model.method import Method
-from benchmark.streams import Draws
 
 
 class SinCos(Method):

@@ -8,8 +8,8 @@ Training: sin-cos (its checkpoint). At a smaller grid: sin-cos.
 
 from __future__ import annotations
 
+from benchmark.model.draws import Draws
 from benchmark.model.encoding import Encoding, sincos_table, token_yx
-from benchmark.streams import Draws
 from methods.sincos import SinCos
 
 

@@ -19,8 +19,8 @@ ORDER = [
     "results", "model", "data", "evaluate", "board", "run", "measure", "cli", "__main__",
 ]  # fmt: skip
 TORCH = ("torch", "lightning", "timm", "diffusers", "torchmetrics", "torchvision", "safetensors")
-TORCH_FREE = ("files", "progress", "protocol", "registry", "revision", "identity", "results", "board", "cli")
-BOARD = ("files", "protocol", "registry", "revision", "results", "board")  # all that tables are made with
+TORCH_FREE = ("files", "progress", "streams", "protocol", "registry", "revision", "identity", "results", "board", "cli")
+BOARD = ("files", "streams", "protocol", "registry", "revision", "results", "board")  # all that tables are made with
 FILES = sorted(path.relative_to(ROOT / "benchmark") for path in (ROOT / "benchmark").rglob("*.py"))
 INNER = 25  # imports inside functions, each with its reason beside it
 

@@ -64,8 +64,12 @@ def fingerprint(card: Card, source: Source, per_shard: int = PER_SHARD) -> str:
 def prepare(card: Card, path: str | Path | Source | None, root: str | Path, **options: Any) -> Written:
     """`write` into the folder under `root` that is named after the card and the fingerprint."""
     found = path if isinstance(path, Source) else source(card, path)
-    name = f"{card.name}-{fingerprint(card, found, options.get('per_shard', PER_SHARD))}"
-    return write(card, found, Path(root) / name, **options)
+    return write(card, found, folder_of(card, found, Path(root), options.get("per_shard", PER_SHARD)), **options)
+
+
+def folder_of(card: Card, source: Source, root: Path, per_shard: int = PER_SHARD) -> Path:
+    """Where the shards of a source lie below a folder of data sets."""
+    return root / f"{card.name}-{fingerprint(card, source, per_shard)}"
 
 
 def write(

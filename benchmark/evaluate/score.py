@@ -84,8 +84,8 @@ def extract(
     mine = [(k, unit) for k, unit in enumerate(images.units) if k % world == rank]
     total, done = sum(unit.count for _, unit in mine), 0
     for k, unit in mine:
-        path = _unit_file(folder, k)
-        if not _is_done(path, unit):
+        path = unit_file(folder, k)
+        if not is_done(path, unit):
             arrays = look(unit.read(), detector, batch)
             with atomic(path) as draft:
                 save_file(arrays, draft, {"stamp": unit.stamp})
@@ -107,11 +107,12 @@ def look(images: np.ndarray, detector: Detector, batch: int = 64) -> dict[str, n
     return {name: np.concatenate(values) for name, values in parts.items()}
 
 
-def _unit_file(folder: Path | str, k: int) -> Path:
+def unit_file(folder: Path | str, k: int) -> Path:
+    """Where the features of unit k lie."""
     return Path(folder) / f"unit-{k:05d}.safetensors"
 
 
-def _is_done(path: Path, unit: Unit) -> bool:
+def is_done(path: Path, unit: Unit) -> bool:
     if not path.is_file():
         return False
     try:
@@ -129,11 +130,11 @@ class Features:
     """
 
     def __init__(self, folder: Path | str, images: Images):
-        self.files = [_unit_file(folder, k) for k in range(len(images.units))]
+        self.files = [unit_file(folder, k) for k in range(len(images.units))]
         self.starts = [unit.start for unit in images.units]
         self.count, self.size = images.count, size_name(*images.size_hw)
         for file, unit in zip(self.files, images.units, strict=True):
-            if not _is_done(file, unit):
+            if not is_done(file, unit):
                 raise UserError(f"{file} is missing or belongs to other images; the features have to be made first")
         with safe_open(self.files[0], "numpy") as file:
             self.widths = {name: file.get_slice(name).get_shape()[1:] for name in file.keys()}  # noqa: SIM118

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from benchmark.files import UserError, unknown
 from benchmark.model import diffusion
 from benchmark.model.dit import Core
+from benchmark.model.draws import Draws, image_generator
 from benchmark.model.encoding import Encoding, attention_scale
 from benchmark.protocol import Protocol, size_hw
-from benchmark.streams import WEIGHTS, Draws, image_generator, mixed_seed
+from benchmark.streams import WEIGHTS, mixed_seed
 
 
 class Method(LightningModule):
@@ -30,6 +31,7 @@ class Method(LightningModule):
         title: the name in tables.
         note: what a reader of its row must know, such as "reimplemented from the abstract".
         revision: raised when the meaning of its numbers changes (benchmark/revision.py); records of lower ones are stale.
+        augments: the name of the option that turns on an augmentation of pictures in training; "" for none.
         trains_as: the name of the method whose checkpoint it uses; None is its own. Such a method is training-free, and
             equals the other one exactly at the training grid.
         timed: whether `encode` looks at the noise level in sampling.
@@ -50,6 +52,7 @@ class Method(LightningModule):
     title: ClassVar[str] = ""
     note: ClassVar[str] = ""
     revision: ClassVar[int] = 1
+    augments: ClassVar[str] = ""
     trains_as: ClassVar[str | None] = None
     timed: ClassVar[bool] = False
     grid_sized: ClassVar[tuple[str, ...]] = ()
@@ -67,7 +70,7 @@ class Method(LightningModule):
         self.protocol, self.train_size, self.seed = protocol, train, seed
         self.options = self.make_options(options or {})
         self.train_grid = protocol.grid(train)
-        self.largest_grid = protocol.largest_grid(train)
+        self.largest_grid, self.most_tokens = protocol.largest(train)
         self.objective = diffusion.objective(protocol.objective)
         core = dataclasses.asdict(protocol.core)
         self.rope_base = core.pop("rope_base")
@@ -183,6 +186,25 @@ class Method(LightningModule):
         if self.protocol.train.clip:
             torch.nn.utils.clip_grad_norm_(self.parameters(), self.protocol.train.clip)
 
+    def sampling_times(self, grid_hw: tuple[int, int]) -> list[float]:
+        """The noise levels at which the protocol's sampler asks for an encoding of a grid."""
+        seen: list[float] = []
+
+        def predict(x: Tensor, time: Tensor) -> Tensor:
+            seen.append(float(time[0]) / 1000)
+            return torch.zeros(len(x), x.shape[1] * self.objective.outputs, *x.shape[2:])
+
+        self.objective.sample(
+            predict, torch.zeros(1, 1, 1, 1), self.protocol.sample, self.sampling_shift(grid_hw), [torch.Generator()]
+        )
+        return seen
+
+    def sampling_shift(self, grid_hw: tuple[int, int]) -> float:
+        """The protocol's shift of sampling times at a grid."""
+        if self.protocol.switches.timestep_shift == "none":
+            return 1.0
+        return (grid_hw[0] * grid_hw[1] / (self.train_grid[0] * self.train_grid[1])) ** 0.5
+
     @torch.no_grad()
     def generate(self, size: str, seed: int, indices: Sequence[int], progress: Callable[[], None] = lambda: None) -> Tensor:
         """Draws the images `indices` of a cell.
@@ -211,8 +233,4 @@ class Method(LightningModule):
             return self.predict(x, time, label, encoding, target.expand(len(x), 6))
 
         steered = diffusion.guided(predict, label, core.classes, config.guidance, config.guidance_channels)
-        shift = 1.0
-        if self.protocol.switches.timestep_shift == "sqrt_area":
-            trained = self.train_grid[0] * self.train_grid[1]
-            shift = (grid_hw[0] * grid_hw[1] / trained) ** 0.5
-        return self.objective.sample(steered, noise, config, shift, generators, progress)
+        return self.objective.sample(steered, noise, config, self.sampling_shift(grid_hw), generators, progress)

@@ -343,8 +343,12 @@ def build(
 def location(value: dict[str, Any]) -> Path:
     """Where a record lies, relative to the folder of records."""
     cell = value["cell"]
-    name = f"{cell['train']}-{cell['test']}-s{value['seed']}.json"
-    return Path(value["protocol"]["name"], value["method"]["name"], name)
+    return place(value["protocol"]["name"], value["method"]["name"], cell["train"], cell["test"], value["seed"])
+
+
+def place(protocol_name: str, method: str, train: str, test: str, seed: int) -> Path:
+    """Where the record of a cell lies, relative to the folder of records."""
+    return Path(protocol_name, method, f"{train}-{test}-s{seed}.json")
 
 
 def write(value: dict[str, Any], folder: Path | str = FOLDER) -> Path:

@@ -24,8 +24,8 @@ class Watch(Callback):
 
     every = 16  # steps between two looks at the losses: looking waits for the device
 
-    def __init__(self, stage: progress.Stage, mark: str) -> None:
-        self.stage, self.mark = stage, mark
+    def __init__(self, stage: progress.Stage, key: str) -> None:
+        self.stage, self.key = stage, key
         self.pending: list[tuple[int, torch.Tensor, list[str]]] = []
         self.before = 0.0  # seconds of earlier runs
         self.began = time.monotonic()
@@ -69,7 +69,7 @@ class Watch(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self.look()  # what is not a number is never saved
-        checkpoint["fingerprint"] = self.mark
+        checkpoint["fingerprint"] = self.key
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self.seconds, "loss": self.loss, "skipped": self.skipped}
@@ -88,7 +88,7 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
 
 
 class Atomic(TorchCheckpointIO):
-    """Checkpoints whole or absent. Lightning's own writing copies them from /tmp, which a kill or a full disk cuts short."""
+    """Checkpoints complete or absent. Lightning's own writing copies them from /tmp, which a kill or a full disk cuts short."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str, storage_options: Any = None) -> None:
         content = io.BytesIO()  # written to a file directly, torch turns a full disk into a RuntimeError

@@ -5,28 +5,26 @@ The run keeps the committed rules and stays in its own folder; no committed reco
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import rich.table
+from rich.console import Console
 
 from benchmark import progress
 from benchmark.board import published, table
 from benchmark.files import UserError, read_json
-from benchmark.identity import Cell
+from benchmark.identity import Cell, cells_of
 from benchmark.protocol import Protocol
 from benchmark.results import compare, record
 from benchmark.run import local, plan
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from benchmark.run.train import Run
+from benchmark.run.place import Run
+from benchmark.run.stages import Score, Stage, graph
 
 METRICS = ("fid", "is")
 IDENTICAL, REPRODUCED, SPREAD, DIFFERS = "identical", "reproduced", "within the seeds' spread", "differs"
@@ -101,21 +99,15 @@ class Line:
         return self.verdict.word if self.verdict else ABSENT
 
 
-def run_row(rules: Protocol, method: str, seed: int, run: Run) -> tuple[Records, list[tuple[Cell, str]]]:
+def run_row(rules: Protocol, method: str, seed: int, run: Run) -> tuple[Records, list[tuple[Stage, str]]]:
     """Runs a method's row, or resumes it, with its records beside the run.
 
     Returns:
-        ({cell: its record}, [(cell, reason) of those that failed]).
+        ({cell: its record}, [(stage, reason) of those that failed]).
     """
-    private = dataclasses.replace(rules, ranked=False)  # not a rule: it only says where records go
-    folder = local.records_folder(private, run)
-    assert not folder.resolve().is_relative_to(local.BOARDS)
-    failures = local.bench(private, [method], seed, run)
-    values = {}
-    lost = {cell for cell, _ in failures}
-    for cell in local.cells_of(rules, [method], seed):
-        if cell not in lost:
-            values[cell] = read_json(folder / rules.name / method / f"{cell.train}-{cell.test}-s{seed}.json")
+    stages = graph(rules, [method], seed, run)
+    failures = local.run_all(stages)
+    values = {stage.cell: read_json(stage.file) for stage in stages if isinstance(stage, Score) and stage.is_complete()}
     return values, failures
 
 
@@ -173,10 +165,8 @@ def compare_row(
     return lines
 
 
-def show(lines: Sequence[Line], rules: Protocol, method: str, seed: int) -> Table:
+def show(lines: Sequence[Line], rules: Protocol, method: str, seed: int) -> rich.table.Table:
     """The comparison as a table for a terminal."""
-    import rich.table
-
     shown = rich.table.Table(title=f"{method} under {rules.name} (rules {rules.hash}), seed {seed}", title_justify="left")
     for column in ("cell", "", "ours (95 %)", "committed (95 %)", "difference (95 %)", "paper", "ours − paper", "verdict"):
         shown.add_column(column, justify="left" if column in ("cell", "", "verdict") else "right")
@@ -220,33 +210,51 @@ def summary(lines: Sequence[Line], rules: Protocol) -> list[str]:
     return said
 
 
-def reproduce(rules: Protocol, method: str, seed: int, run: Run) -> list[Line]:
+def recorded_seeds(rules: Protocol, method: str) -> list[int]:
+    """The seeds under which a row has committed records.
+
+    Raises:
+        UserError: it has none, so that there is nothing to reproduce; said before any work.
+    """
+    seeds = sorted({seed for _, _, seed in committed_of(rules, method)})
+    if not seeds:
+        kind = "custom settings" if rules.custom else f"protocol '{rules.name}'"
+        raise UserError(
+            f"{method} has no committed record of {kind}, so there is nothing to reproduce: `make bench` runs the row"
+        )
+    return seeds
+
+
+def reproduce(rules: Protocol, method: str, seed: int | None, run: Run) -> list[Line]:
     """Runs or resumes a row and prints the comparison.
+
+    Args:
+        seed: None takes the first that is recorded.
 
     Returns:
         its lines.
 
     Raises:
-        UserError: a cell failed; printed with the others before.
+        UserError: there is no committed record; or a cell failed, printed with the others before.
     """
-    from rich.console import Console
-
-    committed = committed_of(rules, method)  # read first: a refused record should not be found out after days
-    seeds = sorted({key[2] for key in committed})
-    if seeds and seed not in seeds:
-        known = ", ".join(map(str, seeds))
-        progress.say(
-            f"{method} has committed records of seed {known}, and none of seed {seed}: SEED={seeds[0]} compares cell by cell"
-        )
-    there = all(stage.whole for stage in plan.stages(rules, [method], seed, run) if stage.kind in ("train", "sample"))
+    seeds = recorded_seeds(rules, method)
+    seed = seeds[0] if seed is None else seed
+    if seed not in seeds:
+        raise UserError(f"{method} has committed records of seed {', '.join(map(str, seeds))}, and none of {seed}")
+    committed = committed_of(rules, method)
+    took = [item.value["hours"] for item in committed.values() if item.seed == seed]
+    trained = next(item.value["training"]["hours"] for item in committed.values() if item.seed == seed) or 0.0
+    hours = trained + sum(cell["sample"] + cell["score"] for cell in took)
+    machine = next(iter(committed.values())).value["hardware"]["name"]
+    progress.say(f"{method}, seed {seed}: the committed records took {plan.show_hours(hours)} on {machine}")
+    there = all(stage.is_complete() for stage in graph(rules, [method], seed, run) if stage.kind in ("train", "sample"))
     values, failures = run_row(rules, method, seed, run)
-    lines = compare_row(rules, values, local.cells_of(rules, [method], seed), committed, published.load())
+    lines = compare_row(rules, values, cells_of(rules, [method], seed), committed, published.load())
     console = Console(width=None if sys.stdout.isatty() else 180)
     console.print(show(lines, rules, method, seed))
     for text in summary(lines, rules):
         console.print(text, highlight=False)
     if there:
         console.print(f"Its weights and images were in {run.out} already and were not made anew: another OUT makes them.")
-    if failures:
-        raise UserError(f"{len(failures)} cells failed: " + "; ".join(f"{cell}: {reason}" for cell, reason in failures[:5]))
+    local.raise_for(failures)
     return lines

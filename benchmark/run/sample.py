@@ -1,7 +1,8 @@
-"""Sampling, one stage: weights in, images out as chunks of one forward batch each; every image from its own seed.
+"""Sampling, one stage: weights in; features, the first images and the denoising loss out, every image from its own seed.
 
-A chunk is whole or absent, so an interrupted cell continues, and any number of processes shares one: process r of n draws the
-missing chunks r, r + n, ... The forward batch is the protocol's, so the same images come out however many processes there are.
+Images become features as they are made, batch by batch, and only the first ones stay on disk unless all are asked for. A batch is
+complete or absent, so an interrupted cell continues, and any number of processes shares one: process r of n makes the missing
+batches r, r + n, ... The batch is the protocol's, so the same images come out however many processes there are.
 """
 
 from __future__ import annotations
@@ -14,99 +15,133 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.fabric import Fabric
+from PIL import Image
+from safetensors.numpy import save_file
 
 from benchmark import progress, registry
 from benchmark.data.card import load_card
 from benchmark.data.latents import autoencoder_identity, autoencoder_of, decoder, to_uint8
-from benchmark.files import UserError, atomic, digest, read_json, write_array, write_json
-from benchmark.identity import code_key
+from benchmark.evaluate import detectors
+from benchmark.evaluate.samples import Images, Unit
+from benchmark.evaluate.score import features_folder, look, unit_file
+from benchmark.files import UserError, atomic, read_json, write_array, write_json
+from benchmark.identity import Cell
+from benchmark.model.method import Method
 from benchmark.model.precision import autocast
 from benchmark.protocol import Protocol, size_hw
-from benchmark.run.train import REPORT, WEIGHTS, Run, load_weights, quieten
+from benchmark.run.place import Run
+from benchmark.run.stages import DONE, KEPT_IMAGES, REPORT
+from benchmark.run.train import load_weights, quieten, trained
 
-CODE = ("benchmark.model.method", "benchmark.model.precision", "benchmark.data.latents")  # what images run through
-CHUNKS, GRID, DONE = "chunks", "grid.png", "samples.json"
+CHUNKS, GRID = "chunks", "grid.png"
 GRID_IMAGES, GRID_GAP = 32, 2  # images, and pixels between them
-
-
-def fingerprint(protocol: Protocol, name: str, train: str, test: str, seed: int, training: str) -> str:
-    """A hash of everything the images of a cell depend on; `training` is the fingerprint of the weights."""
-    return digest(
-        {
-            "training": training,
-            "method": name,
-            "options": dataclasses.asdict(registry.load(name).make_options(protocol.options.get(name, {}))),
-            "sizes": [train, test],
-            "largest_grid": protocol.largest_grid(train),
-            "rules": protocol.sampling(),
-            "seed": seed,
-            "code": code_key(*CODE, f"methods.{name}"),
-        }
-    )
-
-
-def cell_folder(protocol: Protocol, name: str, train: str, test: str, seed: int, training: str, run: Run) -> Path:
-    """Where a cell's files lie."""
-    mark = fingerprint(protocol, name, train, test, seed, training)
-    return run.out / "cells" / protocol.name / f"{name}-{train}-{test}-s{seed}-{mark}"
 
 
 def chunk_path(folder: Path, number: int) -> Path:
     return folder / CHUNKS / f"chunk-{number:05}.npy"
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether a cell's images are all there."""
-    return (folder / DONE).is_file()
+def units(cell: Cell, folder: Path) -> Images:
+    """The cell's batches as units of features; their images are not there but for the first ones."""
+    config = cell.protocol.sample
+    starts = range(0, config.count, config.batch)
+    found = [
+        Unit(first, min(config.batch, config.count - first), folder.name, lambda k=k: np.load(chunk_path(folder, k)))
+        for k, first in enumerate(starts)
+    ]
+    return Images(folder.name, size_hw(cell.test), found, folder.name)
 
 
-def sample(protocol: Protocol, name: str, train: str, test: str, seed: int, training: Path, run: Run) -> Path:
-    """Draws the images of a cell, or finds them drawn.
+def sample(cell: Cell, run: Run) -> Path:
+    """Generates the images of a cell, or finds them made.
 
-    Args:
-        training: the folder of the weights.
+    A training-free method whose encodings equal its base's at this grid, bit by bit, has the same images: they are made once,
+    under the base's name.
 
     Returns:
-        the cell's folder: chunks/chunk-00000.npy ... (uint8 [n, H, W, 3]), grid.png, samples.json.
+        the cell's folder: features/, chunks/chunk-00000.npy ... (uint8 [n, H, W, 3]), grid.png, samples.json.
     """
-    if not (training / WEIGHTS).is_file():
-        raise UserError(f"{training} has no {WEIGHTS}; run `python -m benchmark train {name}` first")
+    training, _ = trained(cell.training, run)
     report = read_json(training / REPORT)
-    folder = cell_folder(protocol, name, train, test, seed, report["fingerprint"], run)
-    title = f"sample {name} {train} -> {test}"
-    config = protocol.sample
-    numbers = [number for number in range(-(-config.count // config.batch)) if not chunk_path(folder, number).is_file()]
-    if is_whole(folder) and not numbers:
-        progress.say(f"{title}: whole already, skipped ({folder})")
+    folder = cell.folder(run.out, report["fingerprint"])
+    title = f"sample {cell.method} {cell.train} -> {cell.test}"
+    if (folder / DONE).is_file():
+        progress.say(f"{title}: complete already, skipped ({folder})")
         return folder
-    fabric = launched(run)
-    if protocol.data.representation == "latents":
-        _check_autoencoder(protocol, report)
-    method = registry.build(name, protocol, train, seed)
-    load_weights(method, training, report["fingerprint"])
-    method = method.to(fabric.device).eval()
-    decode = decoder(protocol, fabric.device)
-    own = numbers[fabric.global_rank :: fabric.world_size]
-    began = time.monotonic()
-    with (
-        progress.stage(title, len(own) * config.steps, "step") as stage,
-        torch.inference_mode(),
-        autocast(config.precision, fabric.device),
-    ):
-        for number in own:
-            first = number * config.batch
-            indices = range(first, min(first + config.batch, config.count))
-            images = to_uint8(decode(method.generate(test, seed, indices, stage.advance)))
-            write_array(chunk_path(folder, number), images)
-    add_hours(folder, fabric.global_rank, (time.monotonic() - began) / 3600)
-    fabric.barrier()
-    if fabric.is_global_zero:
-        finish(folder, protocol, test)
-    fabric.barrier()
+    base = Cell(cell.protocol, cell.training.method, cell.train, cell.test, cell.seed)
+    if base.method != cell.method and same_encodings(cell):
+        made = sample(base, run)
+        if progress.first_rank():
+            write_json(folder / DONE, read_json(made / DONE) | {"same_as": made.name, "hours": 0.0})
+        progress.say(f"{title}: its encodings are those of {base.method} here, and so are its images")
+        return folder
+    generate(cell, folder, training, report, title, run)
     return folder
 
 
-def _check_autoencoder(protocol: Protocol, report: dict[str, Any]) -> None:
+def same_encodings(cell: Cell) -> bool:
+    """Whether a method's encodings at a cell's grid equal those of its base bit by bit, at every noise level of the sampler."""
+    method, base = (registry.build(name, shallow(cell.protocol), cell.train, 0) for name in (cell.method, cell.training.method))
+    grid_hw, times = cell.protocol.grid(cell.test), [None]
+    if method.timed:
+        times = method.sampling_times(grid_hw)
+    return all(equal(method.encoding(grid_hw, time), base.encoding(grid_hw, time)) for time in times)
+
+
+def shallow(protocol: Protocol) -> Protocol:
+    """The protocol with a core that costs nothing to build and has the same encodings: heads and blocks are what they are."""
+    return dataclasses.replace(protocol, core=dataclasses.replace(protocol.core, mlp_ratio=1 / protocol.core.width, classes=1))
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Whether two encodings, or fields of them, are the same."""
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return a.shape == b.shape and torch.equal(a, b)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
+    if hasattr(a, "__dataclass_fields__") and type(a) is type(b):
+        return all(equal(getattr(a, name), getattr(b, name)) for name in a.__dataclass_fields__)
+    return type(a) is type(b) and a == b
+
+
+def generate(cell: Cell, folder: Path, training: Path, report: dict[str, Any], title: str, run: Run) -> None:
+    """Makes what is missing of a cell's batches."""
+    config = cell.protocol.sample
+    fabric = launched(run)
+    detector = detectors.load(cell.protocol.score.detector, device=fabric.device)
+    place, cut = features_folder(folder, detector), units(cell, folder).units
+    kept = config.count if run.keep else KEPT_IMAGES
+    missing = [
+        k
+        for k, unit in enumerate(cut)
+        if not unit_file(place, k).is_file() or (unit.start < kept and not chunk_path(folder, k).is_file())
+    ]
+    if cell.protocol.data.representation == "latents":
+        check_autoencoder(cell.protocol, report)
+    method = registry.build(cell.method, cell.protocol, cell.train, cell.seed)
+    load_weights(method, training, report["fingerprint"])
+    method = method.to(fabric.device).eval()
+    decode = decoder(cell.protocol, fabric.device)
+    own = missing[fabric.global_rank :: fabric.world_size]
+    began = time.monotonic()
+    with progress.stage(title, len(own) * config.steps, "step") as stage:
+        for k in own:
+            unit = cut[k]
+            with torch.inference_mode(), autocast(config.precision, fabric.device):
+                made = method.generate(cell.test, cell.seed, range(unit.start, unit.start + unit.count), stage.advance)
+                images = to_uint8(decode(made))
+            if unit.start < kept:
+                write_array(chunk_path(folder, k), images)
+            with atomic(unit_file(place, k)) as draft:
+                save_file(look(images, detector), draft, {"stamp": unit.stamp})
+    add_hours(folder, fabric.global_rank, (time.monotonic() - began) / 3600)
+    fabric.barrier()
+    if fabric.is_global_zero:
+        finish(cell, folder, place)
+    fabric.barrier()
+
+
+def check_autoencoder(protocol: Protocol, report: dict[str, Any]) -> None:
     name = autoencoder_of(load_card(protocol.data.card))
     if autoencoder_identity(name)[1] != report["autoencoder"]:
         raise UserError(f"the autoencoder '{name}' is not the one whose latents were trained on; AUTOENCODER names another")
@@ -127,27 +162,24 @@ def add_hours(folder: Path, rank: int, hours: float) -> None:
     write_json(path, before + hours)
 
 
-def finish(folder: Path, protocol: Protocol, test: str) -> None:
-    """Checks that every chunk is there, draws the grid, and marks the cell as whole."""
-    config = protocol.sample
-    chunks = -(-config.count // config.batch)
-    missing = [number for number in range(chunks) if not chunk_path(folder, number).is_file()]
+def finish(cell: Cell, folder: Path, place: Path) -> None:
+    """Checks that every batch is there, writes the grid, and marks the cell as complete."""
+    cut = units(cell, folder).units
+    missing = [k for k in range(len(cut)) if not unit_file(place, k).is_file()]
     if missing:
-        raise UserError(f"{folder} lacks chunks {missing[:5]}: another process did not finish; run the command again")
+        raise UserError(f"{folder} lacks batches {missing[:5]}: another process did not finish; run the command again")
     hours = sum(read_json(path) for path in folder.glob("hours-*.json"))
     images: list[np.ndarray] = []
-    for number in range(chunks):
-        images.extend(np.load(chunk_path(folder, number)))
-        if len(images) >= GRID_IMAGES:
+    for unit in cut:
+        images.extend(unit.read())
+        if len(images) >= min(GRID_IMAGES, cell.protocol.sample.count):
             break
     save_grid(images[:GRID_IMAGES], folder / GRID)
-    write_json(folder / DONE, {"count": config.count, "size": list(size_hw(test)), "hours": hours})
+    write_json(folder / DONE, {"count": cell.protocol.sample.count, "size": list(size_hw(cell.test)), "hours": hours})
 
 
 def save_grid(images: list[np.ndarray], path: Path, columns: int = 8, gap: int = GRID_GAP) -> None:
     """Images uint8 [H, W, 3] in rows of `columns`, as PNG. With 8 classes a column is a class."""
-    from PIL import Image
-
     height, width = images[0].shape[:2]
     rows = -(-len(images) // columns)
     sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
@@ -156,3 +188,11 @@ def save_grid(images: list[np.ndarray], path: Path, columns: int = 8, gap: int =
         sheet[y : y + height, x : x + width] = image
     with atomic(path) as draft:
         Image.fromarray(sheet).save(draft, format="PNG", optimize=True)
+
+
+def built(cell: Cell, run: Run) -> Method:
+    """The method of a cell with its trained weights, ready to predict."""
+    training, report = trained(cell.training, run)
+    method = registry.build(cell.method, cell.protocol, cell.train, cell.seed)
+    load_weights(method, training, report)
+    return method.eval()

@@ -14,16 +14,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from benchmark import progress, registry
-from benchmark.data.card import load_card
+from benchmark import progress
 from benchmark.files import UserError, unknown
 from benchmark.protocol import Protocol
-from benchmark.run import plan
-
-if TYPE_CHECKING:
-    from benchmark.run.train import Run
+from benchmark.run.place import Run, gpus
+from benchmark.run.stages import graph
 
 CLUSTERS = ("slurm", "local")
 KINDS = ("data", "latents", "train", "reference", "cell", "end")
@@ -52,55 +49,23 @@ class Task:
     needs: tuple[str, ...] = ()
 
 
-def tasks(rules: Protocol, methods: Sequence[str], seed: int, run: Run) -> list[Task]:
-    """The jobs of what is missing, each after those that it needs."""
-    listed = plan.stages(rules, methods, seed, run)
-    missing = [stage for stage in listed if not stage.whole]
-    out, contest = ("--out", str(run.out)), ("--protocol", rules.source)
-    where = (*contest, *out, *(("--data", run.data) if run.data else ()))
-    seeded = (*where, "--seed", str(seed))
-    spread = (*seeded, "--devices", run.devices, "--nodes", str(run.nodes))
+def tasks(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> list[Task]:
+    """The jobs of what is missing, each after those that it needs; a cell's samples and record are one job."""
+    stages = [stage for stage in graph(protocol, methods, seed, run) if not stage.is_complete()]
+    names = {id(stage): f"cell {stage.title}" if stage.kind in ("sample", "score") else str(stage) for stage in stages}
     found: dict[str, Task] = {}
-
-    def add(name: str, kind: str, commands: Sequence[Sequence[str]], needs: Sequence[str]) -> None:
-        found[name] = Task(name, kind, tuple(map(tuple, commands)), tuple(need for need in needs if need in found))
-
-    if any(stage.kind == "shards" for stage in missing):
-        add("shards", "data", [["shards", *where, *rules.overrides]], [])
-    for stage in missing:
-        if stage.kind == "latents":
-            command = ["latents", *rules.overrides, "--train", stage.train, *where, "--devices", run.devices]
-            add(f"latents {stage.train}", "latents", [command], ["shards"])
-        elif stage.kind == "train":
-            name = f"train {stage.method} {stage.train}"
-            command = ["train", stage.method, *rules.overrides, "--train", stage.train, *spread]
-            add(name, "train", [command], ["shards", f"latents {stage.train}"])
-        elif stage.kind == "reference":
-            add(f"reference {stage.test}", "reference", [_reference(rules, stage.test, run)], ["shards"])
-    for stage in missing:
-        name = f"cell {stage.method} {stage.train} {stage.test}"
-        if stage.kind not in ("sample", "score") or name in found:
-            continue
-        cell = [stage.method, *rules.overrides, "--train", stage.train, "--test", stage.test]
-        needs = [f"train {registry.trained_name(stage.method)} {stage.train}", f"reference {stage.test}", "shards"]
-        add(name, "cell", [["sample", *cell, *spread], ["score", *cell, *seeded]], needs)
-    closing = [["plan", rules.source, *rules.overrides, "--methods", ",".join(methods), "--seed", str(seed), *where[2:]]]
-    if rules.ranked and not rules.custom:
-        closing.insert(0, ["leaderboards"])
-    add("end", "end", closing, list(found))
-    return list(found.values())
-
-
-def _reference(rules: Protocol, test: str, run: Run) -> list[str]:
-    """The command that makes the reference statistics of a test size, as scoring would make them."""
-
-    card = load_card(rules.data.card)
-    source = card.name if card.kind == "shapes" else run.data
-    if not source:
-        raise UserError(f"the reference of {card.name} is made from its images: give their folder as DATA")
-    count, nearest = rules.score.reference, min(rules.score.nearest, rules.score.reference)
-    numbers = ["--count", str(count), "--nearest", str(nearest)]
-    return ["reference", source, test, *numbers, "--detector", rules.score.detector, "--out", str(run.out)]
+    for stage in stages:
+        name = names[id(stage)]
+        kind = {"shards": "data", "sample": "cell", "score": "cell"}.get(stage.kind, stage.kind)
+        before = found.get(name, Task(name, kind, ()))
+        needs = [*before.needs, *(names[id(need)] for need in stage.needs if id(need) in names)]
+        needs = tuple(need for need in dict.fromkeys(needs) if need != name)
+        found[name] = Task(name, kind, (*before.commands, tuple(stage.command())), needs)
+    where = ["--out", str(run.out), *(["--data", run.data] if run.data else [])]
+    about = [*protocol.overrides, "--methods", ",".join(methods), "--seed", str(seed), *where]
+    board = ["board", "--protocol", protocol.source, *protocol.overrides, *where]
+    commands = [board, ["plan", protocol.source, *about]]
+    return [*found.values(), Task("end", "end", tuple(map(tuple, commands)), tuple(found))]
 
 
 # --- What a job runs -------------------------------------------------------------------------------------------------
@@ -125,7 +90,7 @@ class Commands:
                 return  # only the first command is shared by the processes
             print("$", " ".join(command), flush=True)
             # The scheduler's announcement goes to every process of the job; only this one may act on it.
-            self.child = subprocess.Popen(command, preexec_fn=deaf)
+            self.child = subprocess.Popen(command, preexec_fn=ignore_announcement)
             code = self.child.wait()
             if code:
                 raise subprocess.CalledProcessError(code, command)
@@ -145,7 +110,7 @@ class Commands:
         return DelayedSubmission(Commands(self.commands))
 
 
-def deaf() -> None:
+def ignore_announcement() -> None:
     """Makes a command ignore the announcement that submitit reacts to; its name is in submitit's variable, or USR2."""
     signal.signal(getattr(signal, "SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2")), signal.SIG_IGN)
 
@@ -274,7 +239,7 @@ def start(
         raise unknown("cluster", cluster, CLUSTERS)
     folder = run.out.resolve() / "jobs" / rules.name / time.strftime("%Y%m%d-%H%M%S")
     count = 1 if run.devices == "auto" else int(run.devices)
-    queue = Queue(cluster, folder, resources(file), count, run.nodes, cluster == "slurm" or has_gpu())
+    queue = Queue(cluster, folder, resources(file), count, run.nodes, cluster == "slurm" or bool(gpus()))
     todo = [Submitted(task) for task in tasks(rules, methods, seed, run)]
     progress.say(f"{len(todo)} jobs; their output goes to {folder}")
     if cluster == "local":
@@ -284,12 +249,6 @@ def start(
     if wait:
         follow(todo, queue, every=30)
     return todo
-
-
-def has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def groups(todo: Sequence[Submitted]) -> list[list[Submitted]]:
@@ -331,7 +290,7 @@ def follow(todo: Sequence[Submitted], queue: Queue, every: float, pause: Callabl
                 needs = [states[name] for name in item.task.needs]
                 last = item.task.kind == "end"
                 if item.state == "submitted":
-                    look(item)
+                    check(item)
                 elif item.state == "waiting":
                     lost = [need.task.name for need in needs if need.state in ("failed", "skipped")]
                     if lost and not last:
@@ -348,7 +307,7 @@ def follow(todo: Sequence[Submitted], queue: Queue, every: float, pause: Callabl
                 pause(every)
 
 
-def look(item: Submitted) -> None:
+def check(item: Submitted) -> None:
     """Notes whether a submitted job has ended, and how."""
     if not item.job.done():
         return

@@ -31,88 +31,37 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from benchmark import progress, registry
-from benchmark.data import batches, writer
+from benchmark.data import batches, sources, writer
 from benchmark.data.card import load_card
 from benchmark.data.index import Index
 from benchmark.data.latents import Encoder, autoencoder_identity, autoencoder_of, encoded, latents_fingerprint
-from benchmark.data.sources import source
-from benchmark.files import Stopped, UserError, atomic, digest, read_json, write_json
-from benchmark.identity import code_key
+from benchmark.files import Stopped, UserError, atomic, read_json, write_json
+from benchmark.identity import Training
+from benchmark.model import checkpoint
 from benchmark.model.method import Method
 from benchmark.model.precision import averaging, precision
 from benchmark.protocol import Protocol, size_hw, size_name
 from benchmark.run.callbacks import Atomic, Keeper, Watch
-
-# What a training's numbers run through, besides the method's own files and its data (whose hash covers how they were made).
-CODE = ("benchmark.model.method", "benchmark.model.precision", "benchmark.data.batches", "benchmark.data.latents")
-PLAIN = "center_crop"  # the augmentation that latents have seen already
-WEIGHTS, REPORT, CHECKPOINTS = "weights.safetensors", "training.json", "checkpoints"
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """Where and on what a stage runs: nothing here changes a number.
-
-    Attributes:
-        out: the folder of runs.
-        data: the source of the data set, or a folder of shards; "" where the card needs none.
-        devices: "auto", or how many on each node.
-        nodes: machines.
-        workers: processes on each node that decode pictures; 0 takes half of its processors.
-        compile: whether a training's core goes through torch.compile.
-        every_steps, every_minutes: a training is saved whenever one of them has passed.
-    """
-
-    out: Path = Path("runs")
-    data: str = ""
-    devices: str = "auto"
-    nodes: int = 1
-    workers: int = 0
-    compile: bool = False
-    every_steps: int = 5000
-    every_minutes: float = 2.0
-
-    def __post_init__(self) -> None:
-        if self.devices != "auto" and not (self.devices.isdigit() and int(self.devices) > 0):
-            raise UserError(f"DEVICES is 'auto' or a number of devices on each node, not '{self.devices}'")
-        if self.devices != "auto" and torch.cuda.is_available() and int(self.devices) > torch.cuda.device_count():
-            raise UserError(f"DEVICES is {self.devices}, and this machine has {torch.cuda.device_count()}")
-        if self.nodes < 1:
-            raise UserError(f"NODES is a number of machines, not {self.nodes}")
-        if self.workers < 0:
-            raise UserError(f"workers is a number of processes, not {self.workers}")
-
-    @property
-    def count(self) -> int:
-        """Devices on each node; "auto" is every GPU, or the processor as one."""
-        return max(torch.cuda.device_count(), 1) if self.devices == "auto" else int(self.devices)
-
-    @property
-    def decoders(self) -> int:
-        """Processes that decode for one device."""
-        return max(1, (self.workers or (os.cpu_count() or 1) // 2) // self.count)
-
-    @property
-    def several(self) -> bool:
-        """Whether a stage runs in several processes."""
-        return self.nodes * self.count > 1
+from benchmark.run.dataset import DataSet
+from benchmark.run.place import Run
+from benchmark.run.stages import CHECKPOINTS, REPORT, WEIGHTS
 
 
 def prepared(protocol: Protocol, run: Run, verbose: bool = True) -> Path:
     """The protocol's shards: those of `run.data`, or written now from what the card says."""
-    if run.data and (Path(run.data) / "manifest.json").is_file():
+    data = DataSet(protocol, run)
+    if data.given:
         return Path(run.data)
-    card = load_card(protocol.data.card)
-    if protocol.data.count:
-        card = dataclasses.replace(card, count=protocol.data.count)
-    found = source(card, run.data or None)
-    with progress.stage(f"shards {card.name}", 1, "image") as stage:
+    if data.source is None:
+        sources.source(data.card, None)  # says what is missing
+    with progress.stage(f"shards {data.card.name}", 1, "image") as stage:
 
         def report(done: int, total: int) -> None:
             stage.total = total
             stage.set(done)
 
-        written = writer.prepare(card, found, run.out / "data", workers=run.decoders * run.count, progress=report)
+        workers = run.decoders * run.count
+        written = writer.prepare(data.card, data.source, run.out / "data", workers=workers, progress=report)
     if verbose:
         progress.say(str(written))
     return written.folder
@@ -135,17 +84,7 @@ class Source:
     autoencoder: str = ""
 
 
-def augments(protocol: Protocol, name: str) -> bool:
-    """Whether a method's training changes pictures before it sees them, so that it cannot read latents of whole ones.
-
-    The method itself is asked, on a core as small as the contest's heads allow.
-    """
-    small = dataclasses.replace(protocol.core, width=4 * protocol.core.heads, depth=2, classes=1)
-    rules = dataclasses.replace(protocol, core=small)
-    return registry.build(registry.trained_name(name), rules, next(iter(protocol.cells)), 0).augmentation[0] != PLAIN
-
-
-def find_source(protocol: Protocol, name: str, train: str, run: Run, verbose: bool = True) -> Source:
+def open_data(training: Training, run: Run, verbose: bool = False) -> Source:
     """The data of a training: pictures; or, where the protocol trains on latents, those that were made of them.
 
     Latents are looked for in the folder of runs. Methods that augment encode their pictures on the way.
@@ -153,6 +92,7 @@ def find_source(protocol: Protocol, name: str, train: str, run: Run, verbose: bo
     Raises:
         UserError: the data are not there, or are of another kind, size or number of classes.
     """
+    protocol, name, train = training.protocol, training.method, training.size
     index = Index(prepared(protocol, run, verbose))
     if index.classes > protocol.core.classes:
         raise UserError(f"{index.folder} has {index.classes} classes, the protocol's core has {protocol.core.classes}")
@@ -160,7 +100,7 @@ def find_source(protocol: Protocol, name: str, train: str, run: Run, verbose: bo
         if index.kind != "images":
             raise UserError(f"{index.folder} holds {index.kind}, {protocol.name} trains on pixels: see `make shards`")
         return Source(index, index.fingerprint)
-    if augments(protocol, name):
+    if registry.augments(name, protocol.options.get(name, {})):
         if index.kind != "images":
             raise UserError(
                 f"{name} augments pictures before they are encoded, and {index.folder} holds latents: "
@@ -183,29 +123,21 @@ def find_source(protocol: Protocol, name: str, train: str, run: Run, verbose: bo
     return Source(index, index.fingerprint, "", index.manifest["autoencoder"]["hash"])
 
 
-def fingerprint(protocol: Protocol, name: str, train: str, seed: int, data_hash: str) -> str:
-    """A hash of everything the training of method `name` depends on."""
-    cls = registry.load(name)
-    assert cls.trains_as is None
-    return digest(
-        {
-            "rules": protocol.training(train),
-            "method": name,
-            "options": dataclasses.asdict(cls.make_options(protocol.options.get(name, {}))),
-            "seed": seed,
-            "data": data_hash,
-            "code": code_key(*CODE, f"methods.{name}"),
-        }
-    )
+def trained(training: Training, run: Run) -> tuple[Path, str]:
+    """(folder of a finished training, hash of what it saw).
+
+    Raises:
+        UserError: it is not finished.
+    """
+    data = DataSet(training.protocol, run).seen_by(training) or open_data(training, run).hash
+    folder = training.folder(run.out, data)
+    if not is_complete(folder):
+        raise UserError(f"{training} is not trained; run `python -m benchmark train {training.method}` first")
+    return folder, data
 
 
-def training_folder(name: str, train: str, seed: int, mark: str, run: Run) -> Path:
-    """Where a training's files lie; contests whose trainings agree share it."""
-    return run.out / "trainings" / f"{name}-{train}-s{seed}-{mark}"
-
-
-def train(protocol: Protocol, name: str, train_size: str, seed: int, run: Run) -> Path:
-    """Trains the method whose checkpoint `name` uses, or finds it trained.
+def train(training: Training, run: Run) -> Path:
+    """Trains, or finds it trained.
 
     Returns:
         the folder with the averaged weights (weights.safetensors) and the report (training.json).
@@ -214,22 +146,18 @@ def train(protocol: Protocol, name: str, train_size: str, seed: int, run: Run) -
         UserError: data or checkpoint are not what they should be, or the loss is not a number.
         Stopped: asked to end; saved.
     """
-    name = registry.trained_name(name)
-    source = find_source(protocol, name, train_size, run)
-    mark = fingerprint(protocol, name, train_size, seed, source.hash)
-    folder = training_folder(name, train_size, seed, mark, run)
-    if is_whole(folder):
-        progress.say(f"train {name} {train_size}: whole already, skipped ({folder})")
+    source = open_data(training, run, verbose=True)
+    folder = training.folder(run.out, source.hash)
+    if is_complete(folder):
+        progress.say(f"train {training}: complete already, skipped ({folder})")
         return folder
     with alone(folder):
-        method = registry.build(name, protocol, train_size, seed)
-        if protocol.train.init:
-            from benchmark.model import checkpoint
-
-            checkpoint.initialise(method, protocol.train.init)
+        method = registry.build(training.method, training.protocol, training.size, training.seed)
+        if training.protocol.train.init:
+            checkpoint.initialise(method, training.protocol.train.init)
         if source.encoder:
             method.encoder = Encoder(source.encoder)
-        _fit(method, protocol, source, folder, mark, name, seed, run)
+        _fit(method, training, source, folder, run)
     return folder
 
 
@@ -250,24 +178,24 @@ def alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def is_whole(folder: Path) -> bool:
+def is_complete(folder: Path) -> bool:
     """Whether a training is done: both of its files are there."""
     return (folder / WEIGHTS).is_file() and (folder / REPORT).is_file()
 
 
-def _fit(method: Method, protocol: Protocol, source: Source, folder: Path, mark: str, name: str, seed: int, run: Run) -> None:
-    config = protocol.train
+def _fit(method: Method, training: Training, source: Source, folder: Path, run: Run) -> None:
+    protocol, config, key = training.protocol, training.protocol.train, training.key(source.hash)
     quieten()
     keeper = Keeper(folder / CHECKPOINTS)
-    resumed = newest(folder / CHECKPOINTS, mark)
+    resumed = newest(folder / CHECKPOINTS, key)
     if resumed[1] >= config.steps:  # killed between the last step and the writing of the weights
         content = torch.load(resumed[0], map_location="cpu", weights_only=True)
         method.load_state_dict(content["state_dict"])
-        save(method, folder, mark, name, source, content["callbacks"][Watch.__qualname__])
+        save(method, folder, key, training.method, source, content["callbacks"][Watch.__qualname__])
         return
     # The last two of either kind are kept: a kill may tear the newest.
     kept = {"dirpath": folder / CHECKPOINTS, "filename": "{step}", "monitor": "step", "mode": "max", "save_top_k": 2}
-    with progress.stage(f"train {name} {method.train_size} seed {seed}", config.steps, "step", resumed[1]) as stage:
+    with progress.stage(f"train {training}", config.steps, "step", resumed[1]) as stage:
         trainer = Trainer(
             max_steps=config.steps,
             max_epochs=-1,
@@ -278,13 +206,13 @@ def _fit(method: Method, protocol: Protocol, source: Source, folder: Path, mark:
             precision=precision(config.precision),
             callbacks=[
                 averaging(protocol),
-                Watch(stage, mark),
+                Watch(stage, key),
                 keeper,
                 ModelCheckpoint(**kept, train_time_interval=timedelta(minutes=run.every_minutes)),
                 ModelCheckpoint(**kept, every_n_train_steps=run.every_steps),
             ],
             plugins=[Atomic()],
-            logger=loggers(folder, mark),
+            logger=loggers(folder, key),
             log_every_n_steps=50,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -300,7 +228,7 @@ def _fit(method: Method, protocol: Protocol, source: Source, folder: Path, mark:
         raise Stopped(reason, 128 + (keeper.asked or signal.SIGTERM))
     if trainer.is_global_zero:
         watch = next(callback for callback in trainer.callbacks if isinstance(callback, Watch))
-        save(method, folder, mark, name, source, watch.state_dict())
+        save(method, folder, key, training.method, source, watch.state_dict())
     trainer.strategy.barrier()
 
 
@@ -313,15 +241,15 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
 
 
-def loggers(folder: Path, mark: str) -> list[Logger]:
+def loggers(folder: Path, key: str) -> list[Logger]:
     """TensorBoard's files in the folder; and Weights & Biases, where it is installed and WANDB_PROJECT names a project."""
     found: list[Logger] = [TensorBoardLogger(folder, name="", version="log")]
     if os.environ.get("WANDB_PROJECT") and importlib.util.find_spec("wandb"):
-        found.append(WandbLogger(name=folder.name, id=mark, resume="allow", save_dir=folder))
+        found.append(WandbLogger(name=folder.name, id=key, resume="allow", save_dir=folder))
     return found
 
 
-def newest(folder: Path, mark: str) -> tuple[str | None, int]:
+def newest(folder: Path, key: str) -> tuple[str | None, int]:
     """The newest checkpoint that can be read, and its step; (None, 0) where there is none.
 
     Raises:
@@ -334,19 +262,19 @@ def newest(folder: Path, mark: str) -> tuple[str | None, int]:
         except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile):
             progress.say(f"{path} is damaged; looking for an earlier one")
             continue
-        if content.get("fingerprint") != mark:
+        if content.get("fingerprint") != key:
             raise UserError(f"{path} belongs to another training; remove it or choose another OUT")
         progress.say(f"continuing from step {content['global_step']} ({path})")
         return str(path), content["global_step"]
     if found:
-        progress.say("no checkpoint is whole: starting over")
+        progress.say("no checkpoint is complete: starting over")
     return None, 0
 
 
-def save(method: Method, folder: Path, mark: str, name: str, source: Source, watched: dict[str, float]) -> None:
+def save(method: Method, folder: Path, key: str, name: str, source: Source, watched: dict[str, float]) -> None:
     """Writes the averaged weights (Lightning put them into the module at the end) and the report."""
     state = {key: value.detach().cpu().contiguous() for key, value in method.state_dict().items()}
-    about = {"fingerprint": mark, "method": name, "train": method.train_size, "seed": str(method.seed)}
+    about = {"fingerprint": key, "method": name, "train": method.train_size, "seed": str(method.seed)}
     with atomic(folder / WEIGHTS) as draft:
         safetensors.torch.save_file(state, draft, metadata={"posbench": json.dumps(about)})
     report = {
@@ -362,7 +290,7 @@ def save(method: Method, folder: Path, mark: str, name: str, source: Source, wat
     write_json(folder / REPORT, report)
 
 
-def load_weights(method: Method, folder: Path, mark: str | None = None) -> dict[str, Any]:
+def load_weights(method: Method, folder: Path, key: str | None = None) -> dict[str, Any]:
     """Puts a training's averaged weights into `method` and returns the report.
 
     Raises:
@@ -379,8 +307,8 @@ def load_weights(method: Method, folder: Path, mark: str | None = None) -> dict[
     if about.get("fingerprint") != report["fingerprint"]:
         whose = f"{about['method']} {about['train']} seed {about['seed']}" if about else "another program"
         raise UserError(f"{path} holds the weights of {whose}, not those of {REPORT} beside it; remove {folder} to train again")
-    if mark is not None and report["fingerprint"] != mark:
-        raise UserError(f"{path} is of another training ({report['fingerprint']}, not {mark}); remove {folder} to train again")
+    if key is not None and report["fingerprint"] != key:
+        raise UserError(f"{path} is of another training ({report['fingerprint']}, not {key}); remove {folder} to train again")
     own = method.state_dict()
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     wrong = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)

@@ -29,7 +29,7 @@ from benchmark.data.index import Index
 from benchmark.evaluate import detectors, reference, score
 from benchmark.evaluate.samples import open_images
 from benchmark.model import method
-from benchmark.streams import Draws
+from benchmark.model.draws import Draws
 
 FOLDER = Path(__file__).parent
 FLOW, DDPM = {}, {"name": "ddpm"}

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from benchmark import registry
 from benchmark.files import UserError
+from benchmark.model.draws import Draws
 from benchmark.model.method import Method
-from benchmark.streams import Draws
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 METHODS = registry.names()

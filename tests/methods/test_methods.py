@@ -18,9 +18,9 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from benchmark import registry
 from benchmark.files import UserError
+from benchmark.model.draws import Draws
 from benchmark.model.encoding import attention_scale
 from benchmark.model.method import Method
-from benchmark.streams import Draws
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 

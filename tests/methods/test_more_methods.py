@@ -17,9 +17,9 @@ from scipy import stats
 
 from benchmark import registry
 from benchmark.files import UserError
+from benchmark.model.draws import Draws
 from benchmark.model.encoding import sincos_table
 from benchmark.model.method import Method
-from benchmark.streams import Draws
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 D, BASE = 32, 10000.0

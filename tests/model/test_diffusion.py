@@ -14,8 +14,9 @@ from scipy import stats
 
 from benchmark.files import UserError
 from benchmark.model import diffusion
+from benchmark.model.draws import Draws, image_generator
 from benchmark.protocol import Objective, Sample
-from benchmark.streams import POSITIONS, WEIGHTS, Draws, image_generator, mixed_seed
+from benchmark.streams import POSITIONS, WEIGHTS, mixed_seed
 
 BETAS = np.linspace(1e-4, 0.02, 1000)
 BAR = np.cumprod(1 - BETAS)

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from benchmark.evaluate.detectors.base import Detector
 from benchmark.evaluate.detectors.weights import find_weights, load_into, untrained
 
+# What benchmark/registry.py says of it without torch: operations are of one image, numbers those kept of it.
+FACTS = {"classes": 0, "flops": 162.0e9, "numbers": 1024, "weights": "vit_large_patch14_dinov2.lvd142m.safetensors"}
+
 
 class Dinov2(Detector):
     """DINOv2 ViT-L/14 of timm, for FD-DINOv2 (Stein et al. 2023): agrees with people's judgement better than Inception.

@@ -1,0 +1,63 @@
+"""The options that verbs share, told once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from benchmark import protocol, registry
+from benchmark.files import UserError
+from benchmark.identity import Cell, cells_of
+
+Method = Annotated[str, typer.Argument(help="a file name in methods/; `list` shows them", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="section.key=value ...; any makes the run a custom one", show_default=False)
+]
+ProtocolName = Annotated[str, typer.Option("--protocol", help="a file name in benchmark/protocols/, or a YAML file")]
+Seed = Annotated[int, typer.Option(min=0, help="of training, sampling and the cells")]
+Out = Annotated[Path, typer.Option(help="where runs are kept")]
+Data = Annotated[str, typer.Option(help="the data set's images, or a folder of shards; the embedded one needs none")]
+Devices = Annotated[str, typer.Option(help="'auto', or a number of devices on each node")]
+Nodes = Annotated[int, typer.Option(help="machines")]
+Workers = Annotated[int, typer.Option(min=0, help="processes on each node that decode pictures; 0 takes half of its processors")]
+Methods = Annotated[str, typer.Option(help="only these, separated by commas or blanks")]
+Train = Annotated[str, typer.Option("--train", help="only this training size, such as 32x32")]
+Test = Annotated[str, typer.Option("--test", help="only this test size, such as 64x48")]
+Keep = Annotated[bool, typer.Option("--keep", help="keep all images of a cell; without it the first 512")]
+Weights = Annotated[str, typer.Option(help="the detector's weight file; default DETECTOR_WEIGHTS or its download")]
+RUNS = Path("runs")
+
+
+def load(name: str, overrides: list[str] | None) -> protocol.Protocol:
+    """The protocol, with options of methods that exist."""
+    found = protocol.load(name, overrides or ())
+    for method in found.options:
+        registry.check(method)
+    return found
+
+
+def chosen_methods(found: protocol.Protocol, methods: str) -> list[str]:
+    """The methods that the option names, or all of the protocol."""
+    names = methods.replace(",", " ").split() or found.methods or registry.names()
+    return list(dict.fromkeys(registry.check(name) for name in names))
+
+
+def chosen_cells(found: protocol.Protocol, method: str, seed: int, train: str, test: str) -> list[Cell]:
+    """The cells of a method that the options name."""
+    registry.check(method)
+    cells = [
+        cell for cell in cells_of(found, [method], seed) if (not train or cell.train == train) and (not test or cell.test == test)
+    ]
+    if not cells:
+        pairs = ", ".join(f"{a} -> {b}" for a, b in found.pairs())
+        raise UserError(f"{found.name} has no cell {train or '*'} -> {test or '*'} (there are: {pairs})")
+    return cells
+
+
+def console(width: int = 160) -> Console:
+    """The terminal; `width` columns where there is none."""
+    return Console(width=None if sys.stdout.isatty() else width)

@@ -1,0 +1,262 @@
+"""The verbs that run a protocol: the main job, its stages one by one, and what they will cost."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from benchmark import lazy, progress, registry
+from benchmark.cli.options import (
+    RUNS,
+    Data,
+    Devices,
+    Keep,
+    Method,
+    Methods,
+    Nodes,
+    Out,
+    Overrides,
+    ProtocolName,
+    Seed,
+    Test,
+    Train,
+    Workers,
+    chosen_cells,
+    chosen_methods,
+    console,
+    load,
+)
+from benchmark.files import UserError
+from benchmark.protocol import Protocol, size_hw
+
+boards, local, place, plans, reproduction, sampling, slurm, stages, training = (
+    lazy.module(f"benchmark.run.{name}")
+    for name in ("boards", "local", "place", "plan", "reproduce", "sample", "slurm", "stages", "train")
+)
+generation, latent, indexes, flops = map(
+    lazy.module, ("benchmark.board.generate", "benchmark.data.latents", "benchmark.data.index", "benchmark.model.flops")
+)
+record = lazy.module("benchmark.results.record")
+app = typer.Typer()
+MAIN, STAGES = "Run a benchmark", "One stage of it"
+
+
+@app.command(rich_help_panel=MAIN)
+def bench(
+    method: Method,
+    overrides: Overrides = None,
+    protocol_name: ProtocolName = "shapes",
+    seed: Seed = 0,
+    out: Out = RUNS,
+    data: Data = "",
+    devices: Devices = "auto",
+    nodes: Nodes = 1,
+    keep: Keep = False,
+) -> None:
+    """Everything for one method: shards, training, samples, scores, records, and a leaderboard under OUT."""
+    protocol = load(protocol_name, overrides)
+    registry.check(method)
+    run_all(protocol, [method], seed, place.Run(out, data, devices, nodes, keep=keep))
+
+
+@app.command(rich_help_panel=MAIN)
+def sweep(
+    overrides: Overrides = None,
+    protocol_name: ProtocolName = "shapes",
+    methods: Methods = "",
+    seed: Seed = 0,
+    out: Out = RUNS,
+    data: Data = "",
+    devices: Devices = "auto",
+    nodes: Nodes = 1,
+    keep: Keep = False,
+    cluster: Annotated[str, typer.Option(help="submit jobs: 'slurm', or 'local' for this machine; else all runs here")] = "",
+    resources: Annotated[str, typer.Option(help="YAML file: submitit's parameters by kind of job")] = "",
+    wait: Annotated[bool, typer.Option("--wait", help="stay until the submitted jobs have ended")] = False,
+) -> None:
+    """Everything for all methods of a protocol; shared trainings run once, failures do not stop the others.
+
+    With --cluster the stages become jobs that depend on each other: trainings, then cells, then the leaderboards. Nodes that
+    you already hold take a stage with torchrun: torchrun --nproc-per-node 8 -m benchmark train METHOD --devices 8 ...
+    """
+    protocol = load(protocol_name, overrides)
+    names, run = chosen_methods(protocol, methods), place.Run(out, data, devices, nodes, keep=keep)
+    if not cluster:
+        if resources or wait:
+            raise UserError("--resources and --wait belong to --cluster")
+        run_all(protocol, names, seed, run)
+        return
+    done = slurm.start(protocol, names, seed, run, cluster, resources or None, wait)
+    slurm.print_summary(done)
+    lost = [f"{item.task.name}: {item.reason}" for item in done if item.state in ("failed", "skipped")]
+    if lost:
+        raise UserError(f"{len(lost)} of {len(done)} jobs failed or were skipped: " + "; ".join(lost[:5]))
+
+
+def run_all(protocol: Protocol, methods: list[str], seed: int, run) -> None:
+    """Runs methods through every stage, then shows the table and where things are."""
+    failures = local.bench(protocol, methods, seed, run)
+    show_board(protocol, run)
+    local.raise_for(failures)
+
+
+def show_board(protocol: Protocol, run) -> None:
+    """Makes the run's leaderboard and prints its table."""
+    folder = stages.records_folder(protocol, run)
+    written = boards.board(protocol, run)
+    values = [record.read(path, protocol) for path in sorted((folder / protocol.name).glob("*/*.json"))]
+    if protocol.ranked and not protocol.custom:
+        ours = {record.location(value.value) for value in values}
+        committed = sorted((boards.BOARDS / "records" / protocol.name).glob("*/*.json"))
+        values += [
+            item for item in (record.read(path, protocol) for path in committed) if record.location(item.value) not in ours
+        ]
+    console().print(generation.rich_table(protocol, values))
+    progress.say(f"records  {folder / protocol.name}")
+    progress.say(f"samples  {run.out / 'cells' / protocol.name} (grid.png in each)")
+    if written:
+        progress.say(f"board    {run.out / 'leaderboards' / 'index.html'} (with the committed records)")
+
+
+@app.command(rich_help_panel=MAIN)
+def plan(
+    protocol_name: Annotated[str, typer.Argument(help="a file name in benchmark/protocols/, or a YAML file")] = "shapes",
+    overrides: Overrides = None,
+    methods: Methods = "",
+    device: Annotated[str, typer.Option(help="a100, h100, h200, b200, l40s, rtx4090 or cpu")] = "h100",
+    efficiency: Annotated[float, typer.Option(help="assumed share of the device's peak; 0 takes the stated one")] = 0.0,
+    count: Annotated[int, typer.Option(min=1, help="devices that share the work")] = 1,
+    price: Annotated[float, typer.Option(help="of a device-hour: shows costs in money too")] = 0.0,
+    cells: Annotated[bool, typer.Option("--cells", help="list every stage that is missing")] = False,
+    seed: Seed = 0,
+    out: Out = RUNS,
+    data: Data = "",
+    keep: Keep = False,
+) -> None:
+    """What a protocol still needs, with operations, device-hours and disk. Nothing runs, nothing is written."""
+    protocol = load(protocol_name, overrides)
+    flops.device(device)
+    found = stages.graph(protocol, chosen_methods(protocol, methods), seed, place.Run(out, data, "1", 1, keep=keep))
+    plans.print_plan(protocol, found, device, efficiency, count, price, cells, console(100))
+
+
+@app.command(rich_help_panel=MAIN)
+def reproduce(
+    method: Method,
+    overrides: Overrides = None,
+    protocol_name: ProtocolName = "shapes",
+    seed: Annotated[int, typer.Option(min=-1, help="of a committed row; -1 takes the first that is recorded")] = -1,
+    out: Out = RUNS,
+    data: Data = "",
+    devices: Devices = "auto",
+    nodes: Nodes = 1,
+) -> None:
+    """Run a committed row again, or resume it, and compare; no committed record is touched.
+
+    Exit code 1 when a value differs by more than the recorded uncertainty allows.
+    """
+    protocol = load(protocol_name, overrides)
+    registry.check(method)
+    lines = reproduction.reproduce(protocol, method, None if seed < 0 else seed, place.Run(out, data, devices, nodes))
+    if any(line.word == reproduction.DIFFERS for line in lines):
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=STAGES)
+def shards(
+    protocol_name: ProtocolName = "shapes",
+    overrides: Overrides = None,
+    data: Data = "",
+    out: Out = RUNS,
+    workers: Workers = 0,
+) -> None:
+    """Write a protocol's data set as webdataset shards with an index."""
+    training.prepared(load(protocol_name, overrides), place.Run(out, data, "1", 1, workers=workers))
+
+
+@app.command(rich_help_panel=STAGES)
+def latents(
+    protocol_name: ProtocolName = "imagenet-256-xl2",
+    overrides: Overrides = None,
+    data: Data = "",
+    train: Train = "",
+    out: Out = RUNS,
+    devices: Devices = "auto",
+    batch: Annotated[int, typer.Option(min=1, help="pictures in a forward pass")] = 16,
+) -> None:
+    """Encode a protocol's pictures as shards of latents, once for every training size; may be killed and continues.
+
+    Trainings find them in OUT. The environment's AUTOENCODER names a local folder instead of the card's autoencoder.
+    """
+    protocol = load(protocol_name, overrides)
+    if protocol.data.representation != "latents":
+        raise UserError(f"{protocol.name} trains on pixels and needs no latents")
+    run = place.Run(out, data, devices, 1)
+    name = latent.autoencoder_of(stages.DataSet(protocol, run).card)
+    index = indexes.Index(training.prepared(protocol, run))
+    kind = place.device()
+    places = [f"{kind}:{number}" if kind == "cuda" else kind for number in range(run.count)]
+    for size in [train] if train else protocol.cells:
+        if size not in protocol.cells:
+            raise UserError(f"{protocol.name} does not train at {size} (there are: {', '.join(protocol.cells)})")
+        with progress.stage(f"latents {index.manifest['card']} {size}", len(index), "image") as stage:
+            written = latent.prepare_latents(
+                index, out / "data", name, size_hw(size), devices=places, batch=batch,
+                progress=lambda done, _, stage=stage: stage.set(done),
+            )  # fmt: skip
+        progress.say(str(written))
+
+
+@app.command(rich_help_panel=STAGES)
+def train(
+    method: Method,
+    overrides: Overrides = None,
+    protocol_name: ProtocolName = "shapes",
+    seed: Seed = 0,
+    train: Train = "",
+    out: Out = RUNS,
+    data: Data = "",
+    devices: Devices = "auto",
+    nodes: Nodes = 1,
+    workers: Workers = 0,
+    compile: Annotated[bool, typer.Option("--compile", help="compile the core: slow to start, then faster on a GPU")] = False,
+    every_steps: Annotated[int, typer.Option(min=1, help="save a checkpoint after so many steps")] = 5000,
+    every_minutes: Annotated[float, typer.Option(min=0.01, max=1e6, help="save a checkpoint after so many minutes")] = 2.0,
+) -> None:
+    """Train the checkpoint that a method uses, or continue its training."""
+    protocol = load(protocol_name, overrides)
+    run = place.Run(out, data, devices, nodes, workers, compile, False, every_steps, every_minutes)
+    for item in dict.fromkeys(cell.training for cell in chosen_cells(protocol, method, seed, train, "")):
+        progress.say(f"weights in {training.train(item, run)}")
+
+
+@app.command(rich_help_panel=STAGES)
+def sample(
+    method: Method,
+    overrides: Overrides = None,
+    protocol_name: ProtocolName = "shapes",
+    seed: Seed = 0,
+    train: Train = "",
+    test: Test = "",
+    out: Out = RUNS,
+    data: Data = "",
+    devices: Devices = "auto",
+    nodes: Nodes = 1,
+    keep: Keep = False,
+) -> None:
+    """Generate the images of a method's cells from its trained weights."""
+    protocol = load(protocol_name, overrides)
+    for cell in chosen_cells(protocol, method, seed, train, test):
+        progress.say(f"images in {sampling.sample(cell, place.Run(out, data, devices, nodes, keep=keep))}")
+
+
+@app.command(rich_help_panel=STAGES)
+def board(
+    overrides: Overrides = None,
+    protocol_name: ProtocolName = "shapes",
+    out: Out = RUNS,
+    data: Data = "",
+) -> None:
+    """Make a run's leaderboard under OUT from its records and the committed ones."""
+    show_board(load(protocol_name, overrides), place.Run(out, data, "1", 1))

@@ -1,0 +1,233 @@
+"""The verbs for scores of anybody's files, for leaderboards, and for measuring this project itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+from rich.table import Table
+
+from benchmark import lazy, progress, protocol, registry
+from benchmark.cli.options import (
+    RUNS,
+    Data,
+    Method,
+    Out,
+    Overrides,
+    ProtocolName,
+    Seed,
+    Test,
+    Train,
+    Weights,
+    chosen_cells,
+    console,
+    load,
+)
+from benchmark.files import ROOT, UserError
+
+boards, local, place, stages, training = (
+    lazy.module(f"benchmark.run.{name}") for name in ("boards", "local", "place", "stages", "train")
+)
+classifier, detectors, external, references, samples_of = (
+    lazy.module(f"benchmark.evaluate.{name}") for name in ("classifier", "detectors", "external", "reference", "samples")
+)
+checkpoint = lazy.module("benchmark.model.checkpoint")
+generation = lazy.module("benchmark.board.generate")
+speeds, spectra = lazy.module("benchmark.measure.speed"), lazy.module("benchmark.measure.spectrum")
+app = typer.Typer()
+EVALUATE, BOARDS, OTHER = "Evaluate", "Leaderboards", "Other"
+DETECTORS = "inception, dinov2 or shapes"
+
+
+@app.command(rich_help_panel=EVALUATE)
+def score(
+    method: Annotated[str, typer.Argument(help="a method whose cells are sampled; or give --samples", show_default=False)] = "",
+    overrides: Overrides = None,
+    protocol_name: ProtocolName = "shapes",
+    seed: Seed = 0,
+    train: Train = "",
+    test: Test = "",
+    out: Out = RUNS,
+    data: Data = "",
+    samples: Annotated[str, typer.Option(help="anybody's images: an evaluator .npz or a folder of pictures")] = "",
+    reference: Annotated[str, typer.Option(help="reference statistics (.npz), or real images, for --samples")] = "",
+    detector: Annotated[str, typer.Option(help=f"{DETECTORS}, for --samples; default inception")] = "",
+    weights: Weights = "",
+) -> None:
+    """Score a method's cells, sampled first where they are not; or, with --samples and --reference, images made by anybody."""
+    if samples or reference:
+        if not (samples and reference) or method:
+            raise UserError("scoring files takes --samples and --reference, and no method")
+        print_scores(samples, reference, detector or "inception", weights)
+        return
+    if not method:
+        raise UserError("give a method, or --samples FILE --reference FILE")
+    if detector or weights:
+        raise UserError("--detector and --weights belong to --samples: the detector of a method's cells is the protocol's")
+    found = load(protocol_name, overrides)
+    wanted = set(chosen_cells(found, method, seed, train, test))
+    graph = stages.graph(found, [method], seed, place.Run(out, data, "auto", 1))
+    local.raise_for(
+        local.run_all([stage for stage in graph if stage.kind == "reference" or getattr(stage, "cell", None) in wanted])
+    )
+
+
+def print_scores(samples: str, reference: str, detector: str, weights: str) -> None:
+    """Scores files and prints a table."""
+    with progress.stage("features", 1, "image") as stage:
+
+        def report(done: int, total: int) -> None:
+            stage.total = total
+            stage.set(done)
+
+        result = external.score_files(samples, reference, detector, weights or None, report=report)
+    table = Table(title=f"{samples}: {result['count']} images against {reference}, detector {detector}")
+    for column in ("score", "value", "low", "high"):
+        table.add_column(column, justify="left" if column == "score" else "right")
+    for name, entry in result["scores"].items():
+        table.add_row(name, *(f"{entry[key]:.4f}" if entry.get(key) is not None else "" for key in ("value", "low", "high")))
+    console().print(table)
+    for kind in ("detector", "reference"):
+        about = {"count": None, "source": None} | result[kind]
+        count = f", {about['count']} images" if about["count"] else ""
+        progress.say(f"{kind}  {about['source'] or about['name']}, hash {about['hash']}{count}")
+    progress.say(f"detector's work  {result['looked']}")
+
+
+@app.command(rich_help_panel=EVALUATE)
+def reference(
+    source: Annotated[str, typer.Argument(help="real images: 'shapes', a folder of pictures, or of shards")],
+    size: Annotated[str, typer.Argument(help="HEIGHTxWIDTH in pixels, such as 512x384")],
+    count: Annotated[int, typer.Option(min=2, help="how many images")] = 50_000,
+    nearest: Annotated[int, typer.Option(min=4, help="how many of them for precision and recall")] = 10_000,
+    detector: Annotated[str, typer.Option(help=DETECTORS)] = "inception",
+    weights: Weights = "",
+    out: Out = RUNS,
+) -> None:
+    """Make the reference statistics of real images at any size (ADM's centre crop)."""
+    size_hw, folder = protocol.size_hw(size), out / "references"
+    found, loaded = references.open_source(source), detectors.load(detector, weights or None, place.device())
+    with progress.stage(f"reference {source} {size}", count, "image") as stage:
+        made = references.make(found, size_hw, loaded, count, nearest, folder, report=lambda done, _: stage.set(done))
+    enlarged = f", {made.meta['upsampled']} of them enlarged" if made.meta["upsampled"] else ""
+    progress.say(f"reference {made.hash} of {made.count} images{enlarged} in {folder}")
+
+
+@app.command(rich_help_panel=EVALUATE)
+def export(
+    samples: Annotated[str, typer.Argument(help="a cell's folder, or a folder of pictures")],
+    file: Annotated[Path, typer.Argument(help="the evaluator's .npz to write (arr_0, uint8 [N, H, W, 3])")],
+) -> None:
+    """Write samples as the field's evaluator reads them, without holding them in memory."""
+    images = samples_of.open_images(samples)
+    samples_of.export_npz(images, file)
+    progress.say(f"{images.count} images in {file}")
+
+
+@app.command(rich_help_panel=BOARDS)
+def leaderboards(
+    check: Annotated[bool, typer.Option(help="write nothing; fail where a file differs from its records")] = False,
+) -> None:
+    """Regenerate leaderboards/ from the committed records."""
+    for path in generation.generate(check=check):
+        print(path)
+
+
+@app.command(rich_help_panel=BOARDS)
+def submit(
+    method: Method,
+    protocol_name: ProtocolName = "shapes",
+    seed: Seed = 0,
+    out: Out = RUNS,
+    data: Data = "",
+) -> None:
+    """Copy a complete row from OUT into leaderboards/, regenerate them, and show what that changes in the ranking."""
+    found = load(protocol_name, None)
+    registry.check(method)
+    written, changes = boards.submit(found, method, seed, place.Run(out, data, "1", 1))
+    print(changes)
+    progress.say(f"{len(written)} files written below {boards.BOARDS}: commit them and open a pull request")
+
+
+@app.command(rich_help_panel=OTHER)
+def weights(
+    method: Method,
+    file: Annotated[Path, typer.Argument(help="what to write, .pt or .safetensors", show_default=False)],
+    overrides: Overrides = None,
+    protocol_name: ProtocolName = "shapes",
+    seed: Seed = 0,
+    train: Train = "",
+    out: Out = RUNS,
+    data: Data = "",
+) -> None:
+    """Write a trained core in the published DiT layout, averaged weights."""
+    item = chosen_cells(load(protocol_name, overrides), method, seed, train, "")[0].training
+    folder, _ = training.trained(item, place.Run(out, data, "1", 1))
+    built = registry.build(item.method, item.protocol, item.size, item.seed)
+    training.load_weights(built, folder)
+    checkpoint.export(built, file)
+    progress.say(f"{item} in {file}")
+
+
+@app.command(rich_help_panel=OTHER)
+def detector(
+    out: Annotated[Path | None, typer.Option(help="the file to write; default the shipped one")] = None,
+    steps: Annotated[int, typer.Option(min=0, help="of training; 0 takes the default")] = 0,
+    seed: Seed = 0,
+) -> None:
+    """Train the detector of the embedded data set and measure it at every size."""
+    count = steps or classifier.STEPS
+    with progress.stage("detector", count) as stage:
+        stated = classifier.train(out or classifier.WEIGHTS, count, seed, lambda done, loss: stage.set(done, f"loss {loss:.3f}"))
+    console().print(stated)
+
+
+@app.command(rich_help_panel=OTHER)
+def speed(
+    size: Annotated[str, typer.Option(help="of the core: S, B, L or XL, with patch 2")] = "S",
+    batch: Annotated[int, typer.Option(min=1, help="images a step")] = 8,
+    rounds: Annotated[int, typer.Option(min=2, help="of which the first is not counted")] = 5,
+    out: Out = RUNS,
+) -> None:
+    """Time the core against diffusers' DiT, and every method against plain RoPE, side by side."""
+    speeds.measure(out, size, batch, rounds)
+
+
+@app.command(rich_help_panel=OTHER)
+def spectrum() -> None:
+    """Plot the angle spectrum of the rotary methods (leaderboards/spectrum.svg)."""
+    progress.say(str(spectra.draw()))
+
+
+@app.command(name="list", rich_help_panel=OTHER)
+def list_(out: Out = RUNS) -> None:
+    """Methods, protocols and data sets, with what of them is there."""
+    shown = console(120)
+    table = _table("methods", "name", "idea", "trained")
+    for name in registry.names():
+        folders = sorted(path.parent.name for path in out.glob(f"trainings/{name}-*/{stages.WEIGHTS}"))
+        done = [folder.removeprefix(f"{name}-").rpartition("-")[0] for folder in folders]
+        table.add_row(name, registry.describe(name), ", ".join(done))
+    shown.print(table)
+    table = _table("protocols", "name", "title", "hash", "cells", "sampled")
+    for name in protocol.names():
+        found = protocol.load(name)
+        sampled = len(list(out.glob(f"cells/{name}/*/{stages.DONE}")))
+        table.add_row(name, found.title, found.hash, str(len(found.pairs())), str(sampled or ""))
+    shown.print(table)
+    table = _table("data sets", "name", "description", "shards")
+    for path in sorted((ROOT / "datasets").glob("*.yaml")):
+        card = yaml.safe_load(path.read_text(encoding="utf-8"))
+        written = [str(found.parent) for found in out.glob(f"data/{path.stem}-*/manifest.json")]
+        table.add_row(path.stem, str(card.get("description", "")), ", ".join(sorted(written)))
+    shown.print(table)
+
+
+def _table(title: str, *columns: str) -> Table:
+    """A table whose names are never cut."""
+    table = Table(title=title, title_justify="left")
+    for place_, column in enumerate(columns):
+        table.add_column(column, no_wrap=place_ == 0, overflow="fold")
+    return table

@@ -1,0 +1,131 @@
+"""A protocol's data as they lie on this machine; nothing is written to find out, and no torch is needed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from functools import cached_property
+from pathlib import Path
+
+from benchmark import lazy, registry
+from benchmark.data import shapes, sources, writer
+from benchmark.data.card import Card, load_card
+from benchmark.evaluate.samples import file_list_hash, image_files
+from benchmark.files import UserError, read_json
+from benchmark.identity import Training
+from benchmark.protocol import Protocol, size_name
+from benchmark.run.place import Run
+
+PICTURE = 112_000  # bytes of one of ImageNet's pictures in a shard, on average
+PACKED = 0.4  # stored over raw bytes of a rendered picture (PNG)
+OVERHEAD = 2_000  # bytes that tar adds to a sample
+
+
+class DataSet:
+    """Where the shards, latents and real images of a protocol lie, as far as they do.
+
+    What it finds is kept: make a new one after shards or latents have been written.
+    """
+
+    def __init__(self, protocol: Protocol, run: Run) -> None:
+        self.protocol, self.run = protocol, run
+
+    @cached_property
+    def card(self) -> Card:
+        card = load_card(self.protocol.data.card)
+        return dataclasses.replace(card, count=self.protocol.data.count) if self.protocol.data.count else card
+
+    @cached_property
+    def source(self) -> sources.Source | None:
+        """What shards are made of; None where nobody has said where it lies, or where shards were given instead."""
+        if self.given or (self.card.kind != "shapes" and not self.run.data):
+            return None
+        return sources.source(self.card, self.run.data or None)
+
+    @property
+    def given(self) -> bool:
+        """Whether `run.data` is a folder of shards already."""
+        return bool(self.run.data) and (Path(self.run.data) / "manifest.json").is_file()
+
+    @cached_property
+    def folder(self) -> Path | None:
+        """Where the shards of the pictures are, or will be; None where that cannot be told."""
+        if self.given:
+            return Path(self.run.data)
+        return None if self.source is None else writer.folder_of(self.card, self.source, self.run.out / "data")
+
+    @cached_property
+    def _manifests(self) -> dict[Path, dict]:
+        near = {path.parent: read_json(path) for path in sorted((self.run.out / "data").glob("*/manifest.json"))}
+        return near | ({self.folder: read_json(self.folder / "manifest.json")} if self.given else {})
+
+    @cached_property
+    def fingerprint(self) -> str | None:
+        """The identity of the pictures; known before they are written."""
+        if self.given:
+            manifest = self._manifests[self.folder]
+            return manifest["images"] if manifest["kind"] == "latents" else manifest["fingerprint"]
+        return None if self.source is None else writer.fingerprint(self.card, self.source)
+
+    @cached_property
+    def images(self) -> Path | None:
+        """The complete shards of pictures."""
+        found = [path for path, manifest in self._manifests.items() if manifest["fingerprint"] == self.fingerprint]
+        return found[-1] if found else None
+
+    @cached_property
+    def latents(self) -> dict[str, Path]:
+        """The complete shards of latents, by the size of their pictures."""
+        found = {}
+        for path, manifest in self._manifests.items():
+            if manifest["kind"] == "latents" and manifest["images"] == self.fingerprint:
+                found[size_name(*manifest["size"])] = path
+        return found
+
+    @property
+    def count(self) -> int:
+        """Pictures; 0 where nobody knows."""
+        if self.images is not None:
+            return self._manifests[self.images]["count"]
+        if self.given:
+            return self._manifests[self.folder]["count"]
+        return self.card.count if self.source is None else len(self.source)
+
+    @property
+    def picture_bytes(self) -> float:
+        """Bytes of a picture in a shard."""
+        if self.images is not None:
+            manifest = self._manifests[self.images]
+            return sum(shard["bytes"] for shard in manifest["shards"]) / max(manifest["count"], 1)
+        return PACKED * 3 * math.prod(self.card.size) + OVERHEAD if self.card.size else PICTURE + OVERHEAD
+
+    def augments(self, method: str) -> bool:
+        """Whether a training needs pictures because its augmentation precedes the autoencoder."""
+        name = registry.trained_name(method)
+        return registry.augments(name, self.protocol.options.get(name, {}))
+
+    def seen_by(self, training: Training) -> str | None:
+        """The identity of what a training sees; None where it is not known before the autoencoder has been loaded."""
+        if self.protocol.data.representation == "pixels":
+            return self.fingerprint
+        if training.size in self.latents:  # those encoded on the way have the identity of the stored ones
+            return self._manifests[self.latents[training.size]]["fingerprint"]
+        begun = any((self.run.out / "trainings").glob(f"{training.method}-{training.size}-s{training.seed}-*"))
+        if not (self.images and self.augments(training.method) and begun):
+            return None
+        return lazy.module("benchmark.run.train").open_data(training, self.run).hash  # loads the autoencoder
+
+    def real(self) -> tuple[str, str]:
+        """(name, hash of the content) of the real images that references are made of.
+
+        Raises:
+            UserError: nobody has said where they are.
+        """
+        if self.card.kind == "shapes":
+            return "shapes", shapes.REVISION
+        if self.given:
+            return Path(self.run.data).name, self._manifests[self.folder]["fingerprint"]
+        if not self.run.data:
+            raise UserError(f"the reference of {self.card.name} is made from its images: give their folder as DATA")
+        folder = Path(self.run.data)
+        return folder.name, file_list_hash(folder, image_files(folder))

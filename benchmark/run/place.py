@@ -1,0 +1,75 @@
+"""Where and on what a stage runs: nothing here changes a number."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmark.files import UserError
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where and on what a stage runs.
+
+    Attributes:
+        out: the folder of runs.
+        data: the source of the data set, or a folder of shards; "" where the card needs none.
+        devices: "auto", or how many on each node.
+        nodes: machines.
+        workers: processes on each node that decode pictures; 0 takes half of its processors.
+        compile: whether a training's core goes through torch.compile.
+        keep: whether all images of a cell stay on disk, or only the first ones.
+        every_steps, every_minutes: a training is saved whenever one of them has passed.
+    """
+
+    out: Path = Path("runs")
+    data: str = ""
+    devices: str = "auto"
+    nodes: int = 1
+    workers: int = 0
+    compile: bool = False
+    keep: bool = False
+    every_steps: int = 5000
+    every_minutes: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.devices != "auto" and not (self.devices.isascii() and self.devices.isdigit() and int(self.devices) > 0):
+            raise UserError(f"DEVICES is 'auto' or a number of devices on each node, not '{self.devices}'")
+        if self.nodes < 1:
+            raise UserError(f"NODES is a number of machines, not {self.nodes}")
+        if self.workers < 0:
+            raise UserError(f"workers is a number of processes, not {self.workers}")
+
+    @property
+    def count(self) -> int:
+        """Devices on each node; "auto" is every GPU, or the processor as one."""
+        there = gpus()
+        if self.devices == "auto":
+            return max(there, 1)
+        if there and int(self.devices) > there:
+            raise UserError(f"DEVICES is {self.devices}, and this machine has {there}")
+        return int(self.devices)
+
+    @property
+    def decoders(self) -> int:
+        """Processes that decode for one device."""
+        return max(1, (self.workers or (os.cpu_count() or 1) // 2) // self.count)
+
+    @property
+    def several(self) -> bool:
+        """Whether a stage runs in several processes."""
+        return self.nodes * self.count > 1
+
+
+def gpus() -> int:
+    """GPUs of this machine."""
+    import torch  # takes a second, which a plan and `--help` need not spend
+
+    return torch.cuda.device_count()
+
+
+def device() -> str:
+    """What a stage of one process computes on."""
+    return "cuda" if gpus() else "cpu"

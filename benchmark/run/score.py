@@ -1,0 +1,131 @@
+"""Scoring, one stage: features and reference statistics in, a record out."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmark import progress, registry
+from benchmark.evaluate import detectors
+from benchmark.evaluate import score as scoring
+from benchmark.evaluate.detectors import Detector
+from benchmark.evaluate.reference import Reference, Scenes, make, open_source
+from benchmark.files import UserError, read_json, write_json
+from benchmark.identity import Cell
+from benchmark.protocol import Protocol, size_hw
+from benchmark.results import record
+from benchmark.run.place import Run, device
+from benchmark.run.sample import units
+from benchmark.run.stages import DONE, REPORT, Context, Score, records_folder
+from benchmark.run.train import trained
+
+COMPARED = ("fid", "is", "loss")  # scores whose replicates are kept, for comparisons in pairs; the others keep their interval
+
+
+def reference(protocol: Protocol, test: str, context: Context, detector: Detector | None = None) -> Reference:
+    """The reference statistics of a test size, cached."""
+    run, card = context.run, context.data.card
+    if card.kind == "shapes":
+        source = Scenes()
+    else:
+        context.data.real()  # says so where nobody has said where the images are
+        source = open_source(run.data)
+    detector = detector or detectors.load(protocol.score.detector, device=device())
+    count, nearest = protocol.score.reference, min(protocol.score.nearest, protocol.score.reference)
+    with progress.stage(f"reference {card.name} {test}", count, "image") as stage:
+        folder = run.out / "references"
+        return make(source, size_hw(test), detector, count, nearest, folder, report=lambda done, _: stage.set(done))
+
+
+def score(stage: Score) -> dict[str, Any]:
+    """Scores a cell and writes its record, or finds it scored.
+
+    Returns:
+        the record.
+    """
+    cell, protocol, run = stage.cell, stage.protocol, stage.context.run
+    destination = records_folder(protocol, run)
+    if stage.file and stage.file.is_file():
+        value = read_json(stage.file)
+        record.write(value, destination)
+        if value["scores"] is None:
+            raise UserError(f"{cell} failed when it was scored; remove {stage.file} to score it again")
+        progress.say(f"score {cell}: complete already, skipped")
+        return value
+    began = time.monotonic()
+    detector = detectors.load(protocol.score.detector, device=device())
+    real = reference(protocol, cell.test, stage.context, detector)
+    scores, failure = measured(cell, stage.sample.images, detector, real)
+    for name, entry in (scores or {}).items():
+        if name not in COMPARED:
+            entry.pop("replicates", None)
+    value = build(cell, stage.sample.folder, scores, detector, real, (time.monotonic() - began) / 3600, run)
+    write_json(stage.file, value)
+    progress.say(f"record {record.write(value, destination)}")
+    if failure is not None:
+        raise failure
+    return value
+
+
+def options_of(protocol: Protocol) -> scoring.Options:
+    """How a protocol's scores are taken: recall from all samples, as the field's evaluator does; `nearest` counts real images."""
+    return scoring.Options(splits=protocol.score.splits, nearest=protocol.score.nearest, all_samples=True)
+
+
+def measured(cell: Cell, folder: Path, detector: Detector, real: Reference) -> tuple[dict[str, Any] | None, UserError | None]:
+    """A cell's scores, or why there are none: then its record says so, and holds no numbers."""
+    labels = np.arange(cell.protocol.sample.count) % cell.protocol.core.classes
+    try:
+        features = scoring.Features(scoring.features_folder(folder, detector), units(cell, folder))
+        return scoring.score(features, real, labels, options_of(cell.protocol), detector.device), None
+    except UserError as error:
+        return None, error
+
+
+def build(
+    cell: Cell, folder: Path, scores: dict[str, Any] | None, detector: Detector, real: Reference, hours: float, run: Run
+) -> dict[str, Any]:
+    """The record of a scored cell."""
+    cls = registry.load(cell.method)
+    training, data_hash = trained(cell.training, run)
+    report = read_json(training / REPORT)
+    cuda = torch.cuda.is_available()
+    return record.build(
+        cell.protocol,
+        method={
+            "name": cell.method,
+            "title": cls.title,
+            "trained_as": cell.training.method,
+            "options": vars(cls.make_options(cell.protocol.options.get(cell.method, {}))),
+            "note": cls.note,
+        },
+        train=cell.train,
+        test=cell.test,
+        seed=cell.seed,
+        training={key: report[key] for key in ("fingerprint", "steps", "parameters", "hours", "loss")},
+        data_hash=data_hash,
+        reference={"hash": real.hash, "count": real.count},
+        detector={"name": detector.name, "hash": detector.hash},
+        scores=scores,
+        uncertainty=scoring.uncertainty(options_of(cell.protocol)),
+        hours={"sample": read_json(folder / DONE)["hours"], "score": hours},
+        hardware={
+            "device": "cuda" if cuda else "cpu",
+            "name": torch.cuda.get_device_name() if cuda else processor(),
+            "count": run.count * run.nodes,
+        },
+    )
+
+
+def processor() -> str:
+    """The processor's name, as the operating system gives it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"

@@ -1,0 +1,402 @@
+"""The stages of a benchmark, told once: what there is to do, under which key its files lie, what is left of it, and doing it.
+
+    shards -> latents -> training -> samples -> record -> board
+                       reference  ----------->
+
+Stages meet only in files. `plan` lists them, `local` runs them here, `slurm` submits them, `list` shows what is there; nobody
+else works out where a file lies or what it depends on. No torch is needed until one runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmark import lazy, registry, revision
+from benchmark.files import UserError, digest, read_json
+from benchmark.identity import SCORING, Cell, Training, cells_of, code_key, reference_key
+from benchmark.protocol import Protocol
+from benchmark.results import record
+from benchmark.run import cost
+from benchmark.run.cost import Cost
+from benchmark.run.dataset import DataSet
+from benchmark.run.place import Run
+
+training, sampling, scoring = map(lazy.module, ("benchmark.run.train", "benchmark.run.sample", "benchmark.run.score"))
+
+COMPLETE, MISSING = "complete", "missing"
+WEIGHTS, REPORT, CHECKPOINTS = "weights.safetensors", "training.json", "checkpoints"  # of a training
+DONE = "samples.json"  # of a cell: its images are all made
+
+
+@dataclass
+class Context:
+    """A protocol on this machine; `data` is looked at anew after shards or latents have been written."""
+
+    protocol: Protocol
+    run: Run
+    _data: DataSet | None = None
+
+    @property
+    def data(self) -> DataSet:
+        if self._data is None:
+            self._data = DataSet(self.protocol, self.run)
+        return self._data
+
+    def changed(self) -> None:
+        self._data = None
+
+
+@dataclass
+class Stage:
+    """One piece of work whose result is files.
+
+    Attributes:
+        needs: the stages that must be complete before it can run.
+    """
+
+    context: Context
+    needs: list[Stage] = field(default_factory=list)
+    kind = ""
+    spread = False  # whether it runs in one process for each device
+
+    @property
+    def protocol(self) -> Protocol:
+        return self.context.protocol
+
+    @property
+    def title(self) -> str:
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.title}"
+
+    def key(self) -> str | None:
+        """The hash of all that its files depend on; None while that is not known."""
+        raise NotImplementedError
+
+    def state(self) -> str:
+        """COMPLETE, MISSING, or how far an interrupted run has come."""
+        raise NotImplementedError
+
+    def is_complete(self) -> bool:
+        return self.state() == COMPLETE
+
+    def cost(self) -> Cost:
+        """What is left of it."""
+        return Cost() if self.is_complete() else self.whole_cost() * (1 - self.done())
+
+    def whole_cost(self) -> Cost:
+        """What all of it costs."""
+        return Cost()
+
+    def done(self) -> float:
+        """The share of it that is done."""
+        return float(self.is_complete())
+
+    def run(self) -> None:
+        """Does it, or what is left of it."""
+        raise NotImplementedError
+
+    def verb(self) -> list[str]:
+        """The words after `python -m benchmark` that run it, without those that say where."""
+        raise NotImplementedError
+
+    def command(self) -> list[str]:
+        """All words after `python -m benchmark` that run it in another process."""
+        where, protocol = self.context.run, self.protocol
+        words = [*self.verb(), *protocol.overrides, "--protocol", protocol.source, "--out", str(where.out)]
+        words += ["--data", where.data] if where.data else []
+        if self.spread:
+            words += ["--devices", where.devices] + (["--nodes", str(where.nodes)] if self.kind in ("train", "sample") else [])
+        return words + (["--keep"] if where.keep and self.kind == "sample" else [])
+
+
+class Shards(Stage):
+    kind = "shards"
+
+    @property
+    def title(self) -> str:
+        return f"{self.protocol.data.card}, {self.context.data.count:,} pictures"
+
+    def key(self) -> str | None:
+        return self.context.data.fingerprint
+
+    def state(self) -> str:
+        return MISSING if self.context.data.images is None else COMPLETE
+
+    def whole_cost(self) -> Cost:
+        data = self.context.data
+        return Cost(bytes=data.count * data.picture_bytes)
+
+    def run(self) -> None:
+        training.prepared(self.protocol, self.context.run)
+        self.context.changed()
+
+    def verb(self) -> list[str]:
+        return ["shards"]
+
+
+@dataclass
+class Latents(Stage):
+    size: str = ""
+    kind = "latents"
+    spread = True
+
+    @property
+    def title(self) -> str:
+        return f"{self.protocol.data.card} at {self.size}, both flips"
+
+    def key(self) -> str | None:
+        found = self.context.data.latents.get(self.size)
+        return found.name.rpartition("-")[2] if found else None
+
+    def state(self) -> str:
+        return COMPLETE if self.size in self.context.data.latents else MISSING
+
+    def whole_cost(self) -> Cost:
+        return cost.latents(self.protocol, self.size, self.context.data.count)
+
+    def run(self) -> None:
+        raise UserError(f"latents at {self.size} are missing: `make latents` writes them")
+
+    def verb(self) -> list[str]:
+        return ["latents", "--train", self.size]
+
+
+@dataclass
+class Train(Stage):
+    training: Training | None = None
+    kind = "train"
+    spread = True
+
+    @property
+    def title(self) -> str:
+        return f"{self.training.method} at {self.training.size}"
+
+    def key(self) -> str | None:
+        data = self.context.data.seen_by(self.training)
+        return None if data is None else self.training.key(data)
+
+    @property
+    def folder(self) -> Path | None:
+        data = self.context.data.seen_by(self.training)
+        return None if data is None else self.training.folder(self.context.run.out, data)
+
+    def steps(self) -> int:
+        """The step of the newest checkpoint."""
+        found = self.folder.glob(f"{CHECKPOINTS}/step=*.ckpt") if self.folder else ()
+        return max((int(path.stem.split("=")[1].split("-")[0]) for path in found), default=0)
+
+    def state(self) -> str:
+        if self.folder and all((self.folder / name).is_file() for name in (WEIGHTS, REPORT)):
+            return COMPLETE
+        steps = self.steps()
+        return f"step {steps:,} of {self.protocol.train.steps:,}" if steps else MISSING
+
+    def done(self) -> float:
+        return 1.0 if self.is_complete() else self.steps() / self.protocol.train.steps
+
+    def encoding(self) -> Cost:
+        """Of pictures that are augmented before the autoencoder sees them: once for every step that they are trained on."""
+        if self.protocol.data.representation != "latents" or not self.context.data.augments(self.training.method):
+            return Cost()
+        return cost.encoding(self.training.size, float(self.protocol.train.batch) * self.protocol.train.steps)
+
+    def whole_cost(self) -> Cost:
+        return cost.training(self.protocol, self.training.size) + self.encoding()
+
+    def run(self) -> None:
+        training.train(self.training, self.context.run)
+
+    def verb(self) -> list[str]:
+        return ["train", self.training.method, "--train", self.training.size, "--seed", str(self.training.seed)]
+
+
+@dataclass
+class Reference(Stage):
+    test: str = ""
+    kind = "reference"
+
+    @property
+    def title(self) -> str:
+        return f"{self.protocol.data.card} at {self.test}, {self.protocol.score.reference:,} images"
+
+    def key(self) -> str | None:
+        score, weights = self.protocol.score, registry.detector_weights(self.protocol.score.detector)
+        if weights is None or (self.context.data.card.kind != "shapes" and not self.context.run.data):
+            return None
+        nearest = min(score.nearest, score.reference)
+        return reference_key(*self.context.data.real(), self.test, score.detector, weights, score.reference, nearest)
+
+    def state(self) -> str:
+        key = self.key()
+        found = key and any((self.context.run.out / "references").glob(f"*-{key}-{code_key(SCORING[1])[:6]}.npz"))
+        return COMPLETE if found else MISSING
+
+    def whole_cost(self) -> Cost:
+        return cost.reference(self.protocol)
+
+    def run(self) -> None:
+        scoring.reference(self.protocol, self.test, self.context)
+
+    def verb(self) -> list[str]:
+        score = self.protocol.score
+        source = self.context.run.data or self.context.data.real()[0]
+        numbers = ["--count", str(score.reference), "--nearest", str(min(score.nearest, score.reference))]
+        return ["reference", source, self.test, *numbers, "--detector", score.detector]
+
+    def command(self) -> list[str]:
+        return [*self.verb(), "--out", str(self.context.run.out)]
+
+
+@dataclass
+class Sample(Stage):
+    """A cell's images, as features and the first of them as they are; and the denoising loss of its weights."""
+
+    cell: Cell | None = None
+    train: Train | None = None
+    kind = "sample"
+    spread = True
+
+    @property
+    def title(self) -> str:
+        return f"{self.cell.method} {self.cell.train} -> {self.cell.test}"
+
+    @property
+    def shared(self) -> bool:
+        """Whether the cell is likely that of the method whose checkpoint it uses, which is told for sure only when it runs."""
+        base = self.cell.training.method
+        grids = zip(self.protocol.grid(self.cell.test), self.protocol.grid(self.cell.train), strict=True)
+        return base != self.cell.method and all(test <= trained for test, trained in grids)
+
+    def key(self) -> str | None:
+        training = self.train.key()
+        return None if training is None else self.cell.key(training)
+
+    @property
+    def folder(self) -> Path | None:
+        training = self.train.key()
+        return None if training is None else self.cell.folder(self.context.run.out, training)
+
+    @property
+    def images(self) -> Path:
+        """The folder with the images of a complete cell: its own, or that of the method whose encodings are the same."""
+        same = read_json(self.folder / DONE).get("same_as")
+        return self.folder.parent / same if same else self.folder
+
+    def chunks(self) -> int:
+        """Batches of the cell whose features are there."""
+        found = {path.stem for path in self.folder.glob("features/*/chunk-*.safetensors")} if self.folder else ()
+        return len(found)
+
+    def state(self) -> str:
+        if self.folder and (self.folder / DONE).is_file():
+            return COMPLETE
+        count, done = self.protocol.sample.count, min(self.chunks() * self.protocol.sample.batch, self.protocol.sample.count)
+        return f"{done:,} of {count:,} images" if done else MISSING
+
+    def done(self) -> float:
+        if self.is_complete():
+            return 1.0
+        return min(self.chunks() * self.protocol.sample.batch / self.protocol.sample.count, 0.99)
+
+    def whole_cost(self) -> Cost:
+        if self.shared:
+            return Cost()
+        kept = self.protocol.sample.count if self.context.run.keep else min(KEPT_IMAGES, self.protocol.sample.count)
+        return cost.sampling(self.protocol, self.cell.test, kept)
+
+    def run(self) -> None:
+        sampling.sample(self.cell, self.context.run)
+
+    def verb(self) -> list[str]:
+        cell = self.cell
+        return ["sample", cell.method, "--train", cell.train, "--test", cell.test, "--seed", str(cell.seed)]
+
+
+KEPT_IMAGES = 512  # of a cell that stay on disk without `--keep`, for grids and small exports
+
+
+@dataclass
+class Score(Stage):
+    """The record of a cell."""
+
+    sample: Sample | None = None
+    kind = "score"
+
+    @property
+    def cell(self) -> Cell:
+        return self.sample.cell
+
+    @property
+    def title(self) -> str:
+        return self.sample.title
+
+    def key(self) -> str | None:
+        weights = registry.detector_weights(self.protocol.score.detector)
+        if weights is None:
+            return None
+        return digest(
+            [self.protocol.hash, weights, code_key(*SCORING), self.context.run.data, revision.current(self.cell.method)]
+        )
+
+    @property
+    def file(self) -> Path | None:
+        """The record as it is kept beside the samples."""
+        return self.sample.folder / f"record-{self.key()}.json" if self.sample.folder and self.key() else None
+
+    def state(self) -> str:
+        if not (self.file and self.file.is_file()):
+            return MISSING
+        cell = self.cell
+        written = record.place(self.protocol.name, cell.method, cell.train, cell.test, cell.seed)
+        return COMPLETE if (records_folder(self.protocol, self.context.run) / written).is_file() else "no record"
+
+    def run(self) -> None:
+        scoring.score(self)
+
+    def verb(self) -> list[str]:
+        return ["score", *self.sample.verb()[1:]]
+
+
+def records_folder(protocol: Protocol, run: Run) -> Path:
+    """Where a run writes its records: beside itself. Those of leaderboards/ are copied there by `submit` alone."""
+    return run.out / "records" / protocol.hash
+
+
+def methods_of(protocol: Protocol) -> list[str]:
+    """The methods that a sweep of the protocol runs."""
+    return [registry.check(name) for name in protocol.methods] or registry.names()
+
+
+def graph(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> list[Stage]:
+    """Every stage of the protocol for some methods, each after those that it needs: trainings first, then cell by cell."""
+    context = Context(protocol, run)
+    latent = protocol.data.representation == "latents"
+    augmenting = {name for name in methods if context.data.augments(name)}
+    shards = Shards(context)
+    latents = {size: Latents(context, [shards], size) for size in protocol.cells} if latent and set(methods) - augmenting else {}
+    stages: list[Stage] = [*latents.values()]
+    if not latents or augmenting or not all(stage.is_complete() for stage in latents.values()):
+        stages.insert(0, shards)  # who has latents of everything needs no pictures
+    trainings: dict[Training, Train] = {}
+    references: dict[str, Reference] = {}
+    cells: list[Stage] = []
+    for cell in cells_of(protocol, list(methods), seed):
+        training = cell.training
+        if training not in trainings:
+            wanted = shards if training.method in augmenting or not latents else latents[cell.train]
+            trainings[training] = Train(context, [wanted], training)
+        if cell.test not in references:
+            references[cell.test] = Reference(context, [shards], cell.test)
+        made = Sample(context, [trainings[training]], cell, trainings[training])
+        cells += [made, Score(context, [made, references[cell.test]], made)]
+    return [*stages, *trainings.values(), *references.values(), *cells]
+
+
+def processors() -> int:
+    """Processes with one thread each that keep this machine's processor busy."""
+    return os.cpu_count() or 1
