@@ -15,7 +15,7 @@ from benchmark.files import ROOT, UserError
 
 TRAIN = 1  # core, objectives, optimizer, averaging, reading of data: everything that a loss runs through
 SAMPLE = 1  # solvers, guidance, decoding, rounding to uint8: from weights to images
-SCORE = 1  # detectors, metrics, reference statistics, intervals: from images to scores
+SCORE = 2  # detectors, metrics, reference statistics, intervals: from images to scores
 
 LEDGER = ROOT / "leaderboards" / "ledger.yaml"
 
