@@ -19,6 +19,7 @@ from benchmark import progress, registry
 from benchmark.board import generate
 from benchmark.data.card import load_card
 from benchmark.evaluate import detectors
+from benchmark.evaluate import score as scoring
 from benchmark.evaluate.reference import Scenes, make, open_source
 from benchmark.evaluate.samples import open_images
 from benchmark.files import ROOT, Stopped, UserError, atomic, digest, read_json, write_json
