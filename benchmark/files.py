@@ -8,7 +8,9 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -41,11 +43,58 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
     return UserError(f"unknown {kind} '{name}'{hint} (there are: {', '.join(choices) or 'none'})")
 
 
-def listed(names: Iterable[str], most: int = 5) -> str:
-    """Names for a message: at most five, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+SHOWN = 5  # names of a list in a message
+
+
+def listed(names: Iterable[object]) -> str:
+    """A list for a message, cut at SHOWN names: "a, b, c, d, e and 12 more"."""
+    names = [str(name) for name in names]
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def shown(value: object, length: int = 60) -> str:
+    """A value of whatever kind and size, for a message: on one line, and not long."""
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 200:
+        return "a number of more than 60 digits"  # which Python may refuse to print
+    if isinstance(value, list | tuple | dict | set):
+        value = f"{type(value).__name__} of {len(value)}" if len(value) > 8 else value
+    try:
+        text = repr(value) if not isinstance(value, str) or not value.isprintable() else f"'{value}'"
+    except (RecursionError, ValueError):
+        return type(value).__name__
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+# --- Names and places ------------------------------------------------------------------------------------------------
+
+NAME = re.compile(r"[a-z0-9_-]{1,64}")  # of protocols and cards, which become folders and stand in records
+LONGEST = 255  # bytes that a file system takes for one name
+
+
+def checked_name(name: object, kind: str) -> str:
+    """A name from a file that becomes part of a path, itself; a UserError where it could lead anywhere else."""
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise UserError(f"{kind} must be a name of 1 to 64 of a-z, 0-9, _ and -, not {shown(name)}")
+    return name
+
+
+def below(root: Path | str, *parts: str) -> Path:
+    """The path of an output under `root`: every place that is made of names is made here, and none leaves `root`.
+
+    Raises:
+        UserError: a part is absolute, climbs, is empty, holds a NUL or is longer than a file system takes.
+    """
+    for part in parts:
+        steps = part.split("/")
+        if "\0" in part or any(step in ("", ".", "..") for step in steps):
+            raise UserError(f"{shown(part)} leads out of {root}: nothing is written there")
+        if any(len(os.fsencode(step)) > LONGEST for step in steps):
+            raise UserError(f"{shown(part)} is longer than the {LONGEST} bytes that a file system takes for a name")
+    return Path(root, *parts)
+
+
+# --- Writing ---------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -76,6 +125,11 @@ def is_full(error: BaseException) -> bool:
     return getattr(error, "errno", None) in codes or any(os.strerror(code) in str(error) for code in codes)
 
 
+def is_memory(error: BaseException) -> bool:
+    """Whether something did not fit into memory. torch says so of a processor's in words only."""
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error).lower()
+
+
 def write_array(path: Path | str, array: np.ndarray) -> None:
     """Writes an array as .npy, atomically."""
     import numpy as np
@@ -96,14 +150,56 @@ def write_json(path: Path | str, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
+# --- Reading ---------------------------------------------------------------------------------------------------------
+
+
+def sweep(folder: Path | str, everywhere: bool = False) -> None:
+    """Removes the drafts that killed processes left in a folder (`everywhere`: below it too)."""
+    for draft in Path(folder).glob("**/.*.part" if everywhere else ".*.part"):
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def is_file(path: Path | str) -> bool:
+    """Whether a regular file lies at a path that may be anything: a name too long, with a NUL, or below a file."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def read_text(path: Path | str, limit: int = 1 << 30) -> str:
+    """A UTF-8 file as text.
+
+    Raises:
+        UserError: it is not there, no regular file (a pipe would be waited for without end), too large, or not UTF-8.
+    """
+    try:
+        state = os.stat(path)
+        if not stat.S_ISREG(state.st_mode):
+            raise UserError(f"{shown(str(path), 300)} is no regular file")
+        if state.st_size > limit:
+            raise UserError(f"{path} has {state.st_size} bytes, which is no file of this kind (at most {limit})")
+        return Path(path).read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path} is not there") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise UserError(f"{shown(str(path), 300)} cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{shown(str(path), 300)} is no path ({error})") from None
+
+
 def read_json(path: Path | str) -> Any:
     """The JSON value in `path`; a UserError names the file when it is not there or is not JSON."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is not there") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error})") from None
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is not valid JSON ({str(error).splitlines()[0]})") from None
 
 
 def digest(value: Any, length: int = 12) -> str:

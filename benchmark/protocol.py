@@ -7,111 +7,125 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_type_hints
 
-from benchmark.files import UserError, digest, file_hash, unknown
+import pydantic
+from annotated_types import Interval, Len
+
+from benchmark.files import UserError, checked_name, digest, file_hash, is_file, shown, unknown
+from benchmark.inputs import STRICT, matching, read_yaml, reason, yaml_value
 
 FOLDER = Path(__file__).parent / "protocols"
 
-CHOICES = {
-    "data.representation": ("pixels", "latents"),
-    "data.on_corrupt": ("error", "skip"),
-    "objective.name": ("flow", "ddpm"),
-    "objective.time": ("logit_normal", "uniform"),
-    "sample.solver": ("euler", "heun", "ddpm", "ddim"),
-    "sample.guidance_channels": ("all", "three"),
-    "switches.attention_scale": ("none", "jin", "fitv2"),
-    "switches.timestep_shift": ("none", "sqrt_area"),
-    "train.precision": ("bf16", "float32"),
-    "sample.precision": ("bf16", "float32"),
-    "score.detector": ("inception", "shapes"),  # those that give an inception score, which every record holds
-}
 SOLVERS = {"flow": ("euler", "heun"), "ddpm": ("ddpm", "ddim")}
 
 
-@dataclass
-class Data:
-    card: str = "shapes"  # a file name in datasets/
-    count: int = 0  # training images of a drawn data set; 0 takes the card's
-    representation: str = "pixels"  # what the core sees: pixels, or latents of the card's autoencoder
-    factor: int = 1  # pixels per latent and axis: 1 for pixels, 8 for Stable Diffusion's autoencoder
-    on_corrupt: str = "error"  # or "skip": a sample that cannot be decoded is replaced by the next one, and counted
+# Every field declares what it may hold; a number its bounds, beyond which no run makes sense or no machine has room.
+Steps = Annotated[int, Interval(ge=1, le=10**9)]
+Some = Annotated[int, Interval(ge=1, le=10**8)]  # images
+Width = Annotated[int, Interval(ge=1, le=2**16)]
+Share = Annotated[float, Interval(ge=0, lt=1)]
+Precision = Literal["bf16", "float32"]
+Line = Annotated[str, matching(r"[^\p{C}]*", "one line of at most 300 characters")]
+LATER = "later"  # marks a field added since there are records: left out of the rules while it holds its default
+SIDE = 16_384  # pixels: the longest side of a size
+
+
+class Section:
+    """Part of a protocol, as its section in the file says it."""
+
+    __pydantic_config__ = STRICT
 
 
 @dataclass
-class Core:
-    width: int = 192
-    depth: int = 6
-    heads: int = 3
-    patch: int = 4
-    channels: int = 3  # of the data: 3 for pixels, 4 for latents
-    classes: int = 8
-    mlp_ratio: float = 4.0
-    rope_base: float = 10000.0  # the base of every rotary method; 100 is usual for short grids
+class Data(Section):
+    card: Line = "shapes"  # a file name in datasets/
+    count: Annotated[int, Interval(ge=0, le=10**9)] = 0  # training images of a drawn data set; 0 takes the card's
+    representation: Literal["pixels", "latents"] = "pixels"  # what the core sees: pixels, or latents of the card's autoencoder
+    factor: Annotated[int, Interval(ge=1, le=64)] = 1  # pixels per latent and axis: 1 for pixels, 8 for Stable Diffusion's
+    on_corrupt: Literal["error", "skip"] = "error"  # "skip": one that cannot be decoded is replaced by the next, and counted
 
 
 @dataclass
-class Objective:
-    name: str = "flow"
-    time: str = "logit_normal"  # the density of training times (flow only)
-    shift: float = 1.0  # above 1, training times and sampling steps lie nearer to noise (flow only)
-    class_dropout: float = 0.1  # probability of the null class, for classifier-free guidance
+class Core(Section):
+    width: Width = 192
+    depth: Annotated[int, Interval(ge=1, le=1024)] = 6
+    heads: Annotated[int, Interval(ge=1, le=1024)] = 3
+    patch: Annotated[int, Interval(ge=1, le=256)] = 4
+    channels: Annotated[int, Interval(ge=1, le=1024)] = 3  # of the data: 3 for pixels, 4 for latents
+    classes: Annotated[int, Interval(ge=1, le=10**6)] = 8
+    mlp_ratio: Annotated[float, Interval(gt=0, le=64)] = 4.0
+    rope_base: Annotated[float, Interval(gt=1, le=1e12)] = 10000.0  # of every rotary method; 100 is usual for short grids
 
 
 @dataclass
-class Train:
-    steps: int = 400_000
-    batch: int = 256  # over all devices
-    lr: float = 1e-4
-    warmup: int = 0  # steps of linear warm-up
-    decay: int = 0  # steps of linear decay to zero at the end
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    weight_decay: float = 0.0
-    clip: float = 0.0  # gradient norm; 0 is off
-    ema: float = 0.9999
-    precision: str = "bf16"
+class Objective(Section):
+    name: Literal["flow", "ddpm"] = "flow"
+    time: Literal["logit_normal", "uniform"] = "logit_normal"  # the density of training times (flow only)
+    shift: Annotated[float, Interval(gt=0, le=1000)] = 1.0  # above 1, training and sampling times lie nearer to noise (flow only)
+    class_dropout: Share = 0.1  # probability of the null class, for classifier-free guidance
+
+
+@dataclass
+class Train(Section):
+    steps: Steps = 400_000
+    batch: Annotated[int, Interval(ge=1, le=10**6)] = 256  # over all devices
+    lr: Annotated[float, Interval(ge=0, le=10)] = 1e-4
+    warmup: Annotated[int, Interval(ge=0, le=10**9)] = 0  # steps of linear warm-up
+    decay: Annotated[int, Interval(ge=0, le=10**9)] = 0  # steps of linear decay to zero at the end
+    betas: Annotated[list[Share], Len(2, 2)] = field(default_factory=lambda: [0.9, 0.999])
+    weight_decay: Annotated[float, Interval(ge=0, le=100)] = 0.0
+    clip: Annotated[float, Interval(ge=0, le=1e6)] = 0.0  # gradient norm; 0 is off
+    ema: Share = 0.9999
+    precision: Precision = "bf16"
     flip: bool = True  # random horizontal flips
-    init: str = ""  # a checkpoint to fine-tune from; the rules know it by its content, see `identity`
+    init: Annotated[str, matching(r"[^\p{C}]*", "one line", 4096)] = ""  # a checkpoint to start from; see `identity`
 
 
 @dataclass
-class Sample:
-    solver: str = "euler"
-    steps: int = 250
-    guidance: float = 1.5
-    guidance_channels: str = "all"  # "three" repeats DiT's code, which guides the first three latent channels only
-    count: int = 50_000
-    batch: int = 64  # images per forward; part of the protocol because it moves the last bits
-    precision: str = "bf16"
+class Sample(Section):
+    solver: Literal["euler", "heun", "ddpm", "ddim"] = "euler"
+    steps: Annotated[int, Interval(ge=1, le=10**6)] = 250
+    guidance: Annotated[float, Interval(ge=0, le=1000)] = 1.5
+    guidance_channels: Literal["all", "three"] = "all"  # DiT's code guides the first three latent channels only
+    count: Some = 50_000
+    batch: Annotated[int, Interval(ge=1, le=10**6)] = 64  # images per forward; part of the protocol: it moves the last bits
+    precision: Precision = "bf16"
 
 
 @dataclass
-class Score:
-    detector: str = "inception"
-    reference: int = 50_000  # images in the reference statistics
-    nearest: int = 10_000  # images of either side used for precision and recall
-    splits: int = 10  # of the inception score
+class Score(Section):
+    detector: Literal["inception", "shapes"] = "inception"  # those that give an inception score, which every record holds
+    reference: Some = 50_000  # images in the reference statistics
+    nearest: Some = 10_000  # images of either side used for precision and recall
+    splits: Annotated[int, Interval(ge=1, le=10**6)] = 10  # of the inception score
 
 
 @dataclass
-class Switches:
+class Switches(Section):
     """What belongs to the contest and not to a method: set once for all rows of a table, and printed with it."""
 
-    attention_scale: str = "none"
-    timestep_shift: str = "none"
+    attention_scale: Literal["none", "jin", "fitv2"] = "none"
+    timestep_shift: Literal["none", "sqrt_area"] = "none"
+
+
+Cells = Annotated[dict[str, Annotated[list[str], Len(1, 1000)]], Len(1, 1000)]
 
 
 @dataclass
 class Protocol:
     """A contest. `cells` maps a training size to the sizes it is tested at; every pair is a cell of the table."""
 
-    name: str
-    title: str
-    cells: dict[str, list[str]]
+    __pydantic_config__ = STRICT
+
+    name: Line
+    title: Line
+    cells: Cells
     data: Data = field(default_factory=Data)
     core: Core = field(default_factory=Core)
     objective: Objective = field(default_factory=Objective)
@@ -119,8 +133,8 @@ class Protocol:
     sample: Sample = field(default_factory=Sample)
     score: Score = field(default_factory=Score)
     switches: Switches = field(default_factory=Switches)
-    options: dict[str, dict[str, Any]] = field(default_factory=dict)  # hyper-parameters of methods in this contest
-    methods: list[str] = field(default_factory=list)  # what a sweep runs; empty means every file of methods/
+    options: dict[str, dict[str, pydantic.JsonValue]] = field(default_factory=dict)  # hyper-parameters of methods in this contest
+    methods: list[Line] = field(default_factory=list)  # what a sweep runs; empty means every file of methods/
     ranked: bool = True  # whether its records belong into leaderboards/
     custom: bool = False  # made with overrides: never written into leaderboards/
     source: str = ""  # what `load` was given, and the overrides: enough to load the same rules in another process
@@ -133,10 +147,9 @@ class Protocol:
 
     def rules(self) -> dict[str, Any]:
         """All that could change a number, as plain values."""
-        rules = dataclasses.asdict(self)
-        about = ("name", "title", "methods", "ranked", "custom", "source", "overrides")
-        rules["train"]["init"] = identity(self.train.init)
-        return {key: rules[key] for key in rules if key not in about}
+        parts = {part: _plain(getattr(self, part)) for part in SECTIONS}
+        parts["train"]["init"] = identity(self.train.init)
+        return {**parts, "cells": self.cells, "options": self.options}
 
     def pairs(self) -> list[tuple[str, str]]:
         """Every (training size, test size), in the order of the file."""
@@ -169,20 +182,35 @@ class Protocol:
 
     def training(self, train: str) -> dict[str, Any]:
         """The part of the rules that a training at size `train` depends on."""
-        parts = {part: dataclasses.asdict(getattr(self, part)) for part in ("data", "core", "objective", "train")}
+        parts = {part: _plain(getattr(self, part)) for part in ("data", "core", "objective", "train")}
         parts["train"]["init"] = identity(self.train.init)
         return {**parts, "size": train, "largest": self.largest(train)}
 
     def sampling(self) -> dict[str, Any]:
         """The part of the rules that sampling from a checkpoint depends on, besides the sizes."""
-        return {"sample": dataclasses.asdict(self.sample), "switches": dataclasses.asdict(self.switches)}
+        return {"sample": _plain(self.sample), "switches": _plain(self.switches)}
+
+
+SECTIONS = {cls.__name__.lower(): cls for cls in (Data, Core, Objective, Train, Sample, Score, Switches)}
+
+
+def _plain(section: Section) -> dict[str, Any]:
+    """A section's fields as plain values, without those that came later and hold their default."""
+    hints = get_type_hints(type(section), include_extras=True)
+    values = dataclasses.asdict(section)
+    for item in dataclasses.fields(section):
+        if LATER in getattr(hints[item.name], "__metadata__", ()) and values[item.name] == item.default:
+            del values[item.name]
+    return values
 
 
 def size_hw(size: str) -> tuple[int, int]:
     """(height, width) in pixels from "64x48"."""
-    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", size)
+    match = re.fullmatch(r"([1-9][0-9]*)x([1-9][0-9]*)", size)
     if not match:
-        raise UserError(f"size '{size}' is not HEIGHTxWIDTH, such as 64x48")
+        raise UserError(f"size {shown(size)} is not HEIGHTxWIDTH, such as 64x48")
+    if max(len(side) for side in match.groups()) > 9 or max(map(int, match.groups())) > SIDE:
+        raise UserError(f"size {shown(size)} has a side above {SIDE} pixels")
     return int(match[1]), int(match[2])
 
 
@@ -202,7 +230,7 @@ def identity(init: str) -> str:
     a name while nobody has pinned it.
     """
     path = Path(init)
-    if not init or not path.is_file():
+    if not init or not is_file(path):
         return init
     state = path.stat()
     return _content(str(path.resolve()), state.st_size, state.st_mtime_ns)
@@ -228,29 +256,20 @@ def load(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Protocol:
     Raises:
         UserError: unknown protocol or key, a value of the wrong type, or rules that contradict each other.
     """
-    import yaml
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
-    if not path.is_file():
+    if "\0" in name or not is_file(path):
         raise unknown("protocol", name, names())
-    for assignment in overrides:
-        _check_assignment(assignment)
+    checked_name(path.stem, "the name of a protocol's file")
     outside = path.parent.resolve() != FOLDER.resolve()
-    try:
-        schema = OmegaConf.structured(
-            Protocol(path.stem, "", {}, custom=bool(overrides) or outside, source=name, overrides=list(overrides))
-        )
-        merged = OmegaConf.merge(schema, *_layers(path), OmegaConf.from_dotlist(list(overrides)))
-        protocol = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        where = f" with {' '.join(overrides)}" if overrides else ""
-        raise UserError(f"protocol {path.stem}{where}: {reason}") from None
-    validate(protocol)
+    values = functools.reduce(_merged, [*_layers(path), *map(_assigned, overrides)])
+    for key in ABOUT:
+        if key in values:
+            raise UserError(f"protocol {path.stem}: {key} is not set in a file, it follows from how a protocol is loaded")
+    about = {"name": path.stem, "custom": bool(overrides) or outside, "source": name, "overrides": list(overrides)}
+    protocol = _fitted({"title": "", **values, **about}, path.stem)
+    _check_relations(protocol)
     given = [assignment for assignment in overrides if assignment.startswith("train.init=")]
-    if given and protocol.train.init and not Path(protocol.train.init).is_file():
+    if given and protocol.train.init and not is_file(protocol.train.init):
         raise UserError(f"train.init: {protocol.train.init} is not there; give the path of a checkpoint")
     if given and len(given) == len(overrides) and not outside:
         # Where the very file lies that the rules ask for is no rule.
@@ -258,74 +277,104 @@ def load(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Protocol:
     return protocol
 
 
-def _layers(path: Path) -> list[Any]:
-    """A protocol's file, after that of the protocol which it names as its `base`."""
-    from omegaconf import OmegaConf
+ABOUT = ("name", "custom", "source", "overrides")
 
-    content = OmegaConf.load(path)
+
+def _merged(below: Any, above: Any) -> Any:
+    """Plain values on top of others: fields of sections are merged, all else is replaced."""
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    return {**below, **{key: _merged(below[key], value) if key in below else value for key, value in above.items()}}
+
+
+@functools.cache
+def _model() -> pydantic.TypeAdapter[Protocol]:
+    """Built when first needed: that takes a tenth of a second, and `--help` needs none."""
+    return pydantic.TypeAdapter(Protocol)
+
+
+def _fitted(values: dict[str, Any], name: str) -> Protocol:
+    """The protocol that plain values stand for; every field is of its type and in its range."""
+    try:
+        return _model().validate_json(json.dumps(values))  # of JSON, strict validation takes objects for sections
+    except pydantic.ValidationError as error:
+        raise UserError(f"protocol {name}: {reason(error, SETTINGS, 'the protocol')}") from None
+    except (TypeError, ValueError) as error:  # of a value that JSON does not know
+        raise UserError(f"protocol {name}: {str(error).splitlines()[0]}") from None
+
+
+def _layers(path: Path) -> list[dict[str, Any]]:
+    """A protocol's file, after that of the protocol which it names as its `base`."""
+    content = read_yaml(path)
     base = content.pop("base", None)
     if base is None:
         return [content]
     if base not in names() or base == path.stem:
-        raise unknown(f"base of {path.stem}", str(base), [name for name in names() if name != path.stem])
+        raise unknown(f"base of {path.stem}", str(base)[:60], [name for name in names() if name != path.stem])
     return [*_layers(FOLDER / f"{base}.yaml"), content]
 
 
-def _check_assignment(assignment: str) -> None:
-    """Refuses an override whose key does not exist, and names the nearest that does."""
-    key, equals, _ = assignment.partition("=")
+SETTINGS = (*(f"{name}.{item.name}" for name, cls in SECTIONS.items() for item in dataclasses.fields(cls)), "methods")
+
+
+def _assigned(assignment: str) -> dict[str, Any]:
+    """An override such as "train.steps=200" as nested fields; an unknown key is refused with the nearest there is."""
+    key, equals, text = assignment.partition("=")
     if not equals:
-        raise UserError(f"'{assignment}' is not an override: write section.key=value, such as train.steps=200")
-    section, _, rest = key.partition(".")
-    if section in ("options", "cells") and rest:
-        return
-    sections = {item.name: item for item in dataclasses.fields(Protocol)}
-    classes = {c.__name__.lower(): c for c in (Data, Core, Objective, Train, Sample, Score, Switches)}
-    keys = [f"{name}.{item.name}" for name, cls in classes.items() for item in dataclasses.fields(cls)]
-    keys += [name for name in sections if name in ("methods",)]
-    if key not in keys:
-        raise unknown("setting", key, keys)
+        raise UserError(f"{shown(assignment)} is not an override: write section.key=value, such as train.steps=200")
+    section, *rest = key.split(".")
+    if not (section in ("options", "cells") and rest and all(rest)) and key not in SETTINGS:
+        raise unknown("setting", key[:100], SETTINGS)
+    value = yaml_value(text, key)
+    for part in reversed(rest):
+        value = {part: value}
+    return {section: value}
 
 
 def validate(protocol: Protocol) -> None:
-    """Raises UserError where the rules contradict each other."""
+    """Raises UserError where a field is out of its range, or the rules contradict each other."""
+    _fitted(dataclasses.asdict(protocol), protocol.name)
+    _check_relations(protocol)
+
+
+def _check_relations(protocol: Protocol) -> None:
+    """What fields say of each other; ranges of single ones stand with them."""
 
     def need(condition: bool, message: str) -> None:
         if not condition:
             raise UserError(f"{protocol.name}: {message}")
 
-    for key, choices in CHOICES.items():
-        section, name = key.split(".")
-        value = getattr(getattr(protocol, section), name)
-        if value not in choices:
-            raise unknown(key, value, choices)
-    need(bool(protocol.cells), "has no cells")
-    need((protocol.data.representation == "pixels") == (protocol.data.factor == 1), "data.factor is 1 for pixels only")
+    pixels, core = protocol.data.representation == "pixels", protocol.core
+    need(pixels == (protocol.data.factor == 1), "data.factor is 1 for pixels only")
+    need(not pixels or core.channels == 3, f"core.channels is {core.channels}; pixels have 3")
     for train, tests in protocol.cells.items():
         need(len(set(tests)) == len(tests), f"a test size of {train} is listed twice")
         for size in [train, *tests]:
             protocol.grid(size)
-    core = protocol.core
-    for name in ("width", "depth", "heads", "patch", "channels", "classes"):
-        need(getattr(core, name) >= 1, f"core.{name} must be at least 1")
     need(core.width % core.heads == 0, f"core.width {core.width} is not divisible by {core.heads} heads")
     head = core.width // core.heads
     need(head % 4 == 0, f"head width {head} is not divisible by 4: rotary positions need pairs on two axes")
+    need(int(core.width * core.mlp_ratio) >= 1, f"core.mlp_ratio {core.mlp_ratio:g} leaves no hidden unit")
     solvers = SOLVERS[protocol.objective.name]
     if protocol.sample.solver not in solvers:
         raise unknown(f"solver for the {protocol.objective.name} objective", protocol.sample.solver, solvers)
     shifted = protocol.switches.timestep_shift != "none"
     need(not shifted or protocol.objective.name == "flow", "switches.timestep_shift is for flow models only")
-    need(protocol.objective.shift > 0, "objective.shift must be positive")
     need(protocol.objective.shift == 1 or protocol.objective.name == "flow", "objective.shift is for flow models only")
-    need(0 <= protocol.objective.class_dropout < 1, "objective.class_dropout must be in [0, 1)")
-    need(0 <= protocol.train.ema < 1, "train.ema must be in [0, 1)")
-    for name, value in (("train.steps", protocol.train.steps), ("train.batch", protocol.train.batch),
-                        ("sample.steps", protocol.sample.steps), ("sample.batch", protocol.sample.batch)):  # fmt: skip
-        need(value >= 1, f"{name} must be at least 1")
     need(protocol.sample.count >= 2, "sample.count must be at least 2: a covariance needs two images")
     need(protocol.score.reference >= 2, "score.reference must be at least 2: a covariance needs two images")
     splits, count = protocol.score.splits, protocol.sample.count
-    need(1 <= splits <= count, f"score.splits must be 1 to {count}: every split of the inception score needs an image")
+    need(splits <= count, f"score.splits must be 1 to {count}: every split of the inception score needs an image")
     nearest = min(protocol.score.nearest, protocol.score.reference, count)
     need(nearest >= 4, "score.nearest, score.reference and sample.count must be at least 4: precision needs a third neighbour")
+    for name, values in protocol.options.items():
+        need(_finite(values), f"options.{shown(name)} must hold finite numbers")
+
+
+def _finite(value: Any) -> bool:
+    """Whether the numbers in plain values are finite, at any depth."""
+    if isinstance(value, dict):
+        return all(map(_finite, value.values()))
+    if isinstance(value, list):
+        return all(map(_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)

@@ -15,12 +15,12 @@ from benchmark.files import ROOT
 
 # Top to bottom: a file imports only what stands above it; files of one package import each other without a cycle.
 ORDER = [
-    "files", "progress", "streams", "protocol", "registry", "revision", "identity",
+    "files", "inputs", "progress", "streams", "protocol", "registry", "revision", "identity",
     "results", "model", "data", "evaluate", "board", "run", "measure", "cli", "__main__",
 ]  # fmt: skip
 TORCH = ("torch", "lightning", "timm", "diffusers", "torchmetrics", "torchvision", "safetensors")
-TORCH_FREE = ("files", "progress", "streams", "protocol", "registry", "revision", "identity", "results", "board", "cli")
-BOARD = ("files", "streams", "protocol", "registry", "revision", "results", "board")  # all that tables are made with
+TORCH_FREE = ("files", "inputs", "progress", "streams", "protocol", "registry", "revision", "identity", "results", "board", "cli")
+BOARD = ("files", "inputs", "streams", "protocol", "registry", "revision", "results", "board")  # all that tables are made with
 FILES = sorted(path.relative_to(ROOT / "benchmark") for path in (ROOT / "benchmark").rglob("*.py"))
 INNER = 25  # imports inside functions, each with its reason beside it
 

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any, get_type_hints
+
 import pytest
 
 from benchmark import protocol
@@ -64,7 +70,7 @@ def test_a_file_elsewhere_is_custom(tmp_path):
     [
         ("train.step=3", "did you mean 'train.steps'"),
         ("nonsense", "is not an override"),
-        ("train.steps=abc", "could not be converted to Integer"),
+        ("train.steps=abc", "train.steps must be a whole number, not 'abc'"),
         ("train.steps=0", "train.steps must be at least 1"),
         ("core.patch=5", "not a multiple of 5 pixels per token"),
         ("core.heads=3", "not divisible by 3 heads"),
@@ -76,7 +82,7 @@ def test_a_file_elsewhere_is_custom(tmp_path):
         ("train.precision=fp8", "unknown train.precision"),
         ("score.detector=dinov2", "unknown score.detector 'dinov2'"),  # it gives no inception score
         ("score.splits=33", "score.splits must be 1 to 32"),
-        ("score.splits=0", "score.splits must be 1 to 32"),
+        ("score.splits=0", "score.splits must be at least 1, not 0"),
         ("score.nearest=3", "precision needs a third neighbour"),
         ("sample.count=3", "precision needs a third neighbour"),
         ("data.factor=8", "data.factor is 1 for pixels only"),
@@ -112,5 +118,150 @@ def test_a_base_is_merged_below(tmp_path):
     with pytest.raises(UserError, match="unknown base of mine 'shapez'; did you mean 'shapes'"):
         protocol.load(str(tmp_path / "mine.yaml"))
     (tmp_path / "broken.yaml").write_text("title: [\n")
-    with pytest.raises(UserError, match="protocol broken: "):
+    with pytest.raises(UserError, match=r"broken.yaml is not valid YAML \("):
         protocol.load(str(tmp_path / "broken.yaml"))
+
+
+FIELDS = [*protocol.SETTINGS, "cells", "title", "ranked", "options", *protocol.SECTIONS]
+ODD = {
+    "nan": math.nan, "inf": math.inf, "minus inf": -math.inf, "-1": -1, "0": 0, "10**30": 10**30, "1e300": 1e300, "0.5": 0.5,
+    "empty list": [], "empty mapping": {}, "a text": "text", "an empty text": "", "null": None, "true": True,
+    "a list of nan": [math.nan, math.nan], "a list of texts": ["a", "b"], "a NUL": "a\0b", "two lines": "a\nb",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_any_value_in_any_field_is_a_valid_protocol_or_one_line(field: str, tmp_path: Path) -> None:
+    """Whatever is accepted has a hash, survives JSON, and holds finite numbers only."""
+    accepted = []
+    for name, value in ODD.items():
+        section, *rest = field.split(".")
+        given: Any = value
+        for part in rest:
+            given = {part: given}
+        path = tmp_path / "odd.yaml"
+        base = {"base": "smoke", section: given}
+        path.write_text(json.dumps(base).replace("NaN", ".nan").replace("-Infinity", "-.inf").replace("Infinity", ".inf"))
+        message = ""
+        try:
+            rules = protocol.load(str(path))
+        except UserError as error:
+            message = str(error)
+        if message:
+            assert "\n" not in message
+            assert len(message) < 400, "one line that a person can read"
+            assert section.rstrip("s") in message or "sample" in message, (name, message)
+        else:
+            accepted.append(name)
+            text = json.dumps(rules.rules(), allow_nan=False)
+            assert len(rules.hash) == 12
+            assert not any(word in text for word in ("NaN", "Infinity"))
+    assert not {"nan", "inf", "minus inf", "a list of nan", "1e300"} & set(accepted), accepted
+
+
+def test_every_number_declares_its_bounds() -> None:
+    """A field that is added without a range is found here."""
+    for name, cls in protocol.SECTIONS.items():
+        for key, hint in get_type_hints(cls, include_extras=True).items():
+            if key.startswith("_"):
+                continue
+            bare = getattr(hint, "__origin__", hint)
+            if bare in (int, float):
+                bounds = [item for item in getattr(hint, "__metadata__", ()) if hasattr(item, "le")]
+                assert bounds, f"{name}.{key} has no bounds"
+                low, high = (bounds[0].ge, bounds[0].gt), (bounds[0].le, bounds[0].lt)
+                assert any(x is not None for x in low), f"{name}.{key} has no lower bound"
+                assert any(x is not None for x in high), f"{name}.{key} has no upper bound"
+            assert hint is not Any, f"{name}.{key} may be anything"
+
+
+def test_a_field_that_came_later_changes_no_hash_while_it_holds_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    from typing import Annotated, Literal
+
+    before = protocol.load("smoke").training("16x16")
+
+    @dataclasses.dataclass
+    class Train(protocol.Train):
+        optimizer: Annotated[Literal["adamw", "muon"], protocol.LATER] = "adamw"
+
+    rules = protocol.load("smoke")
+    old = rules.hash
+    rules.train = Train(**dataclasses.asdict(rules.train))
+    Train.__annotations__["optimizer"] = Annotated[Literal["adamw", "muon"], protocol.LATER]
+    assert rules.hash == old
+    assert rules.training("16x16") == before
+    rules.train.optimizer = "muon"
+    assert rules.hash != old
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("title: ${oc.env:HOME}\n", "interpolation is not resolved"),
+        ("title: !!python/object/apply:os.system [id]\n", "values are plain ones"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n", "has the alias *a"),
+        ("title: " + "[" * 1000 + "]" * 1000 + "\n", "is nested more than 20 deep"),
+        ("7\n", "must hold fields"),
+        ("- 7\n", "must hold fields"),
+        ("", "must hold fields"),
+        ("1: 2\n", "must hold fields"),
+        ("title: a\ntitle: b\n", "stands there twice"),
+        ("title: a\x00b\n", "is not valid YAML"),
+        ("title: [\n", "is not valid YAML"),
+        ("? [a, b]\n: 1\n", "a key is a list"),
+        ("name: ../../evil\ntitle: x\ncells: {16x16: [16x16]}\n", "name is not set in a file"),
+        ("custom: false\ntitle: x\ncells: {16x16: [16x16]}\n", "custom is not set in a file"),
+        ("title: x\n", "the protocol lacks cells"),
+        ("base: [smoke]\n", "unknown base of mine"),
+        ("base: smoke\ncells: {16x16: []}\n", "must be of at least 1 items"),
+        ("base: smoke\ncells: {16x16: [200000x200000]}\n", "has a side above 16384 pixels"),
+        ("base: smoke\ncells: {٣x٣: [16x16]}\n", "is not HEIGHTxWIDTH"),
+        ("base: smoke\ncore: {channels: 4}\n", "core.channels is 4; pixels have 3"),
+        ("base: smoke\ntrain: 7\n", "train must be a section of fields, not 7"),
+        ("base: smoke\ntrain: {step: 7}\n", "did you mean 'train.step"),
+        ("base: smoke\ntrain: {steps: " + "9" * 5000 + "}\n", "mine.yaml"),
+        ("base: smoke\noptions: {yarn: {temperature: .nan}}\n", "must hold finite numbers"),
+    ],
+)
+def test_a_file_with_a_surprise_is_refused_in_one_line(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        protocol.load(str(path))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_file_of_text_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "latin.yaml").write_bytes(b"title: \xe9\n")
+    with pytest.raises(UserError, match="is not UTF-8"):
+        protocol.load(str(tmp_path / "latin.yaml"))
+    (tmp_path / "folder.yaml").mkdir()
+    for name in (str(tmp_path / "folder.yaml"), "a\0b.yaml", "x" * 5000 + ".yaml", "", ".", "/", "..", "smoke/"):
+        with pytest.raises(UserError, match="unknown protocol"):
+            protocol.load(name)
+    (tmp_path / "Two words.yaml").write_text("base: smoke\n")
+    with pytest.raises(UserError, match="must be a name of"):
+        protocol.load(str(tmp_path / "Two words.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.lr=${oc.env:HOME}", "interpolation is not resolved"),
+        ("train.lr=!!python/name:os.system", "values are plain ones"),
+        ("train.lr=" + "[" * 1000, "is nested more than 20 deep"),
+        ("train.lr=[1", "is not valid YAML"),
+        ("train.betas=[0.9]", "train.betas must be of at least 2 items"),
+        ("train.betas=[0.9, 1.1]", "train.betas.1 must be below 1"),
+        ("options..x=1", "unknown setting"),
+        ("cells=3", "unknown setting"),
+        ("=3", "unknown setting"),
+        ("train.steps=", "train.steps must be a whole number, not None"),
+    ],
+)
+def test_a_bad_override_is_refused_in_one_line(override: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        protocol.load("smoke", [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
