@@ -248,7 +248,10 @@ def print_scores(samples: str, reference: str, detector: str, weights: str) -> N
         about = {"count": None, "source": None} | result[kind]
         count = f", {about['count']} images" if about["count"] else ""
         progress.say(f"{kind}  {about['source'] or about['name']}, hash {about['hash']}{count}")
-    progress.say(f"detector's work  {result['looked']}")
+    if result["nearest"]:
+        progress.say(f"precision, recall  against {result['nearest']} real images, by exact distances (ADM's evaluator: float16)")
+    progress.say(f"inception score  mean over {result['splits']} splits")
+    progress.say(f"detector's work  {result['extraction']}")
 
 
 @app.command()
@@ -390,9 +393,9 @@ def reference(
 
     size_hw = protocol.size_hw(size)
     found = open_source(source)
-    eye = detectors.load(detector, weights or None, "cuda" if torch.cuda.is_available() else "cpu")
+    network = detectors.load(detector, weights or None, "cuda" if torch.cuda.is_available() else "cpu")
     with progress.stage(f"reference {source} {size}", count, "image") as stage:
-        made = make(found, size_hw, eye, count, nearest, out / "references", report=lambda done, _: stage.set(done))
+        made = make(found, size_hw, network, count, nearest, out / "references", report=lambda done, _: stage.set(done))
     enlarged = f", {made.meta['upsampled']} of them enlarged" if made.meta["upsampled"] else ""
     progress.say(f"reference {made.hash} of {made.count} images{enlarged} in {out / 'references'}")
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmark import registry
 from benchmark.files import UserError, digest, file_hash, unknown
 
 FOLDER = Path(__file__).parent / "protocols"
@@ -28,7 +29,6 @@ CHOICES = {
     "switches.timestep_shift": ("none", "sqrt_area"),
     "train.precision": ("bf16", "float32"),
     "sample.precision": ("bf16", "float32"),
-    "score.detector": ("inception", "shapes"),  # those that give an inception score, which every record holds
 }
 SOLVERS = {"flow": ("euler", "heun"), "ddpm": ("ddpm", "ddim")}
 
@@ -93,8 +93,8 @@ class Sample:
 class Score:
     detector: str = "inception"
     reference: int = 50_000  # images in the reference statistics
-    nearest: int = 10_000  # images of either side used for precision and recall
-    splits: int = 10  # of the inception score
+    nearest: int = 10_000  # real images for precision and recall; ADM's references hold 10,000 up to 256x256, 1,000 at 512x512
+    splits: int = 0  # of the inception score; 0 follows the detector: Inception's are of 5,000 images, as the evaluator's
 
 
 @dataclass
@@ -164,6 +164,11 @@ class Protocol:
         parts = {part: dataclasses.asdict(getattr(self, part)) for part in ("data", "core", "objective", "train")}
         parts["train"]["init"] = identity(self.train.init)
         return {**parts, "size": train, "largest_grid": self.largest_grid(train)}
+
+    @property
+    def splits(self) -> int:
+        """Splits of the inception score of a cell."""
+        return self.score.splits or registry.detector_facts(self.score.detector).splits(self.sample.count)
 
     def sampling(self) -> dict[str, Any]:
         """The part of the rules that sampling from a checkpoint depends on, besides the sizes."""
@@ -286,7 +291,8 @@ def validate(protocol: Protocol) -> None:
         if not condition:
             raise UserError(f"{protocol.name}: {message}")
 
-    for key, choices in CHOICES.items():
+    # Every record holds an inception score, so only detectors that give one can be asked for.
+    for key, choices in {**CHOICES, "score.detector": registry.detectors(scoring=True)}.items():
         section, name = key.split(".")
         value = getattr(getattr(protocol, section), name)
         if value not in choices:
@@ -318,6 +324,6 @@ def validate(protocol: Protocol) -> None:
     need(protocol.sample.count >= 2, "sample.count must be at least 2: a covariance needs two images")
     need(protocol.score.reference >= 2, "score.reference must be at least 2: a covariance needs two images")
     splits, count = protocol.score.splits, protocol.sample.count
-    need(1 <= splits <= count, f"score.splits must be 1 to {count}: every split of the inception score needs an image")
+    need(0 <= splits <= count, f"score.splits must be 0 (the detector's rule) to {count}: every split needs an image")
     nearest = min(protocol.score.nearest, protocol.score.reference, count)
     need(nearest >= 4, "score.nearest, score.reference and sample.count must be at least 4: precision needs a third neighbour")

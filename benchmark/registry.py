@@ -1,10 +1,14 @@
-"""The methods there are: the files of methods/. This is the harness's only reach into that folder."""
+"""What there is by lying in a folder: methods (methods/) and detectors (evaluate/detectors/), listed without importing torch.
+
+This is the harness's only reach into methods/.
+"""
 
 from __future__ import annotations
 
 import ast
 import functools
 import importlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +19,8 @@ if TYPE_CHECKING:
     from benchmark.protocol import Protocol
 
 FOLDER = ROOT / "methods"
+DETECTORS = ROOT / "benchmark" / "evaluate" / "detectors"
+FEW_SPLITS = 10  # of the inception score, where a detector names no number of images for one
 
 
 def names() -> list[str]:
@@ -95,3 +101,62 @@ def describe(name: str) -> str:
     """The first line of a method's docstring: the idea in one sentence. Read without importing torch."""
     text = Path(FOLDER / f"{check(name)}.py").read_text(encoding="utf-8")
     return (ast.get_docstring(ast.parse(text)) or "").strip().split("\n")[0]
+
+
+# --- Detectors -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DetectorFacts:
+    """What a detector's file declares as the literal FACTS, so that plans and protocols know it without torch.
+
+    Attributes:
+        flops: operations for one image, at the size that it is reduced to; a test counts them again.
+        numbers: float32 numbers that it keeps of an image.
+        classes: of its logits; 0 where it has none, and then it gives no inception score.
+        split_images: images in a split of the inception score; 0 takes FEW_SPLITS splits, however many images there are.
+    """
+
+    flops: float
+    numbers: int
+    classes: int = 0
+    split_images: int = 0
+
+    def splits(self, count: int) -> int:
+        """Splits of the inception score of `count` images, where a protocol names no number."""
+        return max(1, round(count / self.split_images)) if self.split_images else min(FEW_SPLITS, count)
+
+
+def detectors(scoring: bool = False) -> list[str]:
+    """Every detector: a file of evaluate/detectors/ that declares FACTS; with `scoring` those that give an inception score."""
+    found = {path.stem: _facts(path, path.stat().st_mtime_ns) for path in sorted(DETECTORS.glob("*.py"))}
+    return [name for name, facts in found.items() if facts and (facts.classes or not scoring)]
+
+
+def detector_facts(name: str) -> DetectorFacts:
+    """What a detector's file declares."""
+    if name not in detectors():
+        raise unknown("detector", name, detectors())
+    path = DETECTORS / f"{name}.py"
+    return _facts(path, path.stat().st_mtime_ns)
+
+
+@functools.cache
+def _facts(path: Path, changed: int) -> DetectorFacts | None:
+    """The module constant FACTS of a file; None where the file is no detector.
+
+    Raises:
+        UserError: the file defines a detector without FACTS, or with others than DetectorFacts has.
+    """
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["FACTS"]:
+            try:
+                return DetectorFacts(**ast.literal_eval(node.value))
+            except (TypeError, ValueError) as error:
+                raise UserError(f"{path.name}: FACTS must be a literal dict of DetectorFacts' fields ({error})") from None
+    if any(isinstance(node, ast.ClassDef) and "Detector" in map(ast.unparse, node.bases) for node in tree.body):
+        raise UserError(
+            f"{path.name} defines a detector and declares no FACTS, such as FACTS = {{'flops': 1e9, 'numbers': 1024}}"
+        )
+    return None

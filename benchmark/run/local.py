@@ -19,6 +19,7 @@ from benchmark import progress, registry
 from benchmark.board import generate
 from benchmark.data.card import load_card
 from benchmark.evaluate import detectors
+from benchmark.evaluate import score as scoring
 from benchmark.evaluate.reference import Scenes, make, open_source
 from benchmark.evaluate.samples import open_images
 from benchmark.files import ROOT, Stopped, UserError, atomic, digest, read_json, write_json
@@ -26,6 +27,7 @@ from benchmark.identity import Cell, code_key
 from benchmark.protocol import Protocol, size_hw
 from benchmark.results import record
 from benchmark.run import sample as sampling
+from benchmark.run.loss import cell_loss, heldout_images
 from benchmark.run.sample import DONE, GRID_GAP
 from benchmark.run.train import REPORT, find_source, fingerprint, is_whole, training_folder
 from benchmark.run.train import train as fit
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 
 BOARDS = ROOT / "leaderboards"
 KEPT_ROWS = 2  # of a grid of samples, beside the records
-COMPARED = ("fid", "is")  # scores whose replicates are kept, for comparisons in pairs; the others keep their interval
+COMPARED = ("fid", "is", "loss")  # scores whose replicates are kept, for comparisons in pairs; the others keep their interval
 
 
 def cells_of(protocol: Protocol, methods: Sequence[str], seed: int) -> list[Cell]:
@@ -102,7 +104,7 @@ def score(protocol: Protocol, cell: Cell, folder: Path, run: Run) -> dict[str, A
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     detector = detectors.load(protocol.score.detector, device=device)
-    code = code_key("benchmark.evaluate.score", "benchmark.evaluate.reference")
+    code = code_key("benchmark.evaluate.score", "benchmark.evaluate.reference", "benchmark.evaluate.denoising")
     mark = digest([protocol.hash, detector.hash, code, run.data])
     done = folder / f"record-{mark}.json"
     destination = records_folder(protocol, run)
@@ -118,12 +120,14 @@ def score(protocol: Protocol, cell: Cell, folder: Path, run: Run) -> dict[str, A
     images = open_images(folder)
     features_at = scoring.features_folder(folder, detector)
     with progress.stage(f"score {cell}", protocol.sample.count, "image") as stage:
-        looked = scoring.extract(images, detector, features_at, report=lambda done, _: stage.set(done))
+        extraction = scoring.extract(images, detector, features_at, report=lambda done, _: stage.set(done))
     # Recall takes all samples, as the field's evaluator does; `nearest` is how many real images are kept.
-    options = scoring.Options(splits=protocol.score.splits, nearest=protocol.score.nearest, all_samples=True)
+    options = scoring.Options(splits=protocol.splits, nearest=protocol.score.nearest, all_samples=True)
     labels = np.arange(protocol.sample.count) % protocol.core.classes
     try:
         scores = scoring.score(scoring.Features(features_at, images), real, labels, options, device)
+        training, _ = trained(protocol, cell.method, cell.train, cell.seed, run)
+        scores["loss"] = cell_loss(protocol, cell, training, heldout_images(protocol, cell.test, run, device))
         failure = None
     except UserError as error:  # the cell failed: its record says so, and holds no numbers
         scores, failure = None, error
@@ -134,8 +138,8 @@ def score(protocol: Protocol, cell: Cell, folder: Path, run: Run) -> dict[str, A
                          (time.monotonic() - began) / 3600, run)  # fmt: skip
     write_json(done, value)
     path = record.write(value, destination)
-    share = looked.seconds / max(looked.seconds + 3600 * value["hours"]["sample"], 1e-9)
-    progress.say(f"record {path} (detector: {looked}, {share:.0%} of the cell's time)")
+    share = extraction.seconds / max(extraction.seconds + 3600 * value["hours"]["sample"], 1e-9)
+    progress.say(f"record {path} (detector: {extraction}, {share:.0%} of the cell's time)")
     if failure is not None:
         raise failure
     return value

@@ -20,7 +20,7 @@ from benchmark import registry, revision
 from benchmark.data import writer
 from benchmark.data.card import load_card
 from benchmark.data.sources import source
-from benchmark.files import UserError, read_json, unknown
+from benchmark.files import UserError, read_json
 from benchmark.identity import Cell
 from benchmark.model.flops import OUTPUTS, Device, device, forward_flops, parameters, training_flops
 from benchmark.protocol import Protocol, Sample, size_hw, size_name
@@ -39,21 +39,6 @@ if TYPE_CHECKING:
 # Stable Diffusion's autoencoder (83,653,863 parameters): convolutions per pixel, and one attention of width 512 in the middle of
 # either half over (height / 8) x (width / 8) places. Counted from diffusers' AutoencoderKL; a test counts again.
 ENCODE_PIXEL, DECODE_PIXEL, MIDDLE = 4_128_642, 9_461_056, 512
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What a detector's look at one image costs: operations, and numbers kept. A test counts again."""
-
-    flops: float
-    numbers: int
-
-
-DETECTORS = {
-    "inception": Seen(11.43e9, 2048 + 2023 + 1008),  # at 299 x 299
-    "dinov2": Seen(162.0e9, 1024),  # at 224 x 224
-    "shapes": Seen(44.7e6, 64 + 128 + 8 + 1),
-}
 
 
 def evaluations(config: Sample) -> int:
@@ -111,10 +96,8 @@ def sampling_work(rules: Protocol, test: str) -> Work:
 
 
 def detecting_work(rules: Protocol, images: int) -> Work:
-    """A detector's look at some images."""
-    if rules.score.detector not in DETECTORS:
-        raise unknown("detector", rules.score.detector, DETECTORS)
-    return Work(float32=images * DETECTORS[rules.score.detector].flops)
+    """A detector's part in scoring some images."""
+    return Work(float32=images * registry.detector_facts(rules.score.detector).flops)
 
 
 # --- Disk ------------------------------------------------------------------------------------------------------------
@@ -143,8 +126,8 @@ def cell_bytes(rules: Protocol, test: str) -> float:
 
 
 def features_bytes(rules: Protocol, test: str) -> float:
-    """What a detector's look at a cell leaves on disk, spectra included."""
-    return rules.sample.count * 4.0 * (DETECTORS[rules.score.detector].numbers + min(size_hw(test)) // 2)
+    """The features of a cell on disk, spectra included."""
+    return rules.sample.count * 4.0 * (registry.detector_facts(rules.score.detector).numbers + min(size_hw(test)) // 2)
 
 
 # --- What is missing -------------------------------------------------------------------------------------------------
@@ -327,7 +310,7 @@ def _reference(rules: Protocol, test: str, run: Run) -> Stage:
     found = list((run.out / "references").glob(f"*-{test}-{rules.score.detector}-{rules.score.reference}-*.npz"))
     if found:
         return Stage("reference", title, "whole", test=test)
-    kept = min(rules.score.nearest, rules.score.reference) * DETECTORS[rules.score.detector].numbers * 4.0
+    kept = min(rules.score.nearest, rules.score.reference) * registry.detector_facts(rules.score.detector).numbers * 4.0
     return Stage("reference", title, "missing", detecting_work(rules, rules.score.reference), kept, test=test)
 
 

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from benchmark.evaluate.detectors.base import Detector
 from benchmark.evaluate.detectors.weights import find_weights, load_into, untrained
 
+FACTS = {"flops": 162.0e9, "numbers": 1024}  # at 224 x 224
+
 
 class Dinov2(Detector):
     """DINOv2 ViT-L/14 of timm, for FD-DINOv2 (Stein et al. 2023): agrees with people's judgement better than Inception.
@@ -34,6 +36,6 @@ class Dinov2(Detector):
         self.mean = torch.tensor(mean, device=device)[:, None, None]
         self.deviation = torch.tensor(deviation, device=device)[:, None, None]
 
-    def look(self, images: Tensor) -> dict[str, Tensor]:
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
         x = nn.functional.interpolate(images.float() / 255, (224, 224), mode="bicubic", antialias=True)
         return {"features": self.network((x - self.mean) / self.deviation)}

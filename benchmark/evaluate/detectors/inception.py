@@ -10,6 +10,10 @@ from torch import Tensor
 from benchmark.evaluate.detectors.base import Detector
 from benchmark.evaluate.detectors.weights import find_weights, he_initialise, load_into, untrained, url_hash
 
+# Operations at 299 x 299; 2048 features, 2023 spatial ones, 1008 logits. The evaluator of guided-diffusion takes the inception
+# score of runs of 5,000 images: ten splits of 50,000 samples, two of 10,000.
+FACTS = {"flops": 11.43e9, "numbers": 5079, "classes": 1008, "split_images": 5000}
+
 
 class Inception(Detector):
     """Inception-v3 of the field's evaluator (guided-diffusion), in torch-fidelity's translation, its own resize included.
@@ -42,7 +46,7 @@ class Inception(Detector):
         self._spatial: list[Tensor] = []
         self.network.Mixed_6d.branch1x1.register_forward_hook(lambda module, inputs, output: self._spatial.append(output))
 
-    def look(self, images: Tensor) -> dict[str, Tensor]:
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
         self._spatial.clear()
         features, logits = self.network(images)
         (branch,) = self._spatial  # [B, 192, 17, 17]
