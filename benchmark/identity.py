@@ -19,7 +19,7 @@ from benchmark.protocol import Protocol
 # What the numbers of a training and of a cell's images run through, besides the method's own file.
 TRAINING = ("benchmark.model.method", "benchmark.model.precision", "benchmark.data.batches", "benchmark.data.latents")
 SAMPLING = ("benchmark.model.method", "benchmark.model.precision", "benchmark.data.latents")
-SCORING = ("benchmark.evaluate.score", "benchmark.evaluate.reference")
+SCORING = ("benchmark.evaluate.score", "benchmark.evaluate.reference", "benchmark.evaluate.denoising")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import pydantic
 from annotated_types import Interval, Len
 
+from benchmark import registry
 from benchmark.files import UserError, checked_name, digest, file_hash, is_file, shown, unknown
 from benchmark.inputs import STRICT, matching, read_yaml, reason, yaml_value
 
@@ -100,10 +101,10 @@ class Sample(Section):
 
 @dataclass
 class Score(Section):
-    detector: Literal["inception", "shapes"] = "inception"  # those that give an inception score, which every record holds
+    detector: Line = "inception"  # one that gives an inception score, which every record holds
     reference: Some = 50_000  # images in the reference statistics
-    nearest: Some = 10_000  # images of either side used for precision and recall
-    splits: Annotated[int, Interval(ge=1, le=10**6)] = 10  # of the inception score
+    nearest: Some = 10_000  # real images for precision and recall; ADM's references hold 10,000 up to 256x256, 1,000 at 512x512
+    splits: Annotated[int, Interval(ge=0, le=10**6)] = 0  # of the inception score; 0 follows the detector, as the field does
 
 
 @dataclass
@@ -185,6 +186,11 @@ class Protocol:
         parts = {part: _plain(getattr(self, part)) for part in ("data", "core", "objective", "train")}
         parts["train"]["init"] = identity(self.train.init)
         return {**parts, "size": train, "largest": self.largest(train)}
+
+    @property
+    def splits(self) -> int:
+        """Splits of the inception score of a cell."""
+        return self.score.splits or registry.detector_facts(self.score.detector).splits(self.sample.count)
 
     def sampling(self) -> dict[str, Any]:
         """The part of the rules that sampling from a checkpoint depends on, besides the sizes."""
@@ -347,6 +353,8 @@ def _check_relations(protocol: Protocol) -> None:
     pixels, core = protocol.data.representation == "pixels", protocol.core
     need(pixels == (protocol.data.factor == 1), "data.factor is 1 for pixels only")
     need(not pixels or core.channels == 3, f"core.channels is {core.channels}; pixels have 3")
+    if protocol.score.detector not in (known := registry.detectors(scoring=True)):
+        raise unknown("score.detector", protocol.score.detector, known)
     for train, tests in protocol.cells.items():
         need(len(set(tests)) == len(tests), f"a test size of {train} is listed twice")
         for size in [train, *tests]:
@@ -364,7 +372,7 @@ def _check_relations(protocol: Protocol) -> None:
     need(protocol.sample.count >= 2, "sample.count must be at least 2: a covariance needs two images")
     need(protocol.score.reference >= 2, "score.reference must be at least 2: a covariance needs two images")
     splits, count = protocol.score.splits, protocol.sample.count
-    need(splits <= count, f"score.splits must be 1 to {count}: every split of the inception score needs an image")
+    need(0 <= splits <= count, f"score.splits must be 0 (the detector's rule) to {count}: every split needs an image")
     nearest = min(protocol.score.nearest, protocol.score.reference, count)
     need(nearest >= 4, "score.nearest, score.reference and sample.count must be at least 4: precision needs a third neighbour")
     for name, values in protocol.options.items():

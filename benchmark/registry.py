@@ -1,4 +1,7 @@
-"""The methods and the detectors there are: files in their folders. This is the harness's only reach into methods/."""
+"""What there is by lying in a folder: methods (methods/) and detectors (evaluate/detectors/), listed without importing torch.
+
+This is the harness's only reach into methods/.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import functools
 import importlib
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +22,7 @@ if TYPE_CHECKING:
 
 FOLDER = ROOT / "methods"
 DETECTORS = ROOT / "benchmark" / "evaluate" / "detectors"
-SHARED = ("base", "weights")  # files there that are no detectors
+FEW_SPLITS = 10  # of the inception score, where a detector names no number of images for one
 
 
 def names() -> list[str]:
@@ -146,31 +150,71 @@ def describe(name: str) -> str:
     return (ast.get_docstring(ast.parse(text)) or "").strip().split("\n")[0]
 
 
-def detectors() -> list[str]:
-    """The detectors there are: the files of benchmark/evaluate/detectors/."""
-    return sorted(path.stem for path in DETECTORS.glob("*.py") if path.stem not in SHARED and not path.stem.startswith("_"))
+# --- Detectors -------------------------------------------------------------------------------------------------------
 
 
-def detector_facts(name: str) -> dict[str, Any]:
-    """What a detector's file says of it in its constant FACTS. Read without importing torch.
+@dataclass(frozen=True)
+class DetectorFacts:
+    """What a detector's file declares as the literal FACTS, so that plans and protocols know it without torch.
 
-    Returns:
-        flops of one image; numbers, how many are kept of it; classes of its logits, 0 where it has none; weights, its file: one
-        beside benchmark/evaluate/classifier.py, or in torch's cache of downloads.
+    Attributes:
+        flops: operations for one image, at the size that it is reduced to; a test counts them again.
+        numbers: float32 numbers that it keeps of an image.
+        classes: of its logits; 0 where it has none, and then it gives no inception score.
+        weights: the weight file, beside benchmark/evaluate/classifier.py or in torch's cache of downloads.
+        split_images: images in a split of the inception score; 0 takes FEW_SPLITS splits, however many images there are.
     """
+
+    flops: float
+    numbers: int
+    classes: int = 0
+    split_images: int = 0
+    weights: str = ""
+
+    def splits(self, count: int) -> int:
+        """Splits of the inception score of `count` images, where a protocol names no number."""
+        return max(1, round(count / self.split_images)) if self.split_images else min(FEW_SPLITS, count)
+
+
+def detectors(scoring: bool = False) -> list[str]:
+    """Every detector: a file of evaluate/detectors/ that declares FACTS; with `scoring` those that give an inception score."""
+    found = {path.stem: _facts(path, path.stat().st_mtime_ns) for path in sorted(DETECTORS.glob("*.py"))}
+    return [name for name, facts in found.items() if facts and (facts.classes or not scoring)]
+
+
+def detector_facts(name: str) -> DetectorFacts:
+    """What a detector's file declares."""
     if name not in detectors():
         raise unknown("detector", name, detectors())
     path = DETECTORS / f"{name}.py"
-    for node in _tree(str(path), path.stat().st_mtime_ns).body:
-        if isinstance(node, ast.Assign) and any(isinstance(target, ast.Name) and target.id == "FACTS" for target in node.targets):
-            return ast.literal_eval(node.value)
-    raise UserError(f"{path} must say what the detector costs in a constant FACTS")
+    return _facts(path, path.stat().st_mtime_ns)
+
+
+@functools.cache
+def _facts(path: Path, changed: int) -> DetectorFacts | None:
+    """The module constant FACTS of a file; None where the file is no detector.
+
+    Raises:
+        UserError: the file defines a detector without FACTS, or with others than DetectorFacts has.
+    """
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["FACTS"]:
+            try:
+                return DetectorFacts(**ast.literal_eval(node.value))
+            except (TypeError, ValueError) as error:
+                raise UserError(f"{path.name}: FACTS must be a literal dict of DetectorFacts' fields ({error})") from None
+    if any(isinstance(node, ast.ClassDef) and "Detector" in map(ast.unparse, node.bases) for node in tree.body):
+        raise UserError(
+            f"{path.name} defines a detector and declares no FACTS, such as FACTS = {{'flops': 1e9, 'numbers': 1024}}"
+        )
+    return None
 
 
 def detector_weights(name: str) -> str | None:
     """The hash of a detector's weights, the first 12 hexadecimal digits of their SHA-256; None where they are not there yet."""
     cache = Path(os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "torch")
-    file = detector_facts(name)["weights"]
+    file = detector_facts(name).weights
     shipped = DETECTORS.parent / file
     path = Path(os.environ.get("DETECTOR_WEIGHTS") or (shipped if shipped.is_file() else cache / "hub" / "checkpoints" / file))
     if not path.is_file():

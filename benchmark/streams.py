@@ -4,8 +4,10 @@
     training    torch, of (seed, step)              times, noise and dropped labels of a step, for the global batch (Draws)
     images      torch, of (seed, image)             the noise of one generated image
     positions   torch, of (seed, axis)              positions that a method takes at random at test
+    heldout     torch, of (image, level)            noise on held-out images, whose denoising loss is measured
     order       numpy's Philox, of (seed, epoch)    the order of an epoch, and what is random about a sample in it
-    replicates  numpy's frozen RandomState          bootstrap resamples, subsets and splits of the evaluation
+    replicates  numpy's frozen RandomState          bootstrap resamples, subsets, orders and splits of the evaluation
+    untrained   torch, of a constant                the weights of untrained detectors, for tests
 
 Torch's own generators are made in model/draws.py, from the seeds that are mixed here, so that this file needs no torch.
 No two purposes share a stream, and none depends on batch size, number of devices or what was drawn before. The scenes of the
@@ -16,7 +18,9 @@ from __future__ import annotations
 
 import numpy as np
 
-SUBSET_SEED = 0
+SUBSET_SEED, INFINITY_SEED = 0, 1
+SPLIT_SEED = 2020  # torch-fidelity's default, so that both shuffle alike
+UNTRAINED_SEED = 0
 
 
 def subset(total: int, count: int) -> np.ndarray:
@@ -26,7 +30,7 @@ def subset(total: int, count: int) -> np.ndarray:
     return np.sort(np.random.RandomState(SUBSET_SEED).permutation(total)[:count])
 
 
-WEIGHTS, TRAINING, IMAGES, POSITIONS = range(4)  # what random numbers are for: no two purposes share a stream
+WEIGHTS, TRAINING, IMAGES, POSITIONS, HELDOUT = range(5)  # what random numbers are for: no two purposes share a stream
 
 
 def mixed_seed(*parts: int) -> int:
@@ -64,7 +68,9 @@ def shuffled(count: int, *key: int) -> np.ndarray:
     return np.argsort(np.random.Philox(key=words).random_raw(count), kind="stable")
 
 
-INFINITY_SEED = 1
+def split_order(count: int) -> np.ndarray:
+    """The order of images, int64 [N], whose runs are the splits of the inception score; torch-fidelity's."""
+    return np.random.RandomState(SPLIT_SEED).permutation(count)
 
 
 def balanced_order(classes: np.ndarray) -> np.ndarray:

@@ -27,8 +27,8 @@ from benchmark.cli.options import (
 )
 from benchmark.files import ROOT, UserError
 
-boards, local, place, stages, training = (
-    lazy.module(f"benchmark.run.{name}") for name in ("boards", "local", "place", "stages", "train")
+boards, local, losses, place, stages, training = (
+    lazy.module(f"benchmark.run.{name}") for name in ("boards", "local", "loss", "place", "stages", "train")
 )
 classifier, detectors, external, references, samples_of = (
     lazy.module(f"benchmark.evaluate.{name}") for name in ("classifier", "detectors", "external", "reference", "samples")
@@ -93,7 +93,32 @@ def print_scores(samples: str, reference: str, detector: str, weights: str) -> N
         about = {"count": None, "source": None} | result[kind]
         count = f", {about['count']} images" if about["count"] else ""
         progress.say(f"{kind}  {about['source'] or about['name']}, hash {about['hash']}{count}")
-    progress.say(f"detector's work  {result['looked']}")
+    if result["nearest"]:
+        progress.say(f"precision, recall  against {result['nearest']} real images, by exact distances (ADM's evaluator: float16)")
+    progress.say(f"inception score  mean over {result['splits']} splits")
+    progress.say(f"detector's work  {result['extraction']}")
+
+
+@app.command(rich_help_panel=EVALUATE)
+def loss(
+    method: Method,
+    overrides: Overrides = None,
+    protocol_name: ProtocolName = "shapes",
+    seed: Seed = 0,
+    train: Train = "",
+    test: Test = "",
+    out: Out = RUNS,
+    data: Data = "",
+    against: Annotated[str, typer.Option(help="a method to compare with; default the one whose checkpoint it uses")] = "",
+    heldout: Annotated[str, typer.Option(help="a folder of shards that nothing was trained on")] = "",
+    levels: Annotated[bool, typer.Option("--levels", help="show every noise level")] = False,
+) -> None:
+    """The denoising loss of a trained method at every test size, on held-out images, in seconds: nothing is sampled."""
+    found = load(protocol_name, overrides)
+    cells = chosen_cells(found, method, seed, train, test)
+    run = place.Run(out, data, "auto", 1)
+    base = registry.check(against) if against else cells[0].training.method
+    losses.print_losses(losses.compared(cells, run, against, heldout), base, levels, console())
 
 
 @app.command(rich_help_panel=EVALUATE)

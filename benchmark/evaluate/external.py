@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from benchmark import registry
 from benchmark.evaluate import detectors, reference
 from benchmark.evaluate.detectors import Detector
 from benchmark.evaluate.reference import Reference
@@ -18,7 +20,8 @@ from benchmark.evaluate.score import Features, Options, check_size, extract, fea
 from benchmark.files import UserError
 from benchmark.protocol import size_name
 
-EVALUATOR = Options(all_samples=True)
+# The field's evaluator: all samples for recall, and splits of as many images as it takes with the detector (splits=0).
+EVALUATOR = Options(splits=0, all_samples=True)
 
 
 # --- Anybody's files -------------------------------------------------------------------------------------------------
@@ -44,25 +47,31 @@ def score_files(
         keep: a folder for features, so that the next run continues; None for a temporary one.
 
     Returns:
-        {"count", "size", "detector", "reference", "scores", "uncertainty", "looked"}; the last is what the detector did
+        {"count", "size", "detector", "reference", "nearest" (real images behind precision, recall and KID: results with
+        another number do not compare), "splits" (of the inception score), "scores", "uncertainty", "extraction" (images and
+        seconds of the detector)}
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     images = open_images(samples)
     detector = detectors.load(detector_name, weights, device)
     real = open_reference(reference_path, detector, images.size_hw, options.nearest, batch, report)
     check_size(real, size_name(*images.size_hw))  # before any work
+    if not options.splits:
+        options = dataclasses.replace(options, splits=registry.detector_facts(detector_name).splits(images.count))
     with tempfile.TemporaryDirectory() as scratch:
         folder = features_folder(keep or scratch, detector)
-        looked = extract(images, detector, folder, batch=batch, report=report)
+        extraction = extract(images, detector, folder, batch=batch, report=report)
         scores = score(Features(folder, images), real, None, options, device)
     return {
         "count": images.count,
         "size": size_name(*images.size_hw),
         "detector": {"name": detector.name, "hash": detector.hash},
         "reference": {"hash": real.hash, "count": real.count, "source": real.meta["source"]},
+        "nearest": None if real.nearest is None else min(len(real.nearest), options.nearest),
+        "splits": options.splits,
         "scores": scores,
         "uncertainty": uncertainty(options),
-        "looked": str(looked),
+        "extraction": str(extraction),
     }
 
 

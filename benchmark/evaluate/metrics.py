@@ -27,9 +27,7 @@ from torchmetrics import Metric
 
 from benchmark.files import UserError
 from benchmark.results.compare import interval
-from benchmark.streams import draws
-
-SHUFFLE_SEED = 2020  # torch-fidelity's default, so that both shuffle alike
+from benchmark.streams import draws, split_order
 
 
 def check_features(features: Tensor, name: str = "features") -> None:
@@ -168,9 +166,11 @@ def split_of(count: int, splits: int) -> Tensor:
     The images are shuffled with a fixed seed and cut into nearly equal runs. Without shuffling, a file sorted by class
     gives a far lower score (guided-diffusion issue 165: 62 instead of 298).
     """
+    if splits < 1:
+        raise UserError(f"the inception score is a mean over at least one split, not over {splits}")
     if count < splits:
         raise UserError(f"the inception score needs at least one image per split: {count} images, {splits} splits")
-    order = np.random.RandomState(SHUFFLE_SEED).permutation(count)  # torch-fidelity's own generator
+    order = split_order(count)
     split = np.empty(count, np.int64)
     for s in range(splits):
         split[order[s * count // splits : (s + 1) * count // splits]] = s

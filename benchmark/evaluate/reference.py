@@ -1,4 +1,4 @@
-"""Reference statistics: what real images of a size look like to a detector, made once and cached.
+"""Reference statistics: the statistics of the features of real images of a size, made once and cached.
 
 A reference is an .npz whose keys `mu`, `sigma`, `mu_s` and `sigma_s` are those of guided-diffusion's references, so that
 either can be used in the other's place; ours also hold the features of some images (for precision, recall and KID), the
@@ -53,17 +53,21 @@ class Source(Protocol):
 
 
 class Scenes:
-    """The embedded data set's reference split, drawn natively at the size."""
+    """A split of the embedded data set, rendered natively at the size."""
 
     name = "shapes"
     count = None
 
-    def __init__(self) -> None:
-        self.hash = shapes.REVISION
+    def __init__(self, split: str = "reference") -> None:
+        self.split, self.hash = split, shapes.REVISION
+
+    def labels(self, indices: np.ndarray) -> np.ndarray:
+        """The classes of scenes, int64; they take turns."""
+        return np.array([shapes.label(self.split, index) for index in indices.tolist()])
 
     def pictures(self, indices: np.ndarray, size_hw: tuple[int, int]) -> Iterator[tuple[np.ndarray, bool]]:
         for start in range(0, len(indices), 64):
-            for picture in shapes.render_batch("reference", indices[start : start + 64], size_hw):
+            for picture in shapes.render_batch(self.split, indices[start : start + 64], size_hw):
                 yield picture, False
 
 
@@ -88,6 +92,10 @@ class Shards:
         if self.index.kind != "images":
             raise UserError(f"{path} holds {self.index.kind}; references are made from the images themselves")
         self.name, self.count, self.hash = Path(path).name, len(self.index), self.index.fingerprint
+
+    def labels(self, indices: np.ndarray) -> np.ndarray:
+        """The classes of images, int64."""
+        return self.index.rows["label"][indices].astype(np.int64)
 
     def pictures(self, indices: np.ndarray, size_hw: tuple[int, int]) -> Iterator[tuple[np.ndarray, bool]]:
         samples = (self.index[i] for i in indices.tolist())
@@ -258,7 +266,9 @@ def load(path: Path | str, detector: Detector, batch: int = 64) -> Reference:
         if holds_images:
             images = open_images(path)
             meta["size"] = size_name(*images.size_hw)
-            seen = [_look(part, detector) for unit in images.batches() for part in np.array_split(unit, -(-len(unit) // batch))]
+            seen = [
+                _features_of(part, detector) for unit in images.batches() for part in np.array_split(unit, -(-len(unit) // batch))
+            ]
             arrays["nearest"] = torch.cat([features for features, _ in seen])
             arrays["spectrum"] = torch.cat([spectra for _, spectra in seen]).double().mean(dim=0)
     elif meta["detector"] != {"name": detector.name, "hash": detector.hash}:
@@ -276,7 +286,7 @@ def load(path: Path | str, detector: Detector, batch: int = 64) -> Reference:
     )
 
 
-def _look(images: np.ndarray, detector: Detector) -> tuple[Tensor, Tensor]:
+def _features_of(images: np.ndarray, detector: Detector) -> tuple[Tensor, Tensor]:
     """Features and log spectra of uint8 images [n, H, W, 3], on the CPU."""
     batch = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).to(detector.device)
     return detector(batch)["features"].cpu(), log_spectrum(batch).cpu()

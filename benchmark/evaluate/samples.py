@@ -29,7 +29,7 @@ DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError)
 
 @dataclass
 class Unit:
-    """A run of images that is read, looked at and written as one."""
+    """A run of images that is read, scored and written as one."""
 
     start: int
     count: int
@@ -232,7 +232,7 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def file_list_hash(folder: Path, files: list[Path]) -> str:
-    """Names and sizes of files: what tells data sets apart without reading them."""
+    """Names and sizes of files: what distinguishes data sets without reading them."""
     return digest([[str(file.relative_to(folder)), file.stat().st_size] for file in files])
 
 

@@ -1,7 +1,7 @@
 """Scoring: samples -> features on disk -> the numbers of a record.
 
 Samples are read as a stream, whatever they are stored in, and their features are written unit by unit beside them, so that
-memory does not grow with N, an interrupted run continues, and ranks share the work: rank r looks at units r, r + world, ...
+memory does not grow with N, an interrupted run continues, and ranks share the work: rank r takes units r, r + world, ...
 Scores are then taken from the features of all units.
 """
 
@@ -51,7 +51,7 @@ def features_folder(out: Path | str, detector: Detector) -> Path:
 
 
 @dataclass(frozen=True)
-class Looked:
+class Extraction:
     """The work of a detector: images and seconds, reading and writing included."""
 
     images: int
@@ -69,8 +69,8 @@ def extract(
     world: int = 1,
     batch: int = 64,
     report: Callable[[int, int], None] = lambda done, total: None,
-) -> Looked:
-    """Writes what the detector sees in every unit k with k mod world = rank; units that are there already are skipped.
+) -> Extraction:
+    """Writes the outputs of the detector for every unit k with k mod world = rank; units that are there already are skipped.
 
     Args:
         folder: of the features, one file per unit; see `features_folder`.
@@ -78,25 +78,25 @@ def extract(
         report: called with (images done, images in all), of this rank's.
 
     Returns:
-        how many images were really looked at, and the seconds that took.
+        how many images went through the detector, and the seconds that took.
     """
-    began, looked = time.monotonic(), 0
+    began, extracted = time.monotonic(), 0
     mine = [(k, unit) for k, unit in enumerate(images.units) if k % world == rank]
     total, done = sum(unit.count for _, unit in mine), 0
     for k, unit in mine:
         path = unit_file(folder, k)
         if not is_done(path, unit):
-            arrays = look(unit.read(), detector, batch)
+            arrays = outputs_of(unit.read(), detector, batch)
             with atomic(path) as draft:
                 save_file(arrays, draft, {"stamp": unit.stamp})
-            looked += unit.count
+            extracted += unit.count
         done += unit.count
         report(done, total)
-    return Looked(looked, time.monotonic() - began)
+    return Extraction(extracted, time.monotonic() - began)
 
 
-def look(images: np.ndarray, detector: Detector, batch: int = 64) -> dict[str, np.ndarray]:
-    """What the detector sees in uint8 images [n, H, W, 3], and their log spectra ("spectrum"); float32, on the CPU."""
+def outputs_of(images: np.ndarray, detector: Detector, batch: int = 64) -> dict[str, np.ndarray]:
+    """The detector's outputs for uint8 images [n, H, W, 3], and their log spectra ("spectrum"); float32, on the CPU."""
     check_layout(images.shape, images.dtype, "a batch of samples")
     parts: dict[str, list[np.ndarray]] = {}
     for start in range(0, len(images), batch):
@@ -285,7 +285,7 @@ def fid_infinity(
     """FID extrapolated to infinitely many images, from random samples of ascending sizes; Chong and Forsyth 2020.
 
     Departures: the samples are nested, each holding the one before, so that one pass over the features does; and every
-    sample holds each class equally often, as the whole does, or smaller samples would differ in more than their size.
+    sample holds each class equally often, as all images together do, or smaller samples would differ in more than their size.
     """
     order = balanced_order(classes.numpy())
     metric = FrechetDistance(*features.widths["features"]).to(device)

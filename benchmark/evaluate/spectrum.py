@@ -25,7 +25,7 @@ def log_spectrum(images: Tensor) -> Tensor:
     white noise of variance v gives v at every frequency. Channels are averaged. Frequency is sqrt(fy^2 + fx^2) in cycles
     per pixel, fy = row / H, fx = column / W, so that it means the same on both axes of a rectangle; bin b = 1 .. K holds
     what rounds to b / min(H, W), with K = min(H, W) // 2, so that the last one ends at the Nyquist frequency. Before
-    the logarithm 1/12 is added, the variance of rounding to whole grey levels, below which nothing can be told.
+    the logarithm 1/12 is added, the variance of rounding to whole grey levels, below which nothing can be measured.
 
     Args:
         images: uint8 [n, C, H, W].

@@ -22,9 +22,7 @@ from benchmark.data import shapes
 from benchmark.evaluate import detectors, reference, score
 from benchmark.evaluate.external import score_files
 from benchmark.evaluate.metrics import FrechetInfluence, Moments, frechet_distance, precision_recall
-from benchmark.evaluate.samples import (
-    Unit,
-)
+from benchmark.evaluate.samples import Images, Unit, export_npz
 
 WIDTH = 2048
 
@@ -62,24 +60,23 @@ def frechet() -> None:
 
 
 def memory(count: int) -> None:
-    """Peak memory of scoring an .npz of 64 x 64 images against scenes, with the shapes detector."""
+    """Peak memory and disk of `score --samples` for an .npz of 64 x 64 images against scenes, with the shapes detector."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "samples.npz"
+        path, kept = Path(folder) / "samples.npz", Path(folder) / "kept"
         random = np.random.default_rng(0)
         units = [
             Unit(start, 500, "", lambda: random.integers(0, 256, (500, 64, 64, 3), np.uint8)) for start in range(0, count, 500)
         ]
-        score.export_npz(score.Images("noise", (64, 64), units, ""), path)
+        export_npz(Images("noise", (64, 64), units, ""), path)
         detector = detectors.load("shapes", "random")
         real = reference.make(reference.Scenes(), (64, 64), detector, 1000, 1000, None)
         reference.save(real, Path(folder) / "reference.npz")
-        before = peak()
-        options = score.Options(nearest=1000)
-        result = score_files(path, Path(folder) / "reference.npz", "shapes", "random", "cpu", options=options)
-        size = path.stat().st_size >> 20
-        print(
-            f"memory N = {count}: peak {peak():.0f} MiB, {before:.0f} before scoring; {size} MiB of samples; {result['looked']}"
-        )
+        before, began = peak(), time.perf_counter()
+        result = score_files(path, Path(folder) / "reference.npz", "shapes", "random", "cpu", keep=kept)
+        seconds, size = time.perf_counter() - began, path.stat().st_size >> 20
+        features = sum(file.stat().st_size for file in kept.rglob("*") if file.is_file()) / 2**20
+        print(f"memory N = {count}: peak {peak():.0f} MiB, {before:.0f} before scoring; {size} MiB of samples, {features:.0f} "
+              f"MiB of features; {seconds:.0f} s; {result['extraction']}", flush=True)  # fmt: skip
 
 
 def manifold() -> None:
@@ -96,8 +93,8 @@ def detector_speed() -> None:
         detector = detectors.load(name, "random")
         for size in sizes:
             images = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
-            score.look(images[:4], detector)
-            seconds, _ = clock(lambda images=images, detector=detector: len(score.look(images, detector, 16)))
+            score.outputs_of(images[:4], detector)
+            seconds, _ = clock(lambda images=images, detector=detector: len(score.outputs_of(images, detector, 16)))
             print(
                 f"detector {name} at {size}: {count / seconds:.1f} images/s on {torch.get_num_threads()} CPU threads", flush=True
             )
@@ -106,15 +103,15 @@ def detector_speed() -> None:
 def failures() -> None:
     """What the scores of `shapes` say of pictures that are wrong in a known way: real scenes, each spoiled alike; no model."""
     random, numbers = np.random.default_rng(0), np.arange(500)
-    small, whole = (shapes.render_batch("heldout", numbers, (side, side)) for side in (32, 64))
+    small, complete = (shapes.render_batch("heldout", numbers, (side, side)) for side in (32, 64))
     empty = shapes.render_batch("heldout", numbers, (64, 64), objects=0)
     corner = empty.copy()
     corner[:, :32, :32] = small
-    blocks = whole.reshape(-1, 4, 16, 4, 16, 3).swapaxes(2, 3).reshape(-1, 16, 16, 16, 3)
+    blocks = complete.reshape(-1, 4, 16, 4, 16, 3).swapaxes(2, 3).reshape(-1, 16, 16, 16, 3)
     blocks = np.stack([picture[random.permutation(16)] for picture in blocks])
-    shuffled = blocks.reshape(-1, 4, 4, 16, 16, 3).swapaxes(2, 3).reshape(whole.shape)
+    shuffled = blocks.reshape(-1, 4, 4, 16, 16, 3).swapaxes(2, 3).reshape(complete.shape)
     spoiled = {
-        "as it should be": whole, "of half the size, four times": np.tile(small, (1, 2, 2, 1)),
+        "as it should be": complete, "of half the size, four times": np.tile(small, (1, 2, 2, 1)),
         "of half the size, once in a corner on its own ground": corner, "blocks of 16x16 shuffled": shuffled, "no object": empty,
     }  # fmt: skip
     detector = detectors.load("shapes")
@@ -128,7 +125,7 @@ def failures() -> None:
             print(f"{name}: " + ", ".join(f"{key} {found[key]['value']:.2f}" for key in shown), flush=True)
 
 
-PARTS = {"frechet": [(frechet,)], "memory": [(memory, 1000), (memory, 10_000)], "manifold": [(manifold,)],
+PARTS = {"frechet": [(frechet,)], "memory": [(memory, 1000), (memory, 10_000), (memory, 50_000)], "manifold": [(manifold,)],
          "detectors": [(detector_speed,)], "failures": [(failures,)]}  # fmt: skip
 
 if __name__ == "__main__":

@@ -47,10 +47,17 @@ class FlowMatching:
             data, noise: [B, C, H, W].
             uniform: [B] draws in [0, 1) that become times.
         """
+        return self._squares(predict, data, uniform, noise).mean()
+
+    def losses(self, predict: Predict, data: Tensor, uniform: Tensor, noise: Tensor) -> Tensor:
+        """The loss of every image, [B]; arguments as for `loss`."""
+        return self._squares(predict, data, uniform, noise).mean(dim=(1, 2, 3))
+
+    def _squares(self, predict: Predict, data: Tensor, uniform: Tensor, noise: Tensor) -> Tensor:
         t = self.times(uniform)
         mix = t[:, None, None, None]
         velocity = predict((1 - mix) * data + mix * noise, 1000 * t)
-        return (velocity.float() - (noise - data)).square().mean()
+        return (velocity.float() - (noise - data)).square()
 
     def sample(self, predict: Predict, noise: Tensor, config: SampleConfig, shift: float = 1.0,
                generators: Sequence[torch.Generator] = (), progress: Callable[[], None] = lambda: None) -> Tensor:  # fmt: skip
@@ -114,6 +121,10 @@ class DDPM:
 
     def loss(self, predict: Predict, data: Tensor, uniform: Tensor, noise: Tensor) -> Tensor:
         """mse(eps) + L_vlb (Nichol and Dhariwal 2021, eq. 16, on DiT's scale: levels / 1000 = 1). Arguments as for the flow."""
+        return self.losses(predict, data, uniform, noise).mean()
+
+    def losses(self, predict: Predict, data: Tensor, uniform: Tensor, noise: Tensor) -> Tensor:
+        """The loss of every image, [B]; arguments as for `loss`."""
         level = (uniform * self.levels).long().clamp(max=self.levels - 1)
 
         def at(table: Tensor) -> Tensor:
@@ -123,7 +134,7 @@ class DDPM:
         predicted, share = predict(noisy, level.float()).float().chunk(2, dim=1)
         error = (predicted - noise).square().mean(dim=(1, 2, 3))
         bound = self._bound(data, noisy, predicted.detach(), share, level, at)
-        return (error + bound).mean()
+        return error + bound
 
     def _bound(self, data: Tensor, noisy: Tensor, predicted: Tensor, share: Tensor, level: Tensor,
                at: Callable[[Tensor], Tensor]) -> Tensor:  # fmt: skip

@@ -5,12 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from benchmark.streams import IMAGES, TRAINING, mixed_seed
+from benchmark.streams import HELDOUT, IMAGES, TRAINING, mixed_seed
 
 
 def image_generator(seed: int, index: int) -> torch.Generator:
     """The generator of image `index`: its noise depends on the seed and the index alone, on the CPU."""
     return torch.Generator().manual_seed(mixed_seed(IMAGES, seed, index))
+
+
+def heldout_generator(index: int, level: int) -> torch.Generator:
+    """The generator of held-out image `index` at noise level `level`, on the CPU: the same for every method and training."""
+    return torch.Generator().manual_seed(mixed_seed(HELDOUT, index, level))
 
 
 class Draws:

@@ -205,6 +205,20 @@ class Method(LightningModule):
             return 1.0
         return (grid_hw[0] * grid_hw[1] / (self.train_grid[0] * self.train_grid[1])) ** 0.5
 
+    def predictor(self, size: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """The core at a test size: (x [B, C, H, W], one time [B] on 0 .. 1000 for all, label [B]) -> output [B, C', H, W].
+
+        Images are complete ones of that size, as nothing was cropped.
+        """
+        grid_hw = self.protocol.grid(size)
+        target = torch.tensor([*size_hw(size), 0, 0, *size_hw(size)], dtype=torch.float32, device=self.device)
+
+        def predict(x: Tensor, time: Tensor, label: Tensor) -> Tensor:
+            encoding = self.encoding(grid_hw, float(time[0]) / 1000 if self.timed else None)
+            return self.predict(x, time, label, encoding, target.expand(len(x), 6))
+
+        return predict
+
     @torch.no_grad()
     def generate(self, size: str, seed: int, indices: Sequence[int], progress: Callable[[], None] = lambda: None) -> Tensor:
         """Draws the images `indices` of a cell.
@@ -226,11 +240,5 @@ class Method(LightningModule):
         noise = torch.stack([torch.randn(core.channels, height, width, generator=g) for g in generators]).to(self.device)
         label = torch.tensor([index % core.classes for index in indices], device=self.device)
         grid_hw = self.protocol.grid(size)
-        target = torch.tensor([*size_hw(size), 0, 0, *size_hw(size)], dtype=torch.float32, device=self.device)
-
-        def predict(x: Tensor, time: Tensor, label: Tensor) -> Tensor:
-            encoding = self.encoding(grid_hw, float(time[0]) / 1000 if self.timed else None)
-            return self.predict(x, time, label, encoding, target.expand(len(x), 6))
-
-        steered = diffusion.guided(predict, label, core.classes, config.guidance, config.guidance_channels)
+        steered = diffusion.guided(self.predictor(size), label, core.classes, config.guidance, config.guidance_channels)
         return self.objective.sample(steered, noise, config, self.sampling_shift(grid_hw), generators, progress)

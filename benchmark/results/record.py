@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmark import files, protocol, revision
+from benchmark import files, protocol, registry, revision
 from benchmark.files import UserError
 
 SCHEMA = 2
@@ -26,7 +26,6 @@ FOLDER = files.ROOT / "leaderboards" / "records"
 MANY = 20  # replicates whose mean says something
 HUGE = 1e5  # no measure of pictures comes near it
 DIGITS = 18  # of a whole number
-CLASSES = {"shapes": 8, "inception": 1008}  # of the detectors that give an inception score
 LIBRARIES = ("torch", "torchvision", "lightning", "torchmetrics", "timm", "diffusers", "torch-fidelity", "numpy")
 
 
@@ -52,6 +51,7 @@ METRICS = {
     "spectrum": Metric("Spectrum", "↓", low=0),
     "top1": Metric("Top-1", "↑", low=0, high=1),
     "objects": Metric("Object error", "↓", low=0),
+    "loss": Metric("Denoising loss", "↓", low=0),
 }
 
 
@@ -207,7 +207,10 @@ def _fit_scores(scores: dict[str, Any], resamples: int, classes: int) -> None:
     for name, score in scores.items():
         metric, where = METRICS[name], f"scores.{name}"
         interval = ("low", "high", "replicates")
-        _keys(score, ("value", *interval) if metric.required else ("value",), where, (*interval, "deviation"))
+        optional = (*interval, "deviation", *(("levels", "times", "images") if name == "loss" else ()))
+        _keys(score, ("value", *interval) if metric.required else ("value",), where, optional)
+        if name == "loss":
+            _fit_levels(score, where)
         if ("low" in score) != ("high" in score):
             raise UserError(f"{where} has one end of its interval only")
         for key in ("value", "low", "high", "deviation"):
@@ -229,6 +232,20 @@ def _fit_scores(scores: dict[str, Any], resamples: int, classes: int) -> None:
             drawn = score.get("replicates", [])
             if len(drawn) >= MANY and abs(math.fsum(drawn) / len(drawn) - score["value"]) > 2 * width + 1e-5 * abs(high):
                 raise UserError(f"{where}.value is {score['value']:g}, far from the mean of its own replicates")
+
+
+def _fit_levels(score: dict[str, Any], where: str) -> None:
+    """The denoising loss has the mean at each noise level, whose mean it is, and says on which images it was taken."""
+    _keys(score, ("levels", "times", "images"), where, score)
+    levels, times = score["levels"], score["times"]
+    if not isinstance(levels, list) or not levels or not _numbers(levels, len(levels)):
+        raise UserError(f"{where}.levels must be a list of finite numbers")
+    if not _numbers(times, len(levels)) or times != sorted(times) or not 0 <= times[0] <= times[-1] <= 1:
+        raise UserError(f"{where}.times must be {len(levels)} ascending numbers between 0 and 1, one for each of the levels")
+    if not HASH[1](score["images"]):
+        raise UserError(f"{where}.images must be {HASH[0]}, not {_show(score['images'])}")
+    if abs(math.fsum(levels) / len(levels) - score["value"]) > 1e-4 * abs(score["value"]):
+        raise UserError(f"{where}.value is {score['value']:g}, which is not the mean of its levels")
 
 
 def validate(value: Any, rules: protocol.Protocol) -> None:
@@ -256,7 +273,7 @@ def validate(value: Any, rules: protocol.Protocol) -> None:
         if found != expected:
             raise UserError(f"{where} is {_show(found)}, but protocol '{rules.name}' says {_show(expected)}")
     if value["scores"] is not None:
-        _fit_scores(value["scores"], value["uncertainty"]["resamples"], CLASSES.get(rules.score.detector, 10**6))
+        _fit_scores(value["scores"], value["uncertainty"]["resamples"], registry.detector_facts(rules.score.detector).classes)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -497,6 +514,10 @@ def _disagreements(records: list[Record]) -> list[str]:
             (f"reference.hash at {record.test}", value["reference"]["hash"]),
         ):
             groups.setdefault((record.protocol, where), {}).setdefault(shown, []).append(record)
+        if loss := (record.scores or {}).get("loss"):
+            groups.setdefault((record.protocol, f"scores.loss.images at {record.test}"), {}).setdefault(
+                loss["images"], []
+            ).append(record)
     problems = []
     for (_, where), sides in groups.items():
         _, *others = sorted(sides.items(), key=lambda side: -len(side[1]))

@@ -84,16 +84,16 @@ def sampling(protocol: Protocol, test: str, kept: int) -> Cost:
     cost = Cost(**{config.precision: flops * config.count})
     if protocol.data.representation == "latents":
         cost += Cost(tf32=config.count * autoencoder_flops(DECODE_PIXEL, *size_hw(test)))
-    numbers = facts["numbers"] + min(size_hw(test)) // 2  # features and spectrum
+    numbers = facts.numbers + min(size_hw(test)) // 2  # features and spectrum
     return cost + detecting(protocol, config.count) + Cost(bytes=4.0 * config.count * numbers + 3.0 * kept * prod(size_hw(test)))
 
 
 def detecting(protocol: Protocol, images: int) -> Cost:
     """A detector's pass over some images."""
-    return Cost(float32=images * detector_facts(protocol.score.detector)["flops"])
+    return Cost(float32=images * detector_facts(protocol.score.detector).flops)
 
 
 def reference(protocol: Protocol) -> Cost:
     """Reference statistics of one size: the detector's pass, and the features that are kept."""
-    kept = min(protocol.score.nearest, protocol.score.reference) * detector_facts(protocol.score.detector)["numbers"]
+    kept = min(protocol.score.nearest, protocol.score.reference) * detector_facts(protocol.score.detector).numbers
     return detecting(protocol, protocol.score.reference) + Cost(bytes=4.0 * kept)

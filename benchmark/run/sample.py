@@ -23,7 +23,7 @@ from benchmark.data.card import load_card
 from benchmark.data.latents import autoencoder_identity, autoencoder_of, decoder, to_uint8
 from benchmark.evaluate import detectors
 from benchmark.evaluate.samples import Images, Unit
-from benchmark.evaluate.score import features_folder, look, unit_file
+from benchmark.evaluate.score import features_folder, outputs_of, unit_file
 from benchmark.files import UserError, atomic, read_json, write_array, write_json
 from benchmark.identity import Cell
 from benchmark.model.method import Method
@@ -133,7 +133,7 @@ def generate(cell: Cell, folder: Path, training: Path, report: dict[str, Any], t
             if unit.start < kept:
                 write_array(chunk_path(folder, k), images)
             with atomic(unit_file(place, k)) as draft:
-                save_file(look(images, detector), draft, {"stamp": unit.stamp})
+                save_file(outputs_of(images, detector), draft, {"stamp": unit.stamp})
     add_hours(folder, fabric.global_rank, (time.monotonic() - began) / 3600)
     fabric.barrier()
     if fabric.is_global_zero:

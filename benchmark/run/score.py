@@ -20,6 +20,7 @@ from benchmark.files import UserError, read_json, write_json
 from benchmark.identity import Cell
 from benchmark.protocol import Protocol, size_hw
 from benchmark.results import record
+from benchmark.run.loss import cell_loss, heldout_images
 from benchmark.run.place import Run, device
 from benchmark.run.sample import units
 from benchmark.run.stages import DONE, REPORT, Context, Score, records_folder
@@ -62,6 +63,8 @@ def score(stage: Score) -> dict[str, Any]:
     detector = detectors.load(protocol.score.detector, device=device())
     real = reference(protocol, cell.test, stage.context, detector)
     scores, failure = measured(cell, stage.sample.images, detector, real)
+    if scores is not None:
+        scores["loss"] = cell_loss(cell, run, heldout_images(protocol, cell.test, run, device()))
     for name, entry in (scores or {}).items():
         if name not in COMPARED:
             entry.pop("replicates", None)
@@ -75,7 +78,7 @@ def score(stage: Score) -> dict[str, Any]:
 
 def options_of(protocol: Protocol) -> scoring.Options:
     """How a protocol's scores are taken: recall from all samples, as the field's evaluator does; `nearest` counts real images."""
-    return scoring.Options(splits=protocol.score.splits, nearest=protocol.score.nearest, all_samples=True)
+    return scoring.Options(splits=protocol.splits, nearest=protocol.score.nearest, all_samples=True)
 
 
 def measured(cell: Cell, folder: Path, detector: Detector, real: Reference) -> tuple[dict[str, Any] | None, UserError | None]:

@@ -92,8 +92,8 @@ def test_spatial_features_are_seven_channels_after_relu(inception, peer):
 
 def test_batch_size_does_not_matter(inception):
     x = images(3, 40, 56)
-    whole, parts = inception(x), [inception(part) for part in x.split([1, 2])]
-    for name, value in whole.items():
+    complete, parts = inception(x), [inception(part) for part in x.split([1, 2])]
+    for name, value in complete.items():
         torch.testing.assert_close(value, torch.cat([part[name] for part in parts]), rtol=1e-5, atol=1e-5)
 
 

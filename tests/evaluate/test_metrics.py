@@ -135,11 +135,11 @@ def test_frechet_of_gaussians_with_known_distance(seed, width):
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6))
 def test_batches_do_not_matter(sizes):
     x = cloud(4, sum(sizes) + 2, 6)
-    whole = filled(FrechetDistance(6), x, len(x)).moments()
+    complete = filled(FrechetDistance(6), x, len(x)).moments()
     parts = FrechetDistance(6)
     for part in x.split([*sizes, 2]):
         parts.update(part)
-    torch.testing.assert_close(parts.moments().sigma, whole.sigma, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(parts.moments().sigma, complete.sigma, rtol=1e-10, atol=1e-12)
 
 
 def test_state_stays_float64():

@@ -35,7 +35,7 @@ class Colours(detectors.Detector):
         self.widths = {"features": 3, "spatial": 3, "logits": 3}
         self.network = torch.nn.Linear(1, 1)
 
-    def look(self, images):
+    def outputs(self, images):
         features = images.float().mean((2, 3))
         return {"features": features, "spatial": images[:, :, 0, 0].float(), "logits": features / 50}
 
@@ -73,14 +73,14 @@ def test_batches_do_not_matter(detector):
 def test_cache_is_used_and_gives_the_same(detector, tmp_path, monkeypatch):
     first = make(Scenes(), (16, 24), detector, 12, 5, tmp_path)
     (file,) = tmp_path.iterdir()
-    monkeypatch.setattr(Scenes, "pictures", None)  # nothing is drawn any more
+    monkeypatch.setattr(Scenes, "pictures", None)  # no image is rendered any more
     second = make(Scenes(), (16, 24), detector, 12, 5, tmp_path)
     assert second.meta == first.meta
     for a, b in ((first.features.mu, second.features.mu), (first.features.sigma, second.features.sigma),
                  (first.spatial.sigma, second.spatial.sigma), (first.nearest, second.nearest),
                  (first.spectrum, second.spectrum)):  # fmt: skip
         assert torch.equal(a, b)
-    with np.load(file) as arrays:  # an evaluator finds what it looks for
+    with np.load(file) as arrays:  # what an evaluator asks for
         assert {"mu", "sigma", "mu_s", "sigma_s"} <= set(arrays.files)
 
 

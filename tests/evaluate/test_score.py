@@ -1,4 +1,4 @@
-"""Scoring: images from anywhere, features on disk that survive interruption, and the scores of a whole cell."""
+"""Scoring: images from anywhere, features on disk that survive interruption, and the scores of a complete cell."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Grid(detectors.Detector):
         self.network = torch.nn.Linear(1, 1)
         self.calls = 0
 
-    def look(self, images):
+    def outputs(self, images):
         self.calls += len(images)
         x = images.float()
         features = torch.nn.functional.adaptive_avg_pool2d(x, (2, 3)).flatten(1)
@@ -93,7 +93,7 @@ def test_all_kinds_of_images_are_the_same_stream(tmp_path):
 
 
 def test_npz_in_several_units(tmp_path, monkeypatch):
-    """Read in any order; the file is never held as a whole."""
+    """Read in any order; the file is never held in memory at once."""
     monkeypatch.setattr(samples, "UNIT_IMAGES", 7)
     images = scenes(20)
     np.savez(tmp_path / "a.npz", images)
@@ -168,9 +168,9 @@ def test_features_of_changed_images_are_made_anew(tmp_path):
 def test_rows_by_index(tmp_path):
     images = open_images(cell(tmp_path / "cell", scenes(40), 9))
     features = features_of(images, tmp_path / "features")
-    whole = features.all("features")
+    complete = features.all("features")
     for indices in ([0, 8, 9, 39], [20], list(range(40))):
-        assert torch.equal(features.take("features", np.array(indices)), whole[indices])
+        assert torch.equal(features.take("features", np.array(indices)), complete[indices])
 
 
 # --- Scores ----------------------------------------------------------------------------------------------------------
@@ -183,8 +183,8 @@ def test_scores_of_a_cell(tmp_path, real):
     features = features_of(images, tmp_path / "features")
     labels = np.arange(100) % 8
     scores = score(features, real, labels, Options(nearest=60))
-    seen = Grid().look(torch.from_numpy(pictures).permute(0, 3, 1, 2))
-    there = Grid().look(torch.from_numpy(shapes.render_batch("reference", range(80), SIZE)).permute(0, 3, 1, 2))
+    seen = Grid().outputs(torch.from_numpy(pictures).permute(0, 3, 1, 2))
+    there = Grid().outputs(torch.from_numpy(shapes.render_batch("reference", range(80), SIZE)).permute(0, 3, 1, 2))
     for name, part in (("fid", "features"), ("sfid", "spatial")):
         statistics = [fid_features_to_statistics(side[part].double()) for side in (seen, there)]
         expected = fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"]
@@ -230,7 +230,7 @@ def test_infinity_is_below_a_finite_sample(tmp_path):
     """Of Gaussians with a known distance: FID at N is too large by c / N, and the line takes it away."""
 
     class Direct(Grid):
-        def look(self, images):
+        def outputs(self, images):
             return {"features": images.flatten(1).double().float()}
 
     generator = torch.Generator().manual_seed(0)
@@ -393,8 +393,8 @@ def test_too_few_or_constant(tmp_path, real, pictures, options, message):
 
 def test_features_that_are_nan(tmp_path, real):
     class Broken(Grid):
-        def look(self, images):
-            outputs = super().look(images)
+        def outputs(self, images):
+            outputs = super().outputs(images)
             outputs["features"][0] = torch.nan
             return outputs
 

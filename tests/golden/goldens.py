@@ -134,15 +134,15 @@ def detector(size_hw: tuple[int, int]) -> dict[str, list[float]]:
 
 def scores() -> dict[str, Any]:
     """Every score of 96 held-out scenes, brightened so that they differ from the reference, with replicates and intervals."""
-    eye = detectors.load("shapes")
-    real = reference.make(reference.Scenes(), (24, 32), eye, 200, 96, None)
+    network = detectors.load("shapes")
+    real = reference.make(reference.Scenes(), (24, 32), network, 200, 96, None)
     images = np.minimum(shapes.render_batch("heldout", range(96), (24, 32)).astype(int) + 24, 255).astype(np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "chunks").mkdir()
         np.save(Path(folder) / "chunks" / "chunk-00000.npy", images)
         opened = open_images(folder)
-        place = score.features_folder(folder, eye)
-        score.extract(opened, eye, place)
+        place = score.features_folder(folder, network)
+        score.extract(opened, network, place)
         options = score.Options(splits=4, nearest=96, all_samples=True, resamples=5)
         found = score.score(score.Features(place, opened), real, np.arange(96) % 8, options)
     digits = lambda v: [float(f"{x:.6g}") for x in v] if isinstance(v, list) else float(f"{v:.6g}")  # noqa: E731

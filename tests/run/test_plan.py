@@ -133,10 +133,10 @@ def test_detectors_are_what_torch_counts():
             ),
         }
     networks["shapes"] = (Classifier(), torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
-    assert networks.keys() == plan.DETECTORS.keys()
+    assert sorted(networks) == registry.detectors()
     for name, (network, images) in networks.items():
         with torch.no_grad():
-            assert counted(network.eval(), images) == pytest.approx(plan.DETECTORS[name].flops, rel=0.01), name
+            assert counted(network.eval(), images) == pytest.approx(registry.detector_facts(name).flops, rel=0.01), name
 
 
 def test_outputs_and_evaluations_are_those_of_the_objectives():

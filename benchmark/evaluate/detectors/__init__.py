@@ -5,8 +5,11 @@ A detector is called with uint8 [B, 3, H, W] and returns a dict of float32 tenso
     features   [B, D]   for FID, precision and recall, KID
     spatial    [B, S]   for sFID
     logits     [B, C]   for the inception score: without bias, as the field's evaluator takes them
-    predicted  [B]      the class it sees, as a number of the data set's classes
-    objects    [B]      how many objects it sees
+    predicted  [B]      the most probable of the data set's classes
+    objects    [B]      an estimate of the number of objects
+
+A detector is one file of this folder: a subclass of Detector, and the constant FACTS, which protocols, plans and records read
+without importing the file (`registry.DetectorFacts`).
 
 Detectors stay outside Lightning modules: callbacks that average weights would copy them.
 """
@@ -18,18 +21,10 @@ from pathlib import Path
 
 import torch
 
+from benchmark import registry
 from benchmark.evaluate.detectors.base import Detector
-from benchmark.files import unknown
 
-__all__ = ["Detector", "load", "names"]
-
-SHARED = ("base", "weights")  # files of this folder that are no detectors
-
-
-def names() -> list[str]:
-    """The detectors there are: the files of this folder."""
-    found = (path.stem for path in Path(__file__).parent.glob("*.py"))
-    return sorted(name for name in found if name not in SHARED and not name.startswith("_"))
+__all__ = ["Detector", "load"]
 
 
 def load(name: str, weights: str | Path | None = None, device: torch.device | str = "cpu") -> Detector:
@@ -42,8 +37,7 @@ def load(name: str, weights: str | Path | None = None, device: torch.device | st
     Raises:
         UserError: unknown name, or weights that are missing, damaged or of another network.
     """
-    if name not in names():
-        raise unknown("detector", name, names())
+    registry.detector_facts(name)  # refuses an unknown name
     module = importlib.import_module(f"{__name__}.{name}")
     (cls,) = (value for value in vars(module).values()
               if isinstance(value, type) and issubclass(value, Detector) and value.__module__ == module.__name__)  # fmt: skip

@@ -12,7 +12,7 @@ from benchmark.files import UserError
 
 
 class Detector:
-    """What all detectors share; subclasses fill `network` and `widths` and answer `look`.
+    """What all detectors share; subclasses fill `network` and `widths` and answer `outputs`.
 
     Args:
         weights: path of a weight file; None takes the detector's own (see `find_weights`), "random" none at all.
@@ -27,7 +27,7 @@ class Detector:
     def __init__(self, weights: str | None = None, device: torch.device | str = "cpu"):
         raise NotImplementedError
 
-    def look(self, images: Tensor) -> dict[str, Tensor]:
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
         """The outputs for checked images [B, 3, H, W] on the detector's device."""
         raise NotImplementedError
 
@@ -50,7 +50,7 @@ class Detector:
         if not len(images):
             raise UserError("there are no images in this batch")
         with exact_float32():
-            outputs = self.look(images.to(self.device))
+            outputs = self.outputs(images.to(self.device))
         assert outputs.keys() == self.widths.keys(), (outputs.keys(), self.widths)
         return {name: value.float() for name, value in outputs.items()}
 

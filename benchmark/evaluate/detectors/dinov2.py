@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from benchmark.evaluate.detectors.base import Detector
 from benchmark.evaluate.detectors.weights import find_weights, load_into, untrained
 
-# What benchmark/registry.py says of it without torch: operations are of one image, numbers those kept of it.
-FACTS = {"classes": 0, "flops": 162.0e9, "numbers": 1024, "weights": "vit_large_patch14_dinov2.lvd142m.safetensors"}
+FACTS = {"flops": 162.0e9, "numbers": 1024, "weights": "vit_large_patch14_dinov2.lvd142m.safetensors"}  # at 224 x 224
 
 
 class Dinov2(Detector):
@@ -37,6 +36,6 @@ class Dinov2(Detector):
         self.mean = torch.tensor(mean, device=device)[:, None, None]
         self.deviation = torch.tensor(deviation, device=device)[:, None, None]
 
-    def look(self, images: Tensor) -> dict[str, Tensor]:
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
         x = nn.functional.interpolate(images.float() / 255, (224, 224), mode="bicubic", antialias=True)
         return {"features": self.network((x - self.mean) / self.deviation)}

@@ -10,8 +10,8 @@ from benchmark.evaluate.detectors.base import Detector
 from benchmark.evaluate.detectors.weights import RANDOM, state_hash, untrained
 from benchmark.files import file_hash
 
-# What benchmark/registry.py says of it without torch: operations are of one image, numbers those kept of it.
-FACTS = {"classes": 8, "flops": 48.7e6, "numbers": 201, "weights": "shapes.safetensors"}
+FACTS = {"flops": 48.7e6, "numbers": 202, "classes": 8, "weights": "shapes.safetensors"}
+# Operations at 64 x 64; 64 features, 128 spatial ones, 8 logits, class and count
 
 
 class Shapes(Detector):
@@ -28,10 +28,10 @@ class Shapes(Detector):
             self.network = classifier.load(weights or classifier.WEIGHTS, device)
             self.hash = file_hash(weights or classifier.WEIGHTS)[:12]
         with torch.inference_mode():
-            outputs = self.look(torch.zeros(1, 3, 16, 16, dtype=torch.uint8, device=self.device))
+            outputs = self.outputs(torch.zeros(1, 3, 16, 16, dtype=torch.uint8, device=self.device))
         self.widths = {name: value.shape[1] if value.ndim == 2 else 0 for name, value in outputs.items()}
 
-    def look(self, images: Tensor) -> dict[str, Tensor]:
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
         outputs = dict(self.network(images))
         outputs["predicted"] = outputs["logits"].argmax(dim=1)
         outputs["logits"] = outputs["logits"] - self.network.head.bias

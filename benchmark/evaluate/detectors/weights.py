@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from benchmark.files import UserError, atomic, file_hash
+from benchmark.streams import UNTRAINED_SEED
 
 WEIGHTS_VARIABLE = "DETECTOR_WEIGHTS"
 TIMEOUT = 15  # seconds without an answer, after which a download has failed
@@ -110,7 +111,7 @@ def state_hash(network: nn.Module) -> str:
 def untrained() -> Iterator[None]:
     """The same untrained network every time, without touching the caller's random state."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(UNTRAINED_SEED)
         yield
 
 

@@ -1,0 +1,102 @@
+"""The denoising loss, one stage: averaged weights in, the score of a cell out; and its verb, which samples nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmark import progress, registry
+from benchmark.data.card import load_card
+from benchmark.data.latents import autoencoder_of
+from benchmark.evaluate import denoising
+from benchmark.evaluate.denoising import HeldOut
+from benchmark.evaluate.reference import Scenes, Shards
+from benchmark.identity import Cell
+from benchmark.protocol import Protocol
+from benchmark.results.compare import Comparison, compare
+from benchmark.run.place import Run, device
+from benchmark.run.train import load_weights, prepared, trained
+
+
+def heldout_images(protocol: Protocol, test: str, run: Run, device: torch.device | str, count: int = denoising.IMAGES,
+                   folder: Path | str = "") -> HeldOut:  # fmt: skip
+    """The images of a test size on which losses are taken, as the core sees them.
+
+    Args:
+        folder: of shards that nothing was trained on. Without one it is the held-out scenes, or the data set's own shards.
+    """
+    card = load_card(protocol.data.card)
+    scenes = card.kind == "shapes" and not folder
+    source = Scenes("heldout") if scenes else Shards(folder or prepared(protocol, run, verbose=False))
+    autoencoder = autoencoder_of(card) if protocol.data.representation == "latents" else ""
+    return denoising.heldout(source, test, count, autoencoder, device)
+
+
+def cell_loss(cell: Cell, run: Run, images: HeldOut) -> dict[str, Any]:
+    """The denoising loss of a cell, as the score of its record; `images` are of the cell's test size."""
+    folder, _ = trained(cell.training, run)
+    method = registry.build(cell.method, cell.protocol, cell.train, cell.seed)
+    load_weights(method, folder)
+    method = method.to(images.data.device).eval()
+    with progress.stage(f"loss {cell}", 1, "forward") as stage:
+
+        def report(done: int, total: int) -> None:
+            stage.total = total
+            stage.set(done)
+
+        return denoising.entry(denoising.losses(method, images, report=report), method, images)
+
+
+def compared(
+    cells: Sequence[Cell], run: Run, against: str = "", folder: Path | str = ""
+) -> list[tuple[Cell, dict[str, Any], Comparison | None]]:
+    """The denoising loss of a method's cells, and each in pairs against another method's.
+
+    Args:
+        against: a method; "" takes the one whose checkpoint the cells' method uses, and none where it has its own.
+        folder: see `heldout_images`.
+    """
+    found = []
+    for cell in cells:
+        other = registry.check(against) if against else cell.training.method
+        images = heldout_images(cell.protocol, cell.test, run, device(), folder=folder)
+        own, comparison = cell_loss(cell, run, images), None
+        if other != cell.method:
+            comparison = compare(own, cell_loss(dataclasses.replace(cell, method=other), run, images))
+        found.append((cell, own, comparison))
+    return found
+
+
+def print_losses(
+    found: Sequence[tuple[Cell, dict[str, Any], Comparison | None]],
+    against: str,
+    levels: bool = False,
+    console: Console | None = None,
+) -> None:
+    """Prints the losses of a method by test size; with `levels` also at each noise level."""
+    console = console or Console()
+    method, seed = found[0][0].method, found[0][0].seed
+    table = Table(title=f"denoising loss of {method}, seed {seed}, {denoising.IMAGES} images at each test size, 95 % intervals")
+    pairs = any(comparison for _, _, comparison in found)
+    for column in ("train", "test", "loss", "low", "high", *((f"minus {against}'s", "low", "high", "verdict") if pairs else ())):
+        table.add_column(column, justify="right")
+    for cell, own, comparison in found:
+        figures = [f"{own[key]:.5f}" for key in ("value", "low", "high")]
+        if comparison:
+            figures += [f"{value:+.5f}" for value in (comparison.difference, comparison.low, comparison.high)]
+            figures.append(comparison.verdict)
+        table.add_row(cell.train, cell.test, *figures)
+    console.print(table)
+    if levels:
+        table = Table(title="at each noise level (0 is data, 1 is noise)")
+        for column in ("train", "test", *(f"{time:.3f}" for time in found[0][1]["times"])):
+            table.add_column(column, justify="right")
+        for cell, own, _ in found:
+            table.add_row(cell.train, cell.test, *(f"{value:.4f}" for value in own["levels"]))
+        console.print(table)
