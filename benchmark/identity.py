@@ -36,9 +36,12 @@ class Training:
 
     def key(self, data: str) -> str:
         """The hash of everything that the weights depend on; `data` is that of what the model sees."""
+        rules = self.protocol.training(self.size)
+        rates = rules["train"].pop("lr_of", {})  # that of another method is no part of this training
+        rules["train"]["lr"] = rates.get(self.method, self.protocol.train.lr)
         return digest(
             {
-                "rules": self.protocol.training(self.size),
+                "rules": rules,
                 "method": self.method,
                 "options": self.protocol.options.get(self.method, {}),
                 "seed": self.seed,

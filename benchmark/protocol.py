@@ -30,6 +30,7 @@ SOLVERS = {"flow": ("euler", "heun"), "ddpm": ("ddpm", "ddim")}
 Steps = Annotated[int, Interval(ge=1, le=10**9)]
 Some = Annotated[int, Interval(ge=1, le=10**8)]  # images
 Width = Annotated[int, Interval(ge=1, le=2**16)]
+Rate = Annotated[float, Interval(gt=0, le=10)]
 Share = Annotated[float, Interval(ge=0, lt=1)]
 Precision = Literal["bf16", "float32"]
 Line = Annotated[str, matching(r"[^\p{C}]*", "one line of at most 300 characters")]
@@ -76,7 +77,10 @@ class Objective(Section):
 class Train(Section):
     steps: Steps = 400_000
     batch: Annotated[int, Interval(ge=1, le=10**6)] = 256  # over all devices
-    lr: Annotated[float, Interval(ge=0, le=10)] = 1e-4
+    lr: Rate = 1e-4
+    lr_of: Annotated[dict[str, Rate], LATER] = field(default_factory=dict)  # of trained methods: {ledit: 1.0e-3}
+    optimizer: Annotated[Literal["adamw", "muon"], LATER] = "adamw"  # Muon is for the matrices of the blocks' attention and MLP
+    muon_lr: Annotated[Rate, LATER] = 0.02  # of those matrices
     warmup: Annotated[int, Interval(ge=0, le=10**9)] = 0  # steps of linear warm-up
     decay: Annotated[int, Interval(ge=0, le=10**9)] = 0  # steps of linear decay to zero at the end
     betas: Annotated[list[Share], Len(2, 2)] = field(default_factory=lambda: [0.9, 0.999])
@@ -205,9 +209,13 @@ def _plain(section: Section) -> dict[str, Any]:
     hints = get_type_hints(type(section), include_extras=True)
     values = dataclasses.asdict(section)
     for item in dataclasses.fields(section):
-        if LATER in getattr(hints[item.name], "__metadata__", ()) and values[item.name] == item.default:
+        if LATER in getattr(hints[item.name], "__metadata__", ()) and values[item.name] == _default(item):
             del values[item.name]
     return values
+
+
+def _default(item: dataclasses.Field) -> Any:
+    return item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
 
 
 def size_hw(size: str) -> tuple[int, int]:
@@ -329,7 +337,8 @@ def _assigned(assignment: str) -> dict[str, Any]:
     if not equals:
         raise UserError(f"{shown(assignment)} is not an override: write section.key=value, such as train.steps=200")
     section, *rest = key.split(".")
-    if not (section in ("options", "cells") and rest and all(rest)) and key not in SETTINGS:
+    free = section in ("options", "cells") or rest[:1] == ["lr_of"]  # whose keys are methods or sizes
+    if not (free and rest and all(rest)) and key not in SETTINGS:
         raise unknown("setting", key[:100], SETTINGS)
     value = yaml_value(text, key)
     for part in reversed(rest):

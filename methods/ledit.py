@@ -29,6 +29,7 @@ from benchmark.model.method import Method
 
 SCANS = ("raster", "lower_right", "neighbourhood", "corner")  # the paper's (a), (b), (c), (d)
 RECIPES = ("scratch", "finetune")
+LAYERS = ("single", "alternating")
 
 
 class LEDiT(Method):
@@ -41,8 +42,10 @@ class LEDiT(Method):
         scan: str = "corner"
         causal: bool = True  # off: an ablation
         convolution: bool = True  # off: an ablation
+        layers: str = ""  # which blocks are causal: "single", "alternating", or what the recipe says
         depthwise: bool = True
         residual: bool = True
+        norm: bool = True  # LayerNorm after the convolution (scratch only)
         dilated: float = 0.1  # probability of a dilated step (finetune only)
 
         def __post_init__(self) -> None:
@@ -50,18 +53,22 @@ class LEDiT(Method):
                 raise unknown("ledit scan", self.scan, SCANS)
             if self.recipe not in RECIPES:
                 raise unknown("ledit recipe", self.recipe, RECIPES)
+            if self.layers not in ("", *LAYERS):
+                raise unknown("ledit layers", self.layers, LAYERS)
 
     def build(self) -> None:
         options = self.options
         if options.convolution:
-            self.stem = Locality(self.protocol.core.width, options.depthwise, options.residual, options.recipe == "scratch")
+            norm = options.norm and options.recipe == "scratch"
+            self.stem = Locality(self.protocol.core.width, options.depthwise, options.residual, norm)
 
     def causal_blocks(self) -> list[int]:
         """The blocks with causal attention."""
         depth = self.protocol.core.depth
         if not self.options.causal:
             return []
-        return list(range(1, depth, 2)) if self.options.recipe == "finetune" else [1][: depth - 1]
+        layers = self.options.layers or ("alternating" if self.options.recipe == "finetune" else "single")
+        return list(range(1, depth, 2)) if layers == "alternating" else [1][: depth - 1]
 
     def encode(self, grid_hw: tuple[int, int], *, time: float | None = None, draws: Draws | None = None) -> Encoding:
         if self.stem is not None:

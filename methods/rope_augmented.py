@@ -14,15 +14,18 @@ from methods.rpe2d import MicroConditioner
 
 class RoPEAugmented(Extrapolation):
     title = "RoPE, augmented"
+    augments = "resize"
+    revision = 2
     note = "the augmentation of RPE-2D, reimplemented from the abstract"
 
     @dataclass(frozen=True)
     class Options:
         resize: float = 1.5  # k: the short side is resized to a random length in [S, k S]
+        uncropped: float = 0.5  # probability that a training picture is not augmented
 
     def build(self) -> None:
-        self.conditioner = MicroConditioner(self.protocol.core.width)
+        self.conditioner = MicroConditioner(self.protocol.core.width, relative=True)
 
     @property
     def augmentation(self) -> tuple[str, dict[str, Any]]:
-        return "random_resize_crop", {"largest": self.options.resize}
+        return "random_resize_crop", {"largest": self.options.resize, "uncropped": self.options.uncropped}

@@ -9,8 +9,10 @@ Training: for each sample and axis, h distinct integers out of 0 .. H_max - 1, a
 rule of Ruoss et al. 2023, arXiv 2305.16843, per axis), one draw for all layers and both halves of guidance. The reader
 resizes the short side to a random length in [S, k S] and crops S x S; the crop enters through the conditioner.
 At another grid: positions evenly spaced over [0, H_max - 1], deterministic; no crop, original size = target size.
-Our choices, all of them options: H_max, the spacing at test, k, and the conditioner's form, which follows SDXL
-(arXiv 2307.01952, section 2.2): six numbers, each in 256 sinusoids, through an MLP whose last layer starts at zero.
+Our choices, all of them options: H_max, the spacing at test, k, the share of training pictures that are not augmented, and the
+conditioner's form, which follows SDXL (arXiv 2307.01952, section 2.2): numbers, each in 256 sinusoids, through an MLP whose
+last layer starts at zero. SDXL's six numbers are pixels, among which those of a larger picture are new at test; the relative
+ones say "no crop" by (1, 1, 0, 0) at every size, which training shows in the share that is not augmented.
 """
 
 from __future__ import annotations
@@ -28,35 +30,42 @@ from benchmark.model.encoding import Encoding, rotary
 from benchmark.streams import POSITIONS
 from methods.extrapolation import Extrapolation
 
+SPACINGS = ("even", "expected", "random")
+CONDITIONINGS = ("relative", "pixels")
+
 
 class RPE2D(Extrapolation):
     title = "RPE-2D"
+    revision = 2
     note = "reimplemented from the abstract"
     augments = "resize"
 
     @dataclass(frozen=True)
     class Options:
         h_max: int = 0  # positions per axis; 0 is the largest test grid of the protocol
-        spacing: str = "even"  # at test: "even", or "random" as Ruoss et al. do
+        spacing: str = "even"  # at test: "even", "expected" (the means of training), or "random" as Ruoss et al. do
         resize: float = 1.5  # k of the augmentation; 0 turns the augmentation off
+        uncropped: float = 0.5  # probability that a training picture is not augmented
         micro_conditioning: bool = True
+        conditioning: str = "relative"  # what it is told: "relative" numbers, or SDXL's six in "pixels"
 
         def __post_init__(self) -> None:
-            if self.spacing not in ("even", "random"):
-                raise unknown("rpe2d spacing", self.spacing, ("even", "random"))
+            for name, value, choices in (("spacing", self.spacing, SPACINGS), ("conditioning", self.conditioning, CONDITIONINGS)):
+                if value not in choices:
+                    raise unknown(f"rpe2d {name}", value, choices)
 
     def build(self) -> None:
         self.h_max = self.options.h_max or self.largest_grid
         if self.h_max < max(self.train_grid):
             raise UserError(f"rpe2d: h_max {self.h_max} is smaller than the training grid {self.train_grid}")
         if self.options.micro_conditioning:
-            self.conditioner = MicroConditioner(self.protocol.core.width)
+            self.conditioner = MicroConditioner(self.protocol.core.width, self.options.conditioning == "relative")
 
     @property
     def augmentation(self) -> tuple[str, dict[str, Any]]:
         if not self.options.resize:
             return super().augmentation
-        return "random_resize_crop", {"largest": self.options.resize}
+        return "random_resize_crop", {"largest": self.options.resize, "uncropped": self.options.uncropped}
 
     def encode(self, grid_hw: tuple[int, int], *, time: float | None = None, draws: Draws | None = None) -> Encoding:
         if max(grid_hw) > self.h_max:
@@ -75,19 +84,33 @@ class RPE2D(Extrapolation):
             return draws.subsets(count, self.h_max)
         if self.options.spacing == "random":
             return Draws(self.seed, axis, (0, 1), 1, self.device, POSITIONS).subsets(count, self.h_max)[0]
+        if self.options.spacing == "expected":
+            # The i-th smallest of `count` distinct integers out of 1 .. H is i (H + 1) / (count + 1) on average; ours start at 0.
+            order = torch.arange(1, count + 1, device=self.device).double()
+            return order * (self.h_max + 1) / (count + 1) - 1
         if count == 1:
             return torch.full((1,), (self.h_max - 1) / 2, dtype=torch.float64, device=self.device)
         return torch.arange(count, device=self.device).double() * (self.h_max - 1) / (count - 1)
 
 
 class MicroConditioner(nn.Module):
-    """SDXL's size and crop conditioning: [B, 6] pixels (original h, w, crop y, x, target h, w) -> [B, D]."""
+    """Size and crop conditioning: [B, 6] pixels (original h, w, crop y, x, target h, w) -> [B, D].
 
-    def __init__(self, width: int) -> None:
+    Args:
+        relative: whether it is told original / target (h, w) and crop / target (y, x), each times SCALE; else all six in
+            pixels, as in SDXL.
+    """
+
+    SCALE = 256  # ratios become the pixels of a target of 256, a scale that SDXL's sinusoids are made for
+
+    def __init__(self, width: int, relative: bool = False) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(6 * 256, width), nn.SiLU(), nn.Linear(width, width))
+        self.relative = relative
+        self.mlp = nn.Sequential(nn.Linear((4 if relative else 6) * 256, width), nn.SiLU(), nn.Linear(width, width))
         nn.init.zeros_(self.mlp[2].weight)
         nn.init.zeros_(self.mlp[2].bias)
 
     def forward(self, crop: Tensor) -> Tensor:
+        if self.relative:
+            crop = self.SCALE * crop[:, :4] / crop[:, 4:].repeat(1, 2)
         return self.mlp(sinusoids(crop, 256).flatten(1))

@@ -35,8 +35,11 @@ RUNS = Path("runs")
 def load(name: str, overrides: list[str] | None) -> protocol.Protocol:
     """The protocol, with options of methods that exist."""
     found = protocol.load(name, overrides or ())
-    for method in found.options:
+    for method in [*found.options, *found.train.lr_of]:
         registry.check(method)
+    for method in found.train.lr_of:
+        if (base := registry.trained_name(method)) != method:
+            raise UserError(f"train.lr_of.{method}: {method} is not trained, it uses the checkpoint of {base}")
     return found
 
 

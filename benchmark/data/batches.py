@@ -103,15 +103,20 @@ def _center_crop(image: Image.Image, size_hw: tuple[int, int], draws: np.ndarray
 
 
 def _random_resize_crop(
-    image: Image.Image, size_hw: tuple[int, int], draws: np.ndarray, largest: float = 1.5
+    image: Image.Image, size_hw: tuple[int, int], draws: np.ndarray, largest: float = 1.5, uncropped: float = 0.0
 ) -> tuple[Image.Image, Crop]:
     """A random window of the picture at a random size: RPE-2D's augmentation, reimplemented from its abstract.
 
     The picture is resized to cover the target r times, r uniform in [1, `largest`] (for a square target: its short side
-    in [S, largest S]); then a window of the target's size is cut anywhere.
+    in [S, largest S]); then a window of the target's size is cut anywhere. With probability `uncropped` the picture is read
+    plainly instead, as sampling asks for it: "no crop" has probability zero otherwise.
     """
     if not largest >= 1:
         raise UserError(f"random_resize_crop: largest is {largest}, must be at least 1")
+    if not 0 <= uncropped <= 1:
+        raise UserError(f"random_resize_crop: uncropped is {uncropped}, must be a probability")
+    if draws[3] < uncropped:
+        return _center_crop(image, size_hw, draws)
     height, width = size_hw
     scale = max(height / image.height, width / image.width) * (1 + (largest - 1) * draws[0])
     full_h, full_w = max(round(image.height * scale), height), max(round(image.width * scale), width)
@@ -122,7 +127,7 @@ def _random_resize_crop(
 
 Augmentation = Callable[..., tuple[Image.Image, Crop]]
 AUGMENTATIONS: dict[str, Augmentation] = {"center_crop": _center_crop, "random_resize_crop": _random_resize_crop}
-DRAWS = 4  # uniform numbers for one sample: the flip, and three for its augmentation
+DRAWS = 5  # uniform numbers for one sample: the flip, and four for its augmentation
 
 
 @dataclass(frozen=True)

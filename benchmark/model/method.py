@@ -20,6 +20,7 @@ from benchmark.model import diffusion
 from benchmark.model.dit import Core
 from benchmark.model.draws import Draws, image_generator
 from benchmark.model.encoding import Encoding, attention_scale
+from benchmark.model.optimizers import MuonAdamW
 from benchmark.protocol import Protocol, size_hw
 from benchmark.streams import WEIGHTS, mixed_seed
 
@@ -166,12 +167,37 @@ class Method(LightningModule):
         self.log("loss", loss, prog_bar=True)
         return loss
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW with linear warm-up and, where the protocol says so, a linear decay to zero at the end."""
+    @property
+    def learning_rate(self) -> float:
+        """AdamW's, which a protocol may state for this trained method alone."""
         config = self.protocol.train
-        optimizer = torch.optim.AdamW(
-            self.parameters(), lr=config.lr, betas=tuple(config.betas), weight_decay=config.weight_decay, fused=True
-        )
+        return config.lr_of.get(type(self).__module__.rpartition(".")[2], config.lr)
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """AdamW; or, where the protocol says muon, Muon for the matrices of attention and MLP and AdamW for the rest.
+
+        The modulation stays with AdamW: its matrices start at zero, and a step of Muon has the same length however small the
+        gradient is.
+        """
+        config = self.protocol.train
+        options = {"betas": tuple(config.betas), "weight_decay": config.weight_decay, "fused": True}
+        if config.optimizer == "adamw":
+            return torch.optim.AdamW(self.parameters(), lr=self.learning_rate, **options)
+        matrices = [
+            parameter
+            for block in self.core.blocks
+            for part in (block.attn, block.mlp)
+            for parameter in part.parameters()
+            if parameter.ndim == 2
+        ]
+        chosen = {id(parameter) for parameter in matrices}
+        others = [parameter for parameter in self.parameters() if id(parameter) not in chosen]
+        return MuonAdamW(matrices, others, lr=self.learning_rate, muon_lr=config.muon_lr, **options)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """The optimizer with linear warm-up and, where the protocol says so, a linear decay to zero at the end."""
+        config = self.protocol.train
+        optimizer = self.optimizer()
 
         def factor(step: int) -> float:
             up = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0

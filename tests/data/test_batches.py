@@ -355,7 +355,7 @@ def test_random_resize_crop_cuts_what_its_record_says(stored: tuple[int, int], t
     transform = Transform(target, "random_resize_crop", {"largest": 2.0}, flip)
     rng = np.random.default_rng(0)
     for _ in range(10):
-        draws = rng.random(4)
+        draws = rng.random(5)
         pixels, (full_h, full_w, top, left, height, width) = transform(ramp(*stored), draws)
         assert (height, width) == target == pixels.shape[:2]
         assert 0 <= top <= full_h - height
@@ -374,7 +374,7 @@ def test_random_resize_crop_cuts_what_its_record_says(stored: tuple[int, int], t
 
 def test_random_resize_crop_against_pillow_alone() -> None:
     """The crop is a window of the picture resized as a whole."""
-    image, draws = noise(50, 70), np.array([0.9, 0.4, 0.999, 0.0])
+    image, draws = noise(50, 70), np.array([0.9, 0.4, 0.999, 0.0, 0.5])
     pixels, record = Transform((20, 30), "random_resize_crop", {"largest": 1.5})(image, draws)
     scale = 30 / 70 * 1.2
     full = image.resize((round(70 * scale), round(50 * scale)), Image.Resampling.BICUBIC)
@@ -383,10 +383,31 @@ def test_random_resize_crop_against_pillow_alone() -> None:
 
 
 def test_random_resize_crop_reaches_both_ends() -> None:
-    low = Transform((16, 16), "random_resize_crop", {"largest": 1.5}, flip=False)(noise(40, 40), np.zeros(4))[1]
-    high = Transform((16, 16), "random_resize_crop", {"largest": 1.5}, flip=False)(noise(40, 40), np.full(4, 1 - 2**-53))[1]
+    low = Transform((16, 16), "random_resize_crop", {"largest": 1.5}, flip=False)(noise(40, 40), np.zeros(5))[1]
+    high = Transform((16, 16), "random_resize_crop", {"largest": 1.5}, flip=False)(noise(40, 40), np.full(5, 1 - 2**-53))[1]
     assert low == (16, 16, 0, 0, 16, 16)
     assert high == (24, 24, 8, 8, 16, 16)
+
+
+def test_uncropped_pictures_are_read_plainly_in_their_share(index: Index) -> None:
+    options = {"largest": 1.5, "uncropped": 0.25}
+    some = Transform((16, 16), "random_resize_crop", options, flip=False)
+    always = Transform((16, 16), "random_resize_crop", {"largest": 1.5}, flip=False)
+    image, draws = noise(40, 40), np.array([0.9, 0.4, 0.7, 0.2, 0.25 - 2**-53])
+    pixels, record = some(image, draws)
+    assert record == (16, 16, 0, 0, 16, 16)
+    np.testing.assert_array_equal(pixels, np.asarray(center_crop(image, (16, 16))))
+    draws[4] = 0.25
+    np.testing.assert_array_equal(some(image, draws)[0], always(image, draws)[0])
+    options = {"largest": 3.0, "uncropped": 0.75}
+    crops = Batches(index, 100, transform=Transform(SIZE, "random_resize_crop", options, flip=False))[0]["crop"]
+    assert 60 < int((crops[:, 0] == SIZE[0]).sum()) < 90
+    with pytest.raises(UserError, match=r"uncropped is 1\.5, must be a probability"):
+        Transform((8, 8), "random_resize_crop", {"uncropped": 1.5})(noise(8, 8), np.zeros(5))
+
+
+def test_a_further_uniform_leaves_the_first_ones_alone() -> None:
+    np.testing.assert_array_equal(uniforms(0, 0, 0, batches.DRAWS)[:4], UNIFORMS)
 
 
 def test_flip_mirrors_half_of_the_samples(index: Index) -> None:
@@ -405,7 +426,7 @@ def test_unknown_augmentation_or_option() -> None:
     with pytest.raises(UserError, match="unknown option of center_crop"):
         Transform((8, 8), "center_crop", {"largest": 2})
     with pytest.raises(UserError, match="must be at least 1"):
-        Transform((8, 8), "random_resize_crop", {"largest": 0.5})(noise(8, 8), np.zeros(4))
+        Transform((8, 8), "random_resize_crop", {"largest": 0.5})(noise(8, 8), np.zeros(5))
     for name in AUGMENTATIONS:
         assert dataclasses.is_dataclass(Transform((8, 8), name))
 

@@ -192,6 +192,37 @@ def test_rpe_test_positions_span_the_trained_range():
     assert torch.equal(method.positions(16, 0, None), torch.arange(16).double()), "the largest grid takes every position"
 
 
+def test_rpe_expected_spacing_is_the_mean_of_training():
+    method = build("rpe2d", options={"rpe2d": {"h_max": 20, "spacing": "expected"}})
+    for count in (1, 4, 7):
+        positions = method.positions(count, 0, None)
+        drawn = method.positions(count, 0, draws(5, 20_000)).double()
+        error = drawn.std(dim=0) / 20_000**0.5
+        assert ((drawn.mean(dim=0) - positions).abs() < 5 * error).all()
+        torch.testing.assert_close(positions[0] + positions[-1], torch.tensor(19.0, dtype=torch.float64))
+    torch.testing.assert_close(
+        method.positions(20, 0, None), torch.arange(20).double(), msg="the largest grid takes every position"
+    )
+    whole = [sum(subset) for subset in zip(*itertools.combinations(range(6), 3), strict=True)]
+    method = build("rpe2d", "16x16", ("16x24",), options={"rpe2d": {"h_max": 6, "spacing": "expected"}})
+    torch.testing.assert_close(method.positions(3, 0, None), torch.tensor(whole).double() / math.comb(6, 3))
+
+
+def test_rpe_relative_conditioning_says_no_crop_alike_at_every_size():
+    method = build("rpe2d")
+    small.fill(method.conditioner)
+    whole = torch.tensor([[h, w, 0, 0, h, w] for h, w in ((16.0, 24), (32, 48), (24, 20), (4, 4))])
+    embedded = method.conditioner(whole)
+    assert torch.equal(embedded, embedded[:1].expand_as(embedded))
+    crops = torch.tensor([[20.0, 30, 2, 3, 16, 24]])
+    torch.testing.assert_close(method.conditioner(crops), method.conditioner(2 * crops))
+    for place in range(4):
+        assert not torch.allclose(method.conditioner(crops), method.conditioner(crops + torch.eye(6)[place]))
+    pixels = build("rpe2d", options={"rpe2d": {"conditioning": "pixels"}})
+    small.fill(pixels.conditioner)
+    assert not torch.allclose(pixels.conditioner(whole[:1]), pixels.conditioner(whole[1:2]))
+
+
 def test_rpe_random_spacing_is_a_fixed_subset():
     method = build("rpe2d", options={"rpe2d": {"spacing": "random"}})
     rows, columns = method.positions(6, 0, None), method.positions(6, 1, None)
@@ -206,7 +237,9 @@ def test_rpe_refuses_what_it_has_not_seen():
         method.encoding((13, 4))
     with pytest.raises(UserError, match="h_max 5 is smaller than the training grid"):
         build("rpe2d", options={"rpe2d": {"h_max": 5}})
-    with pytest.raises(UserError, match=r"unknown rpe2d spacing 'evn'; did you mean 'even'\? \(there are: even, random\)"):
+    with pytest.raises(
+        UserError, match=r"unknown rpe2d spacing 'evn'; did you mean 'even'\? \(there are: even, expected, random\)"
+    ):
         build("rpe2d", options={"rpe2d": {"spacing": "evn"}})
 
 
@@ -224,7 +257,7 @@ def test_rpe_micro_conditioning_starts_silent_and_sees_all_six_numbers():
 
 
 def test_rpe_augmentation_is_an_option():
-    assert build("rpe2d").augmentation == ("random_resize_crop", {"largest": 1.5})
+    assert build("rpe2d").augmentation == ("random_resize_crop", {"largest": 1.5, "uncropped": 0.5})
     plain = build("rpe2d", options={"rpe2d": {"resize": 0.0, "micro_conditioning": False}})
     assert plain.augmentation == ("center_crop", {})
     assert plain.conditioner is None

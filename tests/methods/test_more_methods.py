@@ -209,13 +209,24 @@ def test_attribution_rows():
     assert positions.augmentation == ("center_crop", {})
     assert positions.conditioner is None
     assert torch.equal(positions.encode((8, 12)).rotary[0], both.encode((8, 12)).rotary[0])
-    assert augmented.augmentation == both.augmentation == ("random_resize_crop", {"largest": 1.5})
+    assert augmented.augmentation == both.augmentation == ("random_resize_crop", {"largest": 1.5, "uncropped": 0.5})
     assert {n for n, _ in augmented.named_parameters()} == {n for n, _ in both.named_parameters()}
     plain = build("extrapolation")
     drawn = Draws(0, 1, (0, 2), 2)
     for encoding in (augmented.encode((4, 6), draws=drawn), augmented.encode((8, 12))):
         grid = (4, 6) if len(encoding.rotary[0]) == 24 else (8, 12)
         assert torch.equal(encoding.rotary[0], plain.encode(grid).rotary[0])
+
+
+def test_ledit_layers_and_norm_are_options_of_their_own():
+    core = {"depth": 6}
+    assert build("ledit", core=core).causal_blocks() == [1]
+    assert build("ledit", core=core, options={"ledit": {"layers": "alternating"}}).causal_blocks() == [1, 3, 5]
+    assert build("ledit", core=core, options={"ledit": {"recipe": "finetune", "layers": "single"}}).causal_blocks() == [1]
+    assert build("ledit").stem.norm is not None
+    assert build("ledit", options={"ledit": {"norm": False}}).stem.norm is None
+    with pytest.raises(UserError, match=r"unknown ledit layers 'three' \(there are: alternating, single\)"):
+        build("ledit", options={"ledit": {"layers": "three"}})
 
 
 def test_ledit_finetune_is_ledit_by_another_recipe():
