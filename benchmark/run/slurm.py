@@ -222,7 +222,13 @@ class Queue:
 
 
 def start(
-    rules: Protocol, methods: Sequence[str], seed: int, run: Run, cluster: str, file: Path | str | None = None, wait: bool = False
+    protocol: Protocol,
+    methods: Sequence[str],
+    seed: int,
+    run: Run,
+    cluster: str,
+    file: Path | str | None = None,
+    wait: bool = False,
 ) -> list[Submitted]:
     """Submits what is missing of a sweep.
 
@@ -237,10 +243,10 @@ def start(
     """
     if cluster not in CLUSTERS:
         raise unknown("cluster", cluster, CLUSTERS)
-    folder = run.out.resolve() / "jobs" / rules.name / time.strftime("%Y%m%d-%H%M%S")
+    folder = run.out.resolve() / "jobs" / protocol.name / time.strftime("%Y%m%d-%H%M%S")
     count = 1 if run.devices == "auto" else int(run.devices)
     queue = Queue(cluster, folder, resources(file), count, run.nodes, cluster == "slurm" or bool(gpus()))
-    todo = [Submitted(task) for task in tasks(rules, methods, seed, run)]
+    todo = [Submitted(task) for task in tasks(protocol, methods, seed, run)]
     progress.say(f"{len(todo)} jobs; their output goes to {folder}")
     if cluster == "local":
         follow(todo, queue, every=0.2)
