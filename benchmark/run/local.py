@@ -85,11 +85,10 @@ def abreast(stages: Sequence[Stage], methods: Sequence[str], seed: int, run: Run
     where = [*protocol.overrides, "--protocol", protocol.source, "--seed", str(seed), "--out", str(run.out)]
     where += (["--data", run.data] if run.data else []) + (["--keep"] if run.keep else [])
     left = {stage.cell.method for stage in stages if stage.kind == "score" and not stage.is_complete()}
-    # A training-free method shares images with the one whose checkpoint it uses, and waits until those are made.
-    jobs = [
-        Job(f"cells of {name}", ["score", name, *where], f"cells of {trained_name(name)}") for name in methods if name in left
-    ]
-    side_by_side(jobs, run)
+    # Methods with one checkpoint may share images: the first of them makes these, the others wait.
+    ordered = sorted((name for name in methods if name in left), key=lambda name: trained_name(name) != name)
+    first = {trained_name(name): f"cells of {name}" for name in reversed(ordered)}
+    side_by_side([Job(f"cells of {name}", ["score", name, *where], first[trained_name(name)]) for name in ordered], run)
 
 
 @dataclass(frozen=True)
