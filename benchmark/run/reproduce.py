@@ -1,6 +1,6 @@
 """For reviewers: a committed row run again, and ours beside the committed record and the paper's figure, with a verdict.
 
-The run keeps the committed rules and stays in its own folder; no committed record is touched.
+The run keeps the committed protocol and stays in its own folder; no committed record is touched.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ IDENTICAL, REPRODUCED, SPREAD, DIFFERS = "identical", "reproduced", "within the 
 ABSENT, FAILED = "no committed record", "failed"
 
 Records = dict[Cell, dict[str, Any]]
+Committed = dict[tuple[str, str, int], record.Record]  # by training size, test size and seed
 
 
 @dataclass(frozen=True)
@@ -111,10 +112,8 @@ def run_row(protocol: Protocol, method: str, seed: int, run: Run) -> tuple[Recor
     return values, failures
 
 
-def committed_of(
-    protocol: Protocol, method: str, folder: Path | str = record.FOLDER
-) -> dict[tuple[str, str, int], record.Record]:
-    """The committed records of a row, by training size, test size and seed; none for rules that have no leaderboard."""
+def committed_of(protocol: Protocol, method: str, folder: Path | str = record.FOLDER) -> Committed:
+    """The committed records of a row, by training size, test size and seed; none for a protocol that has no leaderboard."""
     found = {}
     if protocol.ranked and not protocol.custom:
         for path in sorted(Path(folder, protocol.name, method).glob("*.json")):
@@ -124,9 +123,9 @@ def committed_of(
 
 
 def figure(protocol: Protocol, cell: Cell, metric: str, figures: published.Published) -> tuple[float | None, str]:
-    """(the paper's value for a cell, where it stands), where a published table names the contest as one of the same protocol."""
+    """(the paper's value for a cell, where it stands), where a published table names the protocol as its own."""
     for source in figures.tables:
-        trainings = [training for training, contest in source.contests.items() if contest == protocol.name]
+        trainings = [training for training, name in source.contests.items() if name == protocol.name]
         if source.train != cell.train:
             continue
         for row in source.rows:
@@ -142,7 +141,7 @@ def compare_row(
     protocol: Protocol,
     values: Records,
     cells: Sequence[Cell],
-    committed: dict[tuple[str, str, int], record.Record],
+    committed: Committed,
     figures: published.Published,
 ) -> list[Line]:
     """Every cell's measures, ours beside the committed and published ones."""
@@ -169,7 +168,7 @@ def compare_row(
 
 def show(lines: Sequence[Line], protocol: Protocol, method: str, seed: int) -> rich.table.Table:
     """The comparison as a table for a terminal."""
-    shown = rich.table.Table(title=f"{method} under {protocol.name} (rules {protocol.hash}), seed {seed}", title_justify="left")
+    shown = rich.table.Table(title=f"{method} under {protocol.name} ({protocol.hash}), seed {seed}", title_justify="left")
     for column in ("cell", "", "ours (95 %)", "committed (95 %)", "difference (95 %)", "paper", "ours − paper", "verdict"):
         shown.add_column(column, justify="left" if column in ("cell", "", "verdict") else "right")
     for line in lines:
@@ -202,7 +201,7 @@ def summary(lines: Sequence[Line], protocol: Protocol) -> list[str]:
     words = [line.word for line in lines]
     said = [", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words)) + f" of {len(words)} values"]
     if protocol.custom or not protocol.ranked:
-        kind = "custom rules" if protocol.custom else f"'{protocol.name}'"
+        kind = "custom settings" if protocol.custom else f"'{protocol.name}'"
         said.append(f"There are no committed records of {kind}: nothing to compare with.")
     elif all(line.committed is None for line in lines):
         said.append("This row has no committed record yet: nothing to compare with.")
