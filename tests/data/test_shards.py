@@ -411,7 +411,7 @@ def test_parquet_without_label_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="it has image, text"):
         write(FOLDER, source(FOLDER, tmp_path / "x.parquet"), tmp_path / "out")
     (tmp_path / "y.parquet").write_bytes(b"PAR1 not really")
-    with pytest.raises(UserError, match="not a whole parquet"):
+    with pytest.raises(UserError, match="not a complete parquet"):
         write(FOLDER, source(FOLDER, tmp_path / "y.parquet"), tmp_path / "out2")
 
 
