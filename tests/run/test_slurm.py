@@ -17,8 +17,8 @@ from benchmark import protocol
 from benchmark.files import ROOT, UserError
 from benchmark.identity import cells_of
 from benchmark.run import slurm
-from benchmark.run.slurm import Commands, Submitted, Task
 from benchmark.run.place import Run
+from benchmark.run.slurm import Commands, Submitted, Task
 
 SMOKE = ["extrapolation", "yarn", "nope"]
 SHARDS, REAL = "shards shapes, 64 pictures", "shapes at {}, 64 images"
