@@ -81,9 +81,7 @@ def test_second_run_skips_everything(first, out):
     before = {path: path.stat().st_mtime_ns for path in out.rglob("chunk-*.npy")}
     again = command("bench", "rpe2d", "--protocol", "smoke", out=out)
     assert again.returncode == 0, again.stderr
-    assert (
-        again.stdout.count("complete already, skipped") == 3 + 2 * 3
-    )  # shards twice, training; samples and scores of three cells
+    assert again.stdout.count("complete already, skipped") == 3 + 2 * 3  # shards twice, training; then three cells
     assert {path: path.stat().st_mtime_ns for path in out.rglob("chunk-*.npy")} == before
 
 
@@ -115,7 +113,7 @@ def test_what_a_cell_has_lost_is_made_again_and_without_it_nothing_is_scored(fir
     records = {path: path.read_bytes() for path in cell.glob("record-*.json")}
     for path in records:
         path.unlink()
-    with pytest.raises(UserError, match="unit-00001.safetensors is missing or belongs to other images"):
+    with pytest.raises(UserError, match=r"unit-00001\.safetensors is missing or belongs to other images"):
         stage_of("rpe2d", "16x16", out).run()
     assert not list(cell.glob("record-*.json")), "a failure of the disk is no result"
     for path, text in records.items():
