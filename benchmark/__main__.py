@@ -43,13 +43,14 @@ def common(
 
 
 def stop(number: int, frame: object) -> NoReturn:
-    """Ctrl-C and SIGTERM. Files are whole or absent, so leaving is safe everywhere; training puts its own handler on top.
+    """Ctrl-C and SIGTERM. Files are complete or absent, so leaving is safe everywhere; training puts its own handler on top.
 
     A terminal and SLURM signal the whole group; a worker that decodes has to live on until the main process has saved.
     """
     if multiprocessing.parent_process() is not None:
         return
-    signal.signal(number, signal.SIG_IGN)  # a second one would cut short what cleans up after the first
+    for other in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(other, signal.SIG_IGN)  # a second one would cut short what cleans up after the first
     raise Stopped("stopped; what was finished is kept, and the same command continues", 128 + number)
 
 

@@ -13,6 +13,7 @@ from benchmark import lazy, progress, protocol, registry
 from benchmark.cli.options import (
     RUNS,
     Data,
+    Keep,
     Method,
     Out,
     Overrides,
@@ -51,6 +52,7 @@ def score(
     test: Test = "",
     out: Out = RUNS,
     data: Data = "",
+    keep: Keep = False,
     samples: Annotated[str, typer.Option(help="anybody's images: an evaluator .npz or a folder of pictures")] = "",
     reference: Annotated[str, typer.Option(help="reference statistics (.npz), or real images, for --samples")] = "",
     detector: Annotated[str, typer.Option(help=f"{DETECTORS}, for --samples; default inception")] = "",
@@ -68,7 +70,7 @@ def score(
         raise UserError("--detector and --weights belong to --samples: the detector of a method's cells is the protocol's")
     found = load(protocol_name, overrides)
     wanted = set(chosen_cells(found, method, seed, train, test))
-    graph = stages.graph(found, [method], seed, place.Run(out, data, "auto", 1))
+    graph = stages.graph(found, [method], seed, place.Run(out, data, "auto", 1, keep=keep))
     local.raise_for(
         local.run_all([stage for stage in graph if stage.kind == "reference" or getattr(stage, "cell", None) in wanted])
     )

@@ -98,7 +98,7 @@ Crop = tuple[int, int, int, int, int, int]  # original h, w; top, left of the wi
 
 
 def _center_crop(image: Image.Image, size_hw: tuple[int, int], draws: np.ndarray) -> tuple[Image.Image, Crop]:
-    """Plain reading: ADM's crop, which the model is told is the whole picture."""
+    """Plain reading: ADM's crop, which the model is told is the complete picture."""
     return center_crop(image, size_hw), (*size_hw, 0, 0, *size_hw)
 
 
@@ -298,7 +298,7 @@ class Batches(Dataset):
 
 
 class Loader(DataLoader):
-    """A DataLoader whose items are whole batches, in the order of their steps.
+    """A DataLoader whose items are complete batches, in the order of their steps.
 
     It has no length: how many steps a training takes is the trainer's business. Lightning must not replace its sampler
     (`use_distributed_sampler=False`), for `Batches` already gives each rank its own rows.

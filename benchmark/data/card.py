@@ -63,7 +63,7 @@ class Card:
     """What a data set is: the fields of a file in datasets/, explained in datasets/README.md."""
 
     name: str
-    kind: str  # shapes: drawn here; folder: written from pictures that you have; shards: already written elsewhere
+    kind: str  # shapes: rendered here; folder: written from pictures that you have; shards: already written elsewhere
     description: str = ""
     classes: tuple[str, ...] | int = 0  # names in the order of labels, or how many; 0 takes what the source has
     count: int = 0  # training images; 0 takes what the source has

@@ -37,7 +37,7 @@ PASS = 8  # pictures that the autoencoder sees at once: its activations are larg
 class Encoder:
     """A batch of pictures -> the batch of their latents, on the batch's device.
 
-    For methods whose augmentation latents of whole pictures have not seen. The numbers are those that `write_latents`
+    For methods whose augmentation latents of complete pictures have not seen. The numbers are those that `write_latents`
     stores, float16 included, so that where a picture was encoded makes no difference.
 
     Args:
@@ -67,7 +67,7 @@ def latent_range(autoencoder: Any) -> tuple[float, float]:
 
 
 def decoder(protocol: Protocol, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """The map from what the core draws to pictures [B, 3, H, W] in about [-1, 1]: the card's autoencoder, or nothing."""
+    """The map from what the core generates to pictures [B, 3, H, W] in about [-1, 1]: the card's autoencoder, or nothing."""
     if protocol.data.representation == "pixels":
         return lambda x: x
     model = load_autoencoder(autoencoder_of(load_card(protocol.data.card)), str(device))
@@ -84,7 +84,7 @@ def decoder(protocol: Protocol, device: torch.device) -> Callable[[Tensor], Tens
 def to_uint8(images: Tensor) -> np.ndarray:
     """[B, 3, H, W] in about [-1, 1] -> uint8 [B, H, W, 3]: trunc(127.5 x + 128), clamped (DiT, the evaluator's rule)."""
     if not torch.isfinite(images).all():
-        raise UserError("the model drew values that are not numbers; its training may have diverged")
+        raise UserError("the model generated values that are not numbers; its training may have diverged")
     return (127.5 * images.float() + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
@@ -125,8 +125,8 @@ def write_latents(
     factor = 2 ** (len(config["block_out_channels"]) - 1)
     if size_hw[0] % factor or size_hw[1] % factor:
         raise UserError(f"size {size_hw[0]}x{size_hw[1]} is not a multiple of the autoencoder's {factor} pixels")
-    mark = latents_fingerprint(index, weights, size_hw)
-    with _claimed(Path(out), mark, 0.0, progress) as work:
+    fingerprint = latents_fingerprint(index, weights, size_hw)
+    with _claimed(Path(out), fingerprint, 0.0, progress) as work:
         if work.done:
             return work.done
         names = [shard["name"].removesuffix(".tar") for shard in index.manifest["shards"]]
@@ -151,8 +151,8 @@ def latents_fingerprint(index: Index, weights: str, size_hw: tuple[int, int]) ->
 
 def prepare_latents(index: Index, root: str | Path, autoencoder: str, size_hw: tuple[int, int], **options: Any) -> Written:
     """`write_latents` into the folder under `root` that is named after the card and the fingerprint."""
-    mark = latents_fingerprint(index, autoencoder_identity(autoencoder)[1], size_hw)
-    return write_latents(index, Path(root) / f"{index.manifest['card']}-latents-{mark}", autoencoder, size_hw, **options)
+    fingerprint = latents_fingerprint(index, autoencoder_identity(autoencoder)[1], size_hw)
+    return write_latents(index, Path(root) / f"{index.manifest['card']}-latents-{fingerprint}", autoencoder, size_hw, **options)
 
 
 @dataclass(frozen=True)
@@ -190,8 +190,7 @@ def autoencoder_of(card: Card) -> str:
 @functools.cache
 def load_autoencoder(name: str, device: str) -> Any:
     """diffusers' AutoencoderKL for inference, in float32."""
-    import torch
-    from diffusers import AutoencoderKL
+    from diffusers import AutoencoderKL  # takes seconds, which trainings on pixels need not spend
 
     try:
         model = AutoencoderKL.from_pretrained(name, torch_dtype=torch.float32, low_cpu_mem_usage=False)
@@ -214,8 +213,6 @@ def autoencoder_identity(name: str) -> tuple[dict[str, Any], str]:
 
 def _encode_shard(job: _EncodeJob) -> tuple[int, list[list[str]]]:
     """Writes the latents of one shard; returns its samples and no failures."""
-    import torch
-
     device = _DEVICE[0]
     model = load_autoencoder(job.autoencoder, device)
 

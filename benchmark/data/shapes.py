@@ -1,4 +1,4 @@
-"""The embedded data set: class-conditional scenes of shapes, drawn natively at any size.
+"""The embedded data set: class-conditional scenes of shapes, rendered natively at any size.
 
 A scene lives on a plane whose unit is the short side of the picture; a picture is a window of it around the origin,
 so a rectangle shows more of the same scene and its central square is the square picture. Outlines are signed distance
@@ -109,7 +109,7 @@ def render_batch(
         indices: which scenes, each 0 or more.
         size_hw: pixels (h, w), each at least SIDE_MIN.
         objects: how many objects a scene shows, 0 to 4, for all or for each. By default it is the scene that the
-            contest is about: one large object in the central square. With a number, objects of the scene's class
+            benchmark is about: one large object in the central square. With a number, objects of the scene's class
             stand apart from each other anywhere in the picture, large or small as there is room.
 
     Raises:
@@ -118,7 +118,7 @@ def render_batch(
     indices = np.asarray(indices, dtype=np.int64).reshape(-1)
     height, width = size_hw
     if min(height, width) < SIDE_MIN:
-        raise UserError(f"shapes cannot be drawn at {height}x{width}: sides must be at least {SIDE_MIN} pixels")
+        raise UserError(f"shapes cannot be rendered at {height}x{width}: sides must be at least {SIDE_MIN} pixels")
     counts = None if objects is None else np.broadcast_to(np.asarray(objects, dtype=np.int64), indices.shape)
     if counts is not None and counts.size and (counts.min() < 0 or counts.max() > OBJECTS_MAX):
         raise UserError(f"a scene of shapes shows 0 to {OBJECTS_MAX} objects")
@@ -149,7 +149,7 @@ def _uniforms(split: str, indices: Array, count: int) -> Array:
 def _direction(turn: Array) -> tuple[Array, Array]:
     """(cos, sin) of about 2 pi `turn`, with `turn` in [0, 1), without a trigonometric function.
 
-    Within a quarter turn by the tangent of the half angle, then whole quarters by swapping: the same on every machine,
+    Within a quarter turn by the tangent of the half angle, then quarters by swapping: the same on every machine,
     of unit length, and within 17 % of uniform.
     """
     quarter = np.floor(turn * 4)

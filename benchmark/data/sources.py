@@ -1,4 +1,4 @@
-"""Sources: where the pictures of a data set come from (drawn scenes, class folders, tars, parquet), in an order that is fixed.
+"""Sources: where the pictures of a data set come from (rendered scenes, class folders, tars, parquet), in an order that is fixed.
 
 Legend: N samples in the set, [h, w] pixels, y before x.
 """
@@ -40,7 +40,7 @@ class Item:
     name: str  # for people
     data: bytes | None
     trouble: str = ""
-    extension: str = ""  # empty: look at the data
+    extension: str = ""  # empty: told from the data
 
 
 class Source:
@@ -55,7 +55,7 @@ class Source:
         raise NotImplementedError
 
     def prepare(self, workers: int) -> None:
-        """Looks into the source. Only when shards are missing, for it may take minutes."""
+        """Reads the source. Only when shards are missing, for it may take minutes."""
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -64,14 +64,14 @@ class Source:
         raise NotImplementedError
 
 
-class Drawn(Source):
-    """The embedded data set: scenes of a split, drawn at the card's size."""
+class Rendered(Source):
+    """The embedded data set: scenes of a split, rendered at the card's size."""
 
     kind = "shapes"
 
     def __init__(self, card: Card) -> None:
         if card.size is None or card.count < 1:
-            raise UserError(f"card {card.name}: drawn pictures need a `size` and a `count`")
+            raise UserError(f"card {card.name}: rendered pictures need a `size` and a `count`")
         if card.class_count != len(shapes.CLASSES):
             raise UserError(f"card {card.name}: says {card.class_count} classes; shapes has {len(shapes.CLASSES)}")
         self.classes, self.size, self.count = shapes.CLASSES, card.size, card.count
@@ -83,11 +83,11 @@ class Drawn(Source):
         return self.count
 
     def part(self, start: int, stop: int) -> Iterable[Item]:
-        return _DrawnPart(self.size, start, stop)
+        return _RenderedPart(self.size, start, stop)
 
 
 @dataclass(frozen=True)
-class _DrawnPart:
+class _RenderedPart:
     size: tuple[int, int]
     start: int
     stop: int
@@ -201,7 +201,7 @@ class _TarsPart:
             opened: dict[int, Any] = {}
             for key, tar, old, label, _, offset, size in self.samples:
                 if tar not in opened:
-                    if len(opened) >= 64:  # a shard draws from every tar there is
+                    if len(opened) >= 64:  # a shard takes from every tar there is
                         opened.pop(next(iter(opened))).close()
                     opened[tar] = stack.enter_context(open(self.paths[tar], "rb"))
                 opened[tar].seek(offset)
@@ -233,7 +233,7 @@ class Parquet(Source):
             try:
                 file = pq.ParquetFile(path)
             except (pa.ArrowException, OSError) as error:
-                raise UserError(f"{path} is not a whole parquet file ({str(error).splitlines()[0]})") from None
+                raise UserError(f"{path} is not a complete parquet file ({str(error).splitlines()[0]})") from None
             self.columns.append(_columns(path, file.schema_arrow))
             for group in range(file.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
@@ -305,15 +305,15 @@ def source(card: Card, path: str | Path | None = None) -> Source:
 
     Args:
         path: a tree of class folders, a folder of tars or of parquet files, one such file, or webdataset's brace notation
-            for many; None for a card whose pictures are drawn.
+            for many; None for a card whose pictures are rendered here.
 
     Raises:
         UserError: there is nothing usable.
     """
     if card.kind == "shapes":
         if path is not None:
-            raise UserError(f"the pictures of '{card.name}' are drawn here: DATA must stay empty")
-        return Drawn(card)
+            raise UserError(f"the pictures of '{card.name}' are rendered here: DATA must stay empty")
+        return Rendered(card)
     if card.kind == "shards":
         raise UserError(f"'{card.name}' consists of shards that are written already: nothing to do")
     if path is None:

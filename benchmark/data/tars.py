@@ -39,8 +39,8 @@ def members(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
                     found.setdefault(key, {})[member.lower()] = (info.offset_data, info.size)
             end = tar.offset
     except tarfile.TarError as error:
-        raise UserError(f"{path} is not a whole, uncompressed tar ({error})") from None
-    # Without its end mark of zeros, a tar that was cut between two members would look whole.
+        raise UserError(f"{path} is not a complete, uncompressed tar ({error})") from None
+    # Without its end mark of zeros, a tar that was cut between two members would seem complete.
     with open(path, "rb") as file:
         file.seek(end)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):

@@ -40,10 +40,10 @@ class Written:
     fingerprint: str
     count: int
     failures: int
-    skipped: bool  # it was whole already
+    skipped: bool  # it was complete already
 
     def __str__(self) -> str:
-        state = "whole already, skipped" if self.skipped else "written"
+        state = "complete already, skipped" if self.skipped else "written"
         lost = f", {self.failures} unreadable (listed in manifest.json)" if self.failures else ""
         return f"{self.folder}: {self.count} samples {state}{lost}"
 
@@ -125,17 +125,17 @@ def write(
 class _Work:
     """A folder being written: which shards are there, how many samples, how many of them unreadable."""
 
-    def __init__(self, out: Path, mark: str, tolerance: float, progress: Callable[[int, int], None] | None) -> None:
-        self.out, self.mark, self.tolerance, self.progress = out, mark, tolerance, progress
+    def __init__(self, out: Path, key: str, tolerance: float, progress: Callable[[int, int], None] | None) -> None:
+        self.out, self.key, self.tolerance, self.progress = out, key, tolerance, progress
         self.failures: list[list[str]] = []
         self.names: list[str] = []
         self.count = self.total = 0
         self.done: Written | None = None
-        manifest = _whole(out)
+        manifest = _complete(out)
         if manifest is not None:
             self.failures, self.total = manifest["failures"], manifest["samples"]
             self._tolerate()
-            self.done = Written(out, mark, manifest["count"], len(self.failures), skipped=True)
+            self.done = Written(out, key, manifest["count"], len(self.failures), skipped=True)
 
     def missing(self, names: list[str], counts: list[int]) -> list[int]:
         """The numbers of the shards that have yet to be written, of all that there will be."""
@@ -159,7 +159,7 @@ class _Work:
             self._tell()
 
     def finish(self, about: dict[str, Any]) -> Written:
-        """Joins the shards' indexes into one that loads at once, and writes the manifest, which makes the folder whole."""
+        """Joins the shards' indexes into one that loads at once, and writes the manifest, which makes the folder complete."""
         rows, shards, failures = [], [], []
         for name in self.names:
             entry = _entry(self.out, name)
@@ -178,11 +178,11 @@ class _Work:
         write_array(self.out / "index.npy", index)
         counts = np.bincount(index["label"], minlength=about["classes"])
         write_json(self.out / "manifest.json", {
-            **about, "format": FORMAT, "fingerprint": self.mark, "count": len(rows), "samples": self.total,
+            **about, "format": FORMAT, "fingerprint": self.key, "count": len(rows), "samples": self.total,
             "shards": shards, "failures": failures, "content": digest([shard["sha256"] for shard in shards]),
             "classes": len(counts), "class_counts": counts.tolist(), "index": file_hash(self.out / "index.npy"),
         })  # fmt: skip
-        return Written(self.out, self.mark, len(rows), len(failures), skipped=False)
+        return Written(self.out, self.key, len(rows), len(failures), skipped=False)
 
     def _tell(self) -> None:
         self._tolerate()
@@ -199,11 +199,11 @@ class _Work:
 
 
 @contextlib.contextmanager
-def _claimed(out: Path, mark: str, *options: Any) -> Iterator[_Work]:
+def _claimed(out: Path, key: str, *options: Any) -> Iterator[_Work]:
     """Makes `out` ours for a while: against a second writer, another source, leftovers of a killed run, and full disks."""
     out.mkdir(parents=True, exist_ok=True)
-    if _belongs(out, mark) and _whole(out):
-        yield _Work(out, mark, *options)  # nothing to write, so any number of processes may look
+    if _belongs(out, key) and _complete(out):
+        yield _Work(out, key, *options)  # nothing to write, so any number of processes may read
         return
     with open(out / ".lock", "w") as file:
         try:
@@ -212,10 +212,10 @@ def _claimed(out: Path, mark: str, *options: Any) -> Iterator[_Work]:
             logging.getLogger(__name__).warning("waiting for another process that writes %s", out)
             fcntl.flock(file, fcntl.LOCK_EX)
         try:
-            if not _belongs(out, mark):
-                write_json(out / "source.json", {"fingerprint": mark, "format": FORMAT})
+            if not _belongs(out, key):
+                write_json(out / "source.json", {"fingerprint": key, "format": FORMAT})
             _sweep(out)
-            yield _Work(out, mark, *options)
+            yield _Work(out, key, *options)
         except OSError as error:
             if is_full(error):
                 raise UserError(f"no space left for {out}: free some and run it again, it continues") from None
@@ -230,12 +230,12 @@ def _sweep(out: Path) -> None:
         shutil.rmtree(draft)
 
 
-def _belongs(out: Path, mark: str) -> bool:
+def _belongs(out: Path, key: str) -> bool:
     """Whether the folder is this source's; False if it is nobody's, and a UserError if it is another one's."""
     if (out / "source.json").is_file():
         other = read_json(out / "source.json").get("fingerprint")
-        if other != mark:
-            raise UserError(f"{out} holds the shards of another source ({other}, not {mark}): choose another folder")
+        if other != key:
+            raise UserError(f"{out} holds the shards of another source ({other}, not {key}): choose another folder")
         return True
     if any(out.glob("*.tar")):
         raise UserError(f"{out} holds tars that were not written here: choose another folder")
@@ -269,7 +269,7 @@ def _write_shard(job: _Job) -> tuple[int, list[list[str]]]:
 
 
 def _entry(out: Path, name: str) -> dict[str, Any] | None:
-    """The index of a shard that is whole, else None."""
+    """The index of a shard that is complete, else None."""
     tar = out / f"{name}.tar"
     if not tar.is_file():
         return None
@@ -285,7 +285,7 @@ def _read(path: Path) -> Any:
         return None
 
 
-def _whole(out: Path) -> dict[str, Any] | None:
+def _complete(out: Path) -> dict[str, Any] | None:
     """The manifest, if all that it lists is there in full."""
     manifest, index = _read(out / "manifest.json"), out / "index.npy"
     if not manifest or not index.is_file() or file_hash(index) != manifest["index"]:

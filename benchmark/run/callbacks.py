@@ -1,4 +1,4 @@
-"""What a training does besides learning: telling, saving whole checkpoints, and ending cleanly."""
+"""What a training does besides learning: telling, saving complete checkpoints, and ending cleanly."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from benchmark.model.method import Method
 class Watch(Callback):
     """Shows and logs progress and throughput, counts hours over all runs, and stops at a loss that is not a number."""
 
-    every = 16  # steps between two looks at the losses: looking waits for the device
+    every = 16  # steps between two readings of the losses: reading waits for the device
 
     def __init__(self, stage: progress.Stage, key: str) -> None:
         self.stage, self.key = stage, key
@@ -45,7 +45,7 @@ class Watch(Callback):
         self.skipped += len(batch.get("skipped", []))
         self.pending.append((batch["step"], outputs["loss"].detach(), batch["key"]))
         if len(self.pending) >= self.every or trainer.global_step >= module.protocol.train.steps:
-            self.look()
+            self.read()
             speed = self.stage.speed * module.protocol.train.batch
             module.log("images_per_second", speed)
             shown = [f"loss {self.loss:.4f}"]
@@ -57,8 +57,8 @@ class Watch(Callback):
                 shown.append(f"{self.skipped} samples skipped")
             self.stage.set(trainer.global_step, ", ".join(shown))
 
-    def look(self) -> None:
-        """Reads the losses since the last look."""
+    def read(self) -> None:
+        """Reads the losses since the last time."""
         for step, loss, keys in self.pending:
             value = float(loss)
             if not math.isfinite(value):
@@ -68,7 +68,7 @@ class Watch(Callback):
         self.pending.clear()
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self.look()  # what is not a number is never saved
+        self.read()  # what is not a number is never saved
         checkpoint["fingerprint"] = self.key
 
     def state_dict(self) -> dict[str, Any]:

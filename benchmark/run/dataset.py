@@ -74,12 +74,12 @@ class DataSet:
         return found[-1] if found else None
 
     @cached_property
-    def latents(self) -> dict[str, Path]:
-        """The complete shards of latents, by the size of their pictures."""
-        found = {}
+    def latents(self) -> dict[str, list[Path]]:
+        """The complete shards of latents, by the size of their pictures; several where there were several autoencoders."""
+        found: dict[str, list[Path]] = {}
         for path, manifest in self._manifests.items():
             if manifest["kind"] == "latents" and manifest["images"] == self.fingerprint:
-                found[size_name(*manifest["size"])] = path
+                found.setdefault(size_name(*manifest["size"]), []).append(path)
         return found
 
     @property
@@ -108,10 +108,11 @@ class DataSet:
         """The identity of what a training sees; None where it is not known before the autoencoder has been loaded."""
         if self.protocol.data.representation == "pixels":
             return self.fingerprint
-        if training.size in self.latents:  # those encoded on the way have the identity of the stored ones
-            return self._manifests[self.latents[training.size]]["fingerprint"]
+        found = self.latents.get(training.size, [])
+        if len(found) == 1:  # those encoded on the way have the identity of the stored ones
+            return self._manifests[found[0]]["fingerprint"]
         begun = any((self.run.out / "trainings").glob(f"{training.method}-{training.size}-s{training.seed}-*"))
-        if not (self.images and self.augments(training.method) and begun):
+        if not begun or not (found or (self.images and self.augments(training.method))):
             return None
         return lazy.module("benchmark.run.train").open_data(training, self.run).hash  # loads the autoencoder
 

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from benchmark import progress
 from benchmark.files import Stopped, UserError, listed
 from benchmark.protocol import Protocol
+from benchmark.registry import trained_name
 from benchmark.run.place import Run, gpus
 from benchmark.run.stages import Stage, Train, graph, processors
 
@@ -78,27 +80,43 @@ def abreast(stages: Sequence[Stage], methods: Sequence[str], seed: int, run: Run
         if stage.kind in ("shards", "reference") and not stage.is_complete():
             run_one(stage)
     trainings = [stage for stage in stages if isinstance(stage, Train) and not stage.is_complete()]
-    side_by_side([(f"train {stage.title}", stage.command()) for stage in trainings], run)
+    side_by_side([Job(f"train {stage.title}", stage.command()) for stage in trainings], run)
     protocol = stages[0].protocol
     where = [*protocol.overrides, "--protocol", protocol.source, "--seed", str(seed), "--out", str(run.out)]
-    where += ["--data", run.data] if run.data else []
+    where += (["--data", run.data] if run.data else []) + (["--keep"] if run.keep else [])
     left = {stage.cell.method for stage in stages if stage.kind == "score" and not stage.is_complete()}
-    side_by_side([(f"cells of {name}", ["score", name, *where]) for name in methods if name in left], run)
+    # Methods with one checkpoint may share images: the first of them makes these, the others wait.
+    ordered = sorted((name for name in methods if name in left), key=lambda name: trained_name(name) != name)
+    first = {trained_name(name): f"cells of {name}" for name in reversed(ordered)}
+    side_by_side([Job(f"cells of {name}", ["score", name, *where], first[trained_name(name)]) for name in ordered], run)
 
 
-def side_by_side(jobs: Sequence[tuple[str, list[str]]], run: Run) -> None:
-    """Runs commands in one-thread processes, as many at once as there are processors; their output goes to OUT/log."""
+@dataclass(frozen=True)
+class Job:
+    """A command to run beside others.
+
+    Attributes:
+        words: after `python -m benchmark`.
+        after: the title of the job that must have ended before, if it is one of them; its own for none.
+    """
+
+    title: str
+    words: list[str]
+    after: str = ""
+
+
+def side_by_side(jobs: Sequence[Job], run: Run) -> None:
+    """Runs jobs in one-thread processes, as many at once as there are processors; their output goes to OUT/log."""
     waiting, running = list(jobs), {}
     (run.out / "log").mkdir(parents=True, exist_ok=True)
     with progress.stage("jobs", len(jobs), "job") as shown:
         try:
             while waiting or running:
-                while waiting and len(running) < processors():
-                    title, command = waiting.pop(0)
-                    log = open(run.out / "log" / f"{title.replace(' ', '-').replace('/', '-')}.txt", "w")  # noqa: SIM115
-                    environment = os.environ | {"OMP_NUM_THREADS": "1", "TERM": "dumb"}
-                    words = [sys.executable, "-m", "benchmark", *command]
-                    running[title] = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, env=environment)
+                open_ = {job.title for job in waiting} | running.keys()
+                for job in [job for job in waiting if job.after == job.title or job.after not in open_]:
+                    if len(running) < processors():
+                        waiting.remove(job)
+                        running[job.title] = start(job, run)
                 for title in [title for title, child in running.items() if child.poll() is not None]:
                     running.pop(title)
                     shown.advance(1, f"last: {title}")
@@ -108,6 +126,14 @@ def side_by_side(jobs: Sequence[tuple[str, list[str]]], run: Run) -> None:
                 child.send_signal(signal.SIGTERM)
             for child in running.values():
                 child.wait()
+
+
+def start(job: Job, run: Run) -> subprocess.Popen:
+    """Starts a job in one thread."""
+    words = [sys.executable, "-m", "benchmark", *job.words]
+    with open(run.out / "log" / f"{job.title.replace(' ', '-').replace('/', '-')}.txt", "w") as log:
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "TERM": "dumb"}
+        return subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, env=environment)
 
 
 def follow(command: list[str]) -> int:

@@ -6,7 +6,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmark import lazy
 from benchmark.files import UserError
+
+torch = lazy.module("torch")  # takes a second, which a plan and `--help` need not spend
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,6 @@ class Run:
 
 def gpus() -> int:
     """GPUs of this machine."""
-    import torch  # takes a second, which a plan and `--help` need not spend
-
     return torch.cuda.device_count()
 
 

@@ -1,6 +1,6 @@
 """For reviewers: a committed row run again, and ours beside the committed record and the paper's figure, with a verdict.
 
-The run keeps the committed rules and stays in its own folder; no committed record is touched.
+The run keeps the committed protocol and stays in its own folder; no committed record is touched.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ IDENTICAL, REPRODUCED, SPREAD, DIFFERS = "identical", "reproduced", "within the 
 ABSENT, FAILED = "no committed record", "failed"
 
 Records = dict[Cell, dict[str, Any]]
+Committed = dict[tuple[str, str, int], record.Record]  # by training size, test size and seed
 
 
 @dataclass(frozen=True)
@@ -99,48 +100,48 @@ class Line:
         return self.verdict.word if self.verdict else ABSENT
 
 
-def run_row(rules: Protocol, method: str, seed: int, run: Run) -> tuple[Records, list[tuple[Stage, str]]]:
+def run_row(protocol: Protocol, method: str, seed: int, run: Run) -> tuple[Records, list[tuple[Stage, str]]]:
     """Runs a method's row, or resumes it, with its records beside the run.
 
     Returns:
         ({cell: its record}, [(stage, reason) of those that failed]).
     """
-    stages = graph(rules, [method], seed, run)
+    stages = graph(protocol, [method], seed, run)
     failures = local.run_all(stages)
     values = {stage.cell: read_json(stage.file) for stage in stages if isinstance(stage, Score) and stage.is_complete()}
     return values, failures
 
 
-def committed_of(rules: Protocol, method: str, folder: Path | str = record.FOLDER) -> dict[tuple[str, str, int], record.Record]:
-    """The committed records of a row, by training size, test size and seed; none for rules that have no leaderboard."""
+def committed_of(protocol: Protocol, method: str, folder: Path | str = record.FOLDER) -> Committed:
+    """The committed records of a row, by training size, test size and seed; none for a protocol that has no leaderboard."""
     found = {}
-    if rules.ranked and not rules.custom:
-        for path in sorted(Path(folder, rules.name, method).glob("*.json")):
-            item = record.read(path, rules)
+    if protocol.ranked and not protocol.custom:
+        for path in sorted(Path(folder, protocol.name, method).glob("*.json")):
+            item = record.read(path, protocol)
             found[item.train, item.test, item.seed] = item
     return found
 
 
-def figure(rules: Protocol, cell: Cell, metric: str, figures: published.Published) -> tuple[float | None, str]:
-    """(the paper's value for a cell, where it stands), where a published table names the contest as one of the same rules."""
+def figure(protocol: Protocol, cell: Cell, metric: str, figures: published.Published) -> tuple[float | None, str]:
+    """(the paper's value for a cell, where it stands), where a published table names the protocol as its own."""
     for source in figures.tables:
-        trainings = [training for training, contest in source.contests.items() if contest == rules.name]
+        trainings = [training for training, name in source.contests.items() if name == protocol.name]
         if source.train != cell.train:
             continue
         for row in source.rows:
             if row.ours == cell.method and row.training in trainings and row.cells.get(cell.test):
                 where = f"paper: {source.paper}, table {source.table}, {row.name}"
-                if source.samples != rules.sample.count:
-                    where += f"; {source.samples:,} samples there, {rules.sample.count:,} here"
+                if source.samples != protocol.sample.count:
+                    where += f"; {source.samples:,} samples there, {protocol.sample.count:,} here"
                 return row.cells[cell.test][published.METRICS.index(metric)], where
     return None, ""
 
 
 def compare_row(
-    rules: Protocol,
+    protocol: Protocol,
     values: Records,
     cells: Sequence[Cell],
-    committed: dict[tuple[str, str, int], record.Record],
+    committed: Committed,
     figures: published.Published,
 ) -> list[Line]:
     """Every cell's measures, ours beside the committed and published ones."""
@@ -158,16 +159,16 @@ def compare_row(
                 word = SPREAD if expected(score["value"], seeds) else DIFFERS
                 gap = score["value"] - float(np.mean(seeds))
                 verdict, theirs = Verdict(word, gap, math.nan, math.nan), {"value": float(np.mean(seeds))}
-            paper, note = figure(rules, cell, metric, figures)
+            paper, note = figure(protocol, cell, metric, figures)
             if same and same.stale:
                 note = "; ".join(filter(None, [note, "the committed record was made with other code"]))
             lines.append(Line(cell, metric, score, theirs, paper, verdict, note))
     return lines
 
 
-def show(lines: Sequence[Line], rules: Protocol, method: str, seed: int) -> rich.table.Table:
+def show(lines: Sequence[Line], protocol: Protocol, method: str, seed: int) -> rich.table.Table:
     """The comparison as a table for a terminal."""
-    shown = rich.table.Table(title=f"{method} under {rules.name} (rules {rules.hash}), seed {seed}", title_justify="left")
+    shown = rich.table.Table(title=f"{method} under {protocol.name} ({protocol.hash}), seed {seed}", title_justify="left")
     for column in ("cell", "", "ours (95 %)", "committed (95 %)", "difference (95 %)", "paper", "ours − paper", "verdict"):
         shown.add_column(column, justify="left" if column in ("cell", "", "verdict") else "right")
     for line in lines:
@@ -195,12 +196,12 @@ def number(score: dict[str, Any] | None) -> str:
     return f"{score['value']:.5g}{ends}"
 
 
-def summary(lines: Sequence[Line], rules: Protocol) -> list[str]:
+def summary(lines: Sequence[Line], protocol: Protocol) -> list[str]:
     """What the table amounts to, in words."""
     words = [line.word for line in lines]
     said = [", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words)) + f" of {len(words)} values"]
-    if rules.custom or not rules.ranked:
-        kind = "custom rules" if rules.custom else f"'{rules.name}'"
+    if protocol.custom or not protocol.ranked:
+        kind = "custom settings" if protocol.custom else f"'{protocol.name}'"
         said.append(f"There are no committed records of {kind}: nothing to compare with.")
     elif all(line.committed is None for line in lines):
         said.append("This row has no committed record yet: nothing to compare with.")
@@ -210,22 +211,22 @@ def summary(lines: Sequence[Line], rules: Protocol) -> list[str]:
     return said
 
 
-def recorded_seeds(rules: Protocol, method: str) -> list[int]:
+def recorded_seeds(protocol: Protocol, method: str) -> list[int]:
     """The seeds under which a row has committed records.
 
     Raises:
         UserError: it has none, so that there is nothing to reproduce; said before any work.
     """
-    seeds = sorted({seed for _, _, seed in committed_of(rules, method)})
+    seeds = sorted({seed for _, _, seed in committed_of(protocol, method)})
     if not seeds:
-        kind = "custom settings" if rules.custom else f"protocol '{rules.name}'"
+        kind = "custom settings" if protocol.custom else f"protocol '{protocol.name}'"
         raise UserError(
             f"{method} has no committed record of {kind}, so there is nothing to reproduce: `make bench` runs the row"
         )
     return seeds
 
 
-def reproduce(rules: Protocol, method: str, seed: int | None, run: Run) -> list[Line]:
+def reproduce(protocol: Protocol, method: str, seed: int | None, run: Run) -> list[Line]:
     """Runs or resumes a row and prints the comparison.
 
     Args:
@@ -237,22 +238,22 @@ def reproduce(rules: Protocol, method: str, seed: int | None, run: Run) -> list[
     Raises:
         UserError: there is no committed record; or a cell failed, printed with the others before.
     """
-    seeds = recorded_seeds(rules, method)
+    seeds = recorded_seeds(protocol, method)
     seed = seeds[0] if seed is None else seed
     if seed not in seeds:
         raise UserError(f"{method} has committed records of seed {', '.join(map(str, seeds))}, and none of {seed}")
-    committed = committed_of(rules, method)
+    committed = committed_of(protocol, method)
     took = [item.value["hours"] for item in committed.values() if item.seed == seed]
     trained = next(item.value["training"]["hours"] for item in committed.values() if item.seed == seed) or 0.0
     hours = trained + sum(cell["sample"] + cell["score"] for cell in took)
     machine = next(iter(committed.values())).value["hardware"]["name"]
     progress.say(f"{method}, seed {seed}: the committed records took {plan.show_hours(hours)} on {machine}")
-    there = all(stage.is_complete() for stage in graph(rules, [method], seed, run) if stage.kind in ("train", "sample"))
-    values, failures = run_row(rules, method, seed, run)
-    lines = compare_row(rules, values, cells_of(rules, [method], seed), committed, published.load())
+    there = all(stage.is_complete() for stage in graph(protocol, [method], seed, run) if stage.kind in ("train", "sample"))
+    values, failures = run_row(protocol, method, seed, run)
+    lines = compare_row(protocol, values, cells_of(protocol, [method], seed), committed, published.load())
     console = Console(width=None if sys.stdout.isatty() else 180)
-    console.print(show(lines, rules, method, seed))
-    for text in summary(lines, rules):
+    console.print(show(lines, protocol, method, seed))
+    for text in summary(lines, protocol):
         console.print(text, highlight=False)
     if there:
         console.print(f"Its weights and images were in {run.out} already and were not made anew: another OUT makes them.")

@@ -23,17 +23,17 @@ from benchmark.data.card import load_card
 from benchmark.data.latents import autoencoder_identity, autoencoder_of, decoder, to_uint8
 from benchmark.evaluate import detectors
 from benchmark.evaluate.samples import Images, Unit
-from benchmark.evaluate.score import features_folder, outputs_of, unit_file
+from benchmark.evaluate.score import features_folder, is_done, outputs_of, unit_file
 from benchmark.files import UserError, atomic, read_json, write_array, write_json
 from benchmark.identity import Cell
 from benchmark.model.method import Method
 from benchmark.model.precision import autocast
 from benchmark.protocol import Protocol, size_hw
 from benchmark.run.place import Run
-from benchmark.run.stages import DONE, KEPT_IMAGES, REPORT
+from benchmark.run.stages import CHUNKS, DONE, KEPT_IMAGES, REPORT, is_sampled
 from benchmark.run.train import load_weights, quieten, trained
 
-CHUNKS, GRID = "chunks", "grid.png"
+GRID = "grid.png"
 GRID_IMAGES, GRID_GAP = 32, 2  # images, and pixels between them
 
 
@@ -65,7 +65,7 @@ def sample(cell: Cell, run: Run) -> Path:
     report = read_json(training / REPORT)
     folder = cell.folder(run.out, report["fingerprint"])
     title = f"sample {cell.method} {cell.train} -> {cell.test}"
-    if (folder / DONE).is_file():
+    if is_sampled(folder, cell.protocol, run.keep):
         progress.say(f"{title}: complete already, skipped ({folder})")
         return folder
     base = Cell(cell.protocol, cell.training.method, cell.train, cell.test, cell.seed)
@@ -114,8 +114,9 @@ def generate(cell: Cell, folder: Path, training: Path, report: dict[str, Any], t
     missing = [
         k
         for k, unit in enumerate(cut)
-        if not unit_file(place, k).is_file() or (unit.start < kept and not chunk_path(folder, k).is_file())
+        if not is_done(unit_file(place, k), unit) or (unit.start < kept and not chunk_path(folder, k).is_file())
     ]
+    fabric.barrier()  # every process has seen the same files before one of them writes
     if cell.protocol.data.representation == "latents":
         check_autoencoder(cell.protocol, report)
     method = registry.build(cell.method, cell.protocol, cell.train, cell.seed)
@@ -127,11 +128,15 @@ def generate(cell: Cell, folder: Path, training: Path, report: dict[str, Any], t
     with progress.stage(title, len(own) * config.steps, "step") as stage:
         for k in own:
             unit = cut[k]
-            with torch.inference_mode(), autocast(config.precision, fabric.device):
-                made = method.generate(cell.test, cell.seed, range(unit.start, unit.start + unit.count), stage.advance)
-                images = to_uint8(decode(made))
-            if unit.start < kept:
-                write_array(chunk_path(folder, k), images)
+            if chunk_path(folder, k).is_file():  # its features are missing: the detector is another one now
+                images = unit.read()
+                stage.advance(config.steps)
+            else:
+                with torch.inference_mode(), autocast(config.precision, fabric.device):
+                    made = method.generate(cell.test, cell.seed, range(unit.start, unit.start + unit.count), stage.advance)
+                    images = to_uint8(decode(made))
+                if unit.start < kept:
+                    write_array(chunk_path(folder, k), images)
             with atomic(unit_file(place, k)) as draft:
                 save_file(outputs_of(images, detector), draft, {"stamp": unit.stamp})
     add_hours(folder, fabric.global_rank, (time.monotonic() - began) / 3600)
@@ -163,9 +168,9 @@ def add_hours(folder: Path, rank: int, hours: float) -> None:
 
 
 def finish(cell: Cell, folder: Path, place: Path) -> None:
-    """Checks that every batch is there, writes the grid, and marks the cell as complete."""
+    """Checks that every batch is there, writes the grid, and notes that the cell is complete."""
     cut = units(cell, folder).units
-    missing = [k for k in range(len(cut)) if not unit_file(place, k).is_file()]
+    missing = [k for k, unit in enumerate(cut) if not is_done(unit_file(place, k), unit)]
     if missing:
         raise UserError(f"{folder} lacks batches {missing[:5]}: another process did not finish; run the command again")
     hours = sum(read_json(path) for path in folder.glob("hours-*.json"))

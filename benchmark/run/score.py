@@ -84,8 +84,9 @@ def options_of(protocol: Protocol) -> scoring.Options:
 def measured(cell: Cell, folder: Path, detector: Detector, real: Reference) -> tuple[dict[str, Any] | None, UserError | None]:
     """A cell's scores, or why there are none: then its record says so, and holds no numbers."""
     labels = np.arange(cell.protocol.sample.count) % cell.protocol.core.classes
+    # Outside of what is caught: a lost file is no result.
+    features = scoring.Features(scoring.features_folder(folder, detector), units(cell, folder))
     try:
-        features = scoring.Features(scoring.features_folder(folder, detector), units(cell, folder))
         return scoring.score(features, real, labels, options_of(cell.protocol), detector.device), None
     except UserError as error:
         return None, error

@@ -16,6 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import submitit
+import yaml
+from rich.console import Console
+from rich.table import Table
+from submitit.helpers import DelayedSubmission
+
 from benchmark import progress
 from benchmark.files import UserError, unknown
 from benchmark.protocol import Protocol
@@ -83,10 +89,8 @@ class Commands:
         self.child: subprocess.Popen | None = None
 
     def __call__(self) -> None:
-        from submitit import JobEnvironment
-
         for number, command in enumerate(self.commands):
-            if number and JobEnvironment().global_rank:
+            if number and submitit.JobEnvironment().global_rank:
                 return  # only the first command is shared by the processes
             print("$", " ".join(command), flush=True)
             # The scheduler's announcement goes to every process of the job; only this one may act on it.
@@ -100,8 +104,6 @@ class Commands:
 
     def checkpoint(self) -> Any:
         """submitit's hook before the time limit or a preemption."""
-        from submitit.helpers import DelayedSubmission
-
         if self.child is not None and self.child.poll() is None:
             self.child.send_signal(signal.SIGTERM)
             # This runs inside the wait above, which holds the lock of another one: the system waits instead, and leaves the
@@ -131,8 +133,6 @@ def resources(file: Path | str | None) -> dict[str, dict[str, Any]]:
 
     Processes and GPUs of a job follow the devices and nodes of the sweep; gpus_per_node: 0 asks for none.
     """
-    import yaml
-
     content: Any = {}
     if file:
         try:
@@ -180,8 +180,6 @@ class Queue:
     executor: Any = field(init=False)
 
     def __post_init__(self) -> None:
-        import submitit
-
         if self.cluster not in CLUSTERS:
             raise unknown("cluster", self.cluster, CLUSTERS)
         try:
@@ -222,7 +220,13 @@ class Queue:
 
 
 def start(
-    rules: Protocol, methods: Sequence[str], seed: int, run: Run, cluster: str, file: Path | str | None = None, wait: bool = False
+    protocol: Protocol,
+    methods: Sequence[str],
+    seed: int,
+    run: Run,
+    cluster: str,
+    file: Path | str | None = None,
+    wait: bool = False,
 ) -> list[Submitted]:
     """Submits what is missing of a sweep.
 
@@ -237,10 +241,10 @@ def start(
     """
     if cluster not in CLUSTERS:
         raise unknown("cluster", cluster, CLUSTERS)
-    folder = run.out.resolve() / "jobs" / rules.name / time.strftime("%Y%m%d-%H%M%S")
+    folder = run.out.resolve() / "jobs" / protocol.name / time.strftime("%Y%m%d-%H%M%S")
     count = 1 if run.devices == "auto" else int(run.devices)
     queue = Queue(cluster, folder, resources(file), count, run.nodes, cluster == "slurm" or bool(gpus()))
-    todo = [Submitted(task) for task in tasks(rules, methods, seed, run)]
+    todo = [Submitted(task) for task in tasks(protocol, methods, seed, run)]
     progress.say(f"{len(todo)} jobs; their output goes to {folder}")
     if cluster == "local":
         follow(todo, queue, every=0.2)
@@ -261,8 +265,6 @@ def groups(todo: Sequence[Submitted]) -> list[list[Submitted]]:
 
 def submit_all(todo: Sequence[Submitted], queue: Queue) -> None:
     """Submits every task at once; the scheduler keeps the order."""
-    import submitit
-
     jobs: dict[str, str] = {}
     for group in groups(todo):
         needs = [jobs[name] for name in group[0].task.needs]
@@ -320,9 +322,6 @@ def check(item: Submitted) -> None:
 
 def print_summary(todo: Sequence[Submitted]) -> None:
     """Prints every job with its number, state and output."""
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table(title=", ".join(f"{sum(i.state == s for i in todo)} {s}" for s in dict.fromkeys(i.state for i in todo)))
     for column in ("job", "number", "after", "state", "output or reason"):
         table.add_column(column, overflow="fold")

@@ -9,6 +9,7 @@ else works out where a file lies or what it depends on. No torch is needed until
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,12 +29,13 @@ training, sampling, scoring = map(lazy.module, ("benchmark.run.train", "benchmar
 
 COMPLETE, MISSING = "complete", "missing"
 WEIGHTS, REPORT, CHECKPOINTS = "weights.safetensors", "training.json", "checkpoints"  # of a training
-DONE = "samples.json"  # of a cell: its images are all made
+DONE, CHUNKS = "samples.json", "chunks"  # of a cell: its images are all made; those that stay on disk
+KEPT_IMAGES = 512  # of a cell that stay without `--keep`, for grids and small exports
 
 
 @dataclass
 class Context:
-    """A protocol on this machine; `data` is looked at anew after shards or latents have been written."""
+    """A protocol on this machine; `data` is found anew after shards or latents have been written."""
 
     protocol: Protocol
     run: Run
@@ -86,9 +88,9 @@ class Stage:
 
     def cost(self) -> Cost:
         """What is left of it."""
-        return Cost() if self.is_complete() else self.whole_cost() * (1 - self.done())
+        return Cost() if self.is_complete() else self.full_cost() * (1 - self.done())
 
-    def whole_cost(self) -> Cost:
+    def full_cost(self) -> Cost:
         """What all of it costs."""
         return Cost()
 
@@ -127,7 +129,7 @@ class Shards(Stage):
     def state(self) -> str:
         return MISSING if self.context.data.images is None else COMPLETE
 
-    def whole_cost(self) -> Cost:
+    def full_cost(self) -> Cost:
         data = self.context.data
         return Cost(bytes=data.count * data.picture_bytes)
 
@@ -151,12 +153,12 @@ class Latents(Stage):
 
     def key(self) -> str | None:
         found = self.context.data.latents.get(self.size)
-        return found.name.rpartition("-")[2] if found else None
+        return found[-1].name.rpartition("-")[2] if found else None
 
     def state(self) -> str:
         return COMPLETE if self.size in self.context.data.latents else MISSING
 
-    def whole_cost(self) -> Cost:
+    def full_cost(self) -> Cost:
         return cost.latents(self.protocol, self.size, self.context.data.count)
 
     def run(self) -> None:
@@ -205,7 +207,7 @@ class Train(Stage):
             return Cost()
         return cost.encoding(self.training.size, float(self.protocol.train.batch) * self.protocol.train.steps)
 
-    def whole_cost(self) -> Cost:
+    def full_cost(self) -> Cost:
         return cost.training(self.protocol, self.training.size) + self.encoding()
 
     def run(self) -> None:
@@ -236,7 +238,7 @@ class Reference(Stage):
         found = key and any((self.context.run.out / "references").glob(f"*-{key}-{code_key(SCORING[1])[:6]}.npz"))
         return COMPLETE if found else MISSING
 
-    def whole_cost(self) -> Cost:
+    def full_cost(self) -> Cost:
         return cost.reference(self.protocol)
 
     def run(self) -> None:
@@ -254,10 +256,15 @@ class Reference(Stage):
 
 @dataclass
 class Sample(Stage):
-    """A cell's images, as features and the first of them as they are; and the denoising loss of its weights."""
+    """A cell's images, as features and the first of them as they are.
+
+    Attributes:
+        base: the first stage of a cell with the same checkpoint and sizes, if that is not this one.
+    """
 
     cell: Cell | None = None
     train: Train | None = None
+    base: Sample | None = None
     kind = "sample"
     spread = True
 
@@ -267,10 +274,9 @@ class Sample(Stage):
 
     @property
     def shared(self) -> bool:
-        """Whether the cell is likely that of the method whose checkpoint it uses, which is told for sure only when it runs."""
-        base = self.cell.training.method
+        """Whether the images are likely those of `base`; for sure that is only known when the encodings are compared."""
         grids = zip(self.protocol.grid(self.cell.test), self.protocol.grid(self.cell.train), strict=True)
-        return base != self.cell.method and all(test <= trained for test, trained in grids)
+        return self.base is not None and all(test <= trained for test, trained in grids)
 
     def key(self) -> str | None:
         training = self.train.key()
@@ -284,26 +290,23 @@ class Sample(Stage):
     @property
     def images(self) -> Path:
         """The folder with the images of a complete cell: its own, or that of the method whose encodings are the same."""
-        same = read_json(self.folder / DONE).get("same_as")
-        return self.folder.parent / same if same else self.folder
+        return images_folder(self.folder)
 
-    def chunks(self) -> int:
-        """Batches of the cell whose features are there."""
-        found = {path.stem for path in self.folder.glob("features/*/chunk-*.safetensors")} if self.folder else ()
-        return len(found)
+    def made(self) -> int:
+        """Images whose features are there, but for those of a batch that is not complete."""
+        config, place = self.protocol.sample, features_folder(self.folder, self.protocol) if self.folder else None
+        return min(len(list(place.glob("unit-*.safetensors"))) * config.batch, config.count) if place else 0
 
     def state(self) -> str:
-        if self.folder and (self.folder / DONE).is_file():
+        if self.folder and is_sampled(self.folder, self.protocol, self.context.run.keep):
             return COMPLETE
-        count, done = self.protocol.sample.count, min(self.chunks() * self.protocol.sample.batch, self.protocol.sample.count)
-        return f"{done:,} of {count:,} images" if done else MISSING
+        made = self.made()
+        return f"{made:,} of {self.protocol.sample.count:,} images" if made else MISSING
 
     def done(self) -> float:
-        if self.is_complete():
-            return 1.0
-        return min(self.chunks() * self.protocol.sample.batch / self.protocol.sample.count, 0.99)
+        return 1.0 if self.is_complete() else self.made() / self.protocol.sample.count
 
-    def whole_cost(self) -> Cost:
+    def full_cost(self) -> Cost:
         if self.shared:
             return Cost()
         kept = self.protocol.sample.count if self.context.run.keep else min(KEPT_IMAGES, self.protocol.sample.count)
@@ -315,9 +318,6 @@ class Sample(Stage):
     def verb(self) -> list[str]:
         cell = self.cell
         return ["sample", cell.method, "--train", cell.train, "--test", cell.test, "--seed", str(cell.seed)]
-
-
-KEPT_IMAGES = 512  # of a cell that stay on disk without `--keep`, for grids and small exports
 
 
 @dataclass
@@ -362,6 +362,36 @@ class Score(Stage):
         return ["score", *self.sample.verb()[1:]]
 
 
+def images_folder(folder: Path) -> Path:
+    """Where the images of a complete cell are: in its own folder, or in that of the cell whose encodings are the same."""
+    same = read_json(folder / DONE).get("same_as")
+    return folder.parent / same if same else folder
+
+
+def features_folder(folder: Path, protocol: Protocol) -> Path | None:
+    """Where a cell's features are, as evaluate/score.py names it; None while the detector's weights are not there."""
+    name = protocol.score.detector
+    weights = registry.detector_weights(name)
+    if weights is None:
+        return None
+    code = code_key(f"benchmark.evaluate.detectors.{name}", "benchmark.evaluate.spectrum")
+    return folder / "features" / f"{name}-{weights}-{code[:6]}"
+
+
+def is_sampled(folder: Path, protocol: Protocol, keep: bool) -> bool:
+    """Whether a cell is done: with features of the present detector for every image, and the images that are to be kept."""
+    if not (folder / DONE).is_file():
+        return False
+    folder, config = images_folder(folder), protocol.sample
+    place = features_folder(folder, protocol)
+    if place is None:
+        return False
+    batches = math.ceil(config.count / config.batch)
+    chunks = batches if keep else min(batches, math.ceil(KEPT_IMAGES / config.batch))
+    there = len(list(place.glob("unit-*.safetensors"))), len(list((folder / CHUNKS).glob("chunk-*.npy")))
+    return (folder / DONE).is_file() and there[0] >= batches and there[1] >= chunks
+
+
 def records_folder(protocol: Protocol, run: Run) -> Path:
     """Where a run writes its records: beside itself. Those of leaderboards/ are copied there by `submit` alone."""
     return run.out / "records" / protocol.hash
@@ -373,7 +403,10 @@ def methods_of(protocol: Protocol) -> list[str]:
 
 
 def graph(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> list[Stage]:
-    """Every stage of the protocol for some methods, each after those that it needs: trainings first, then cell by cell."""
+    """Every stage of the protocol for some methods, each after those that it needs: trainings first, then cell by cell.
+
+    Methods with a training of their own come before those that use it.
+    """
     context = Context(protocol, run)
     latent = protocol.data.representation == "latents"
     augmenting = {name for name in methods if context.data.augments(name)}
@@ -384,16 +417,23 @@ def graph(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> li
         stages.insert(0, shards)  # who has latents of everything needs no pictures
     trainings: dict[Training, Train] = {}
     references: dict[str, Reference] = {}
+    samples: dict[Cell, Sample] = {}
     cells: list[Stage] = []
-    for cell in cells_of(protocol, list(methods), seed):
+    ordered = sorted(methods, key=lambda name: registry.trained_name(name) != name)  # after those whose checkpoints they use
+    for cell in cells_of(protocol, ordered, seed):
         training = cell.training
         if training not in trainings:
             wanted = shards if training.method in augmenting or not latents else latents[cell.train]
             trainings[training] = Train(context, [wanted], training)
         if cell.test not in references:
             references[cell.test] = Reference(context, [shards], cell.test)
-        made = Sample(context, [trainings[training]], cell, trainings[training])
+        same = Cell(protocol, training.method, cell.train, cell.test, seed)
+        base = samples.get(same)
+        made = Sample(context, [trainings[training]], cell, trainings[training], base)
+        if made.shared:
+            made.needs.append(base)
         cells += [made, Score(context, [made, references[cell.test]], made)]
+        samples.setdefault(same, made)
     return [*stages, *trainings.values(), *references.values(), *cells]
 
 

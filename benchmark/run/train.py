@@ -1,6 +1,6 @@
 """Training, one stage: shards in, averaged weights out; stopped at any moment it continues with the same bits.
 
-Exactness rests on three rules: order = f(seed, epoch), position = f(global step), noise = f(seed, global step). So a checkpoint
+Exactness rests on three things: order = f(seed, epoch), position = f(global step), noise = f(seed, global step). So a checkpoint
 holds weights, their average and the optimizer, and nothing about data or random state.
 """
 
@@ -87,7 +87,7 @@ class Source:
 def open_data(training: Training, run: Run, verbose: bool = False) -> Source:
     """The data of a training: pictures; or, where the protocol trains on latents, those that were made of them.
 
-    Latents are looked for in the folder of runs. Methods that augment encode their pictures on the way.
+    Latents are searched in the folder of runs. Methods that augment encode their pictures on the way.
 
     Raises:
         UserError: the data are not there, or are of another kind, size or number of classes.

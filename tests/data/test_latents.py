@@ -20,11 +20,12 @@ from benchmark.data.latents import (
     prepare_latents,
 )
 from benchmark.files import UserError
-from benchmark.identity import Cell
+from benchmark.identity import Cell, Training
 from benchmark.protocol import Protocol
-from benchmark.run import local, sample, train
+from benchmark.run import sample, train
+from benchmark.run.place import Run
 
-RULES = """
+LATENTS = """
 title: Latents, for tests
 ranked: false
 data: {card: shapes, count: 24, representation: latents, factor: 4}
@@ -54,22 +55,22 @@ def autoencoder(tmp_path, monkeypatch) -> str:
 
 
 @pytest.fixture
-def rules(tmp_path) -> Protocol:
-    (tmp_path / "latents.yaml").write_text(RULES)
+def small(tmp_path) -> Protocol:
+    (tmp_path / "latents.yaml").write_text(LATENTS)
     return protocol.load(str(tmp_path / "latents.yaml"))
 
 
-def encode(rules: Protocol, run: train.Run, autoencoder: str, size: tuple[int, int] = (32, 32)) -> Path:
-    pictures = Index(train.prepared(rules, run))
+def encode(small: Protocol, run: Run, autoencoder: str, size: tuple[int, int] = (32, 32)) -> Path:
+    pictures = Index(train.prepared(small, run))
     return prepare_latents(pictures, run.out / "data", autoencoder, size).folder
 
 
-def test_encoding_on_the_way_gives_the_stored_latents(rules, autoencoder, tmp_path):
+def test_encoding_on_the_way_gives_the_stored_latents(small, autoencoder, tmp_path):
     """The same samples in the same order, mirrored or not; float16 apart, since batches differ in size."""
-    run = train.Run(tmp_path / "runs")
-    stored = encode(rules, run, autoencoder)
-    plain = train.find_source(rules, "extrapolation", "32x32", run)
-    on_the_way = train.find_source(rules, "rpe2d", "32x32", run)
+    run = Run(tmp_path / "runs")
+    stored = encode(small, run, autoencoder)
+    plain = train.open_data(Training(small, "extrapolation", "32x32", 0), run)
+    on_the_way = train.open_data(Training(small, "rpe2d", "32x32", 0), run)
     assert plain.index.folder == stored
     assert (plain.encoder, on_the_way.encoder) == ("", autoencoder)
     assert plain.hash == on_the_way.hash, "one identity for the same latents"
@@ -86,57 +87,63 @@ def test_encoding_on_the_way_gives_the_stored_latents(rules, autoencoder, tmp_pa
     assert expected["image"].std() > 0.05, "the comparison is of something"
 
 
-def test_latents_decode_to_the_pictures_of_the_library(rules, autoencoder):
+def test_latents_decode_to_the_pictures_of_the_library(small, autoencoder):
     """latent -> x / scale + shift -> decoder, as diffusers' pipelines do it."""
     model = AutoencoderKL.from_pretrained(autoencoder).eval()
     x = torch.randn(3, 4, 8, 6, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = model.decode(x / 0.25 + 0.5).sample
-        torch.testing.assert_close(decoder(rules, torch.device("cpu"))(x), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(decoder(small, torch.device("cpu"))(x), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_trains_on_latents_whether_stored_or_not(rules, autoencoder, tmp_path):
-    run = train.Run(tmp_path / "runs", devices="1")
+def test_trains_on_latents_whether_stored_or_not(small, autoencoder, tmp_path):
+    run = Run(tmp_path / "runs", devices="1")
     with pytest.raises(UserError, match=r"no latents of .* at 32x32: `make latents`"):
-        train.train(rules, "extrapolation", "32x32", 0, run)
-    encode(rules, run, autoencoder)
-    encode(rules, run, autoencoder, (16, 16))
+        train.train(Training(small, "extrapolation", "32x32", 0), run)
+    encode(small, run, autoencoder)
+    encode(small, run, autoencoder, (16, 16))
     for name in ("extrapolation", "rpe2d"):
-        folder = train.train(rules, name, "32x32", 0, run)
+        folder = train.train(Training(small, name, "32x32", 0), run)
         report = json.loads((folder / train.REPORT).read_text())
         assert report["autoencoder"]
         assert np.isfinite(report["loss"])
-        drawn = local.sample(rules, Cell(name, "32x32", "48x32", 0), run)
-        assert np.load(sample.chunk_path(drawn, 0)).shape == (8, 48, 32, 3)
+        made = sample.sample(Cell(small, name, "32x32", "48x32", 0), run)
+        assert np.load(sample.chunk_path(made, 0)).shape == (8, 48, 32, 3)
 
 
-def test_the_latents_of_the_right_autoencoder_are_found(rules, autoencoder, tmp_path, monkeypatch):
-    run = train.Run(tmp_path / "runs", devices="1")
-    first = encode(rules, run, autoencoder)
-    trained = train.train(rules, "nope", "32x32", 0, run)
+def test_the_latents_of_the_right_autoencoder_are_found(small, autoencoder, tmp_path, monkeypatch):
+    run = Run(tmp_path / "runs", devices="1")
+    training, cell = Training(small, "nope", "32x32", 0), Cell(small, "nope", "32x32", "32x32", 0)
+    first = encode(small, run, autoencoder)
+    folder = train.train(training, run)
     other = make_autoencoder(tmp_path / "other", 1)
-    second = encode(rules, run, other)
-    assert train.find_source(rules, "nope", "32x32", run).index.folder == first
     monkeypatch.setenv("AUTOENCODER", other)
-    assert train.find_source(rules, "nope", "32x32", run).index.folder == second
     with pytest.raises(UserError, match="not the one whose latents were trained on"):
-        sample.sample(rules, "nope", "32x32", "32x32", 0, trained, run)
+        sample.sample(cell, run)
+    second = encode(small, run, other)
+    assert train.open_data(training, run).index.folder == second
+    with pytest.raises(UserError, match="nope 32x32 seed 0 is not trained"):
+        sample.sample(cell, run)
+    monkeypatch.setenv("AUTOENCODER", autoencoder)
+    assert train.open_data(training, run).index.folder == first
+    assert train.trained(training, run)[0] == folder, "latents of another autoencoder lie beside its own"
+    assert list(sample.sample(cell, run).glob("features/*/unit-*.safetensors"))
 
 
-def test_data_of_the_wrong_kind(rules, autoencoder, tmp_path, monkeypatch):
-    run = train.Run(tmp_path / "runs")
-    latents = encode(rules, run, autoencoder)
+def test_data_of_the_wrong_kind(small, autoencoder, tmp_path, monkeypatch):
+    run = Run(tmp_path / "runs")
+    latents = encode(small, run, autoencoder)
     given = dataclasses.replace(run, data=str(latents))
-    assert train.find_source(rules, "nope", "32x32", given).index.folder == latents
+    assert train.open_data(Training(small, "nope", "32x32", 0), given).index.folder == latents
     with pytest.raises(UserError, match=r"rpe2d augments pictures before they are encoded.*give the pictures as DATA"):
-        train.find_source(rules, "rpe2d", "32x32", given)
+        train.open_data(Training(small, "rpe2d", "32x32", 0), given)
     with pytest.raises(UserError, match="holds latents of 32x32 pictures, latents trains at 64x64"):
-        train.find_source(rules, "nope", "64x64", given)
+        train.open_data(Training(small, "nope", "64x64", 0), given)
     with pytest.raises(UserError, match="holds latents, smoke trains on pixels"):
-        train.find_source(protocol.load("smoke"), "nope", "16x16", given)
-    small = dataclasses.replace(rules, core=dataclasses.replace(rules.core, classes=4))
+        train.open_data(Training(protocol.load("smoke"), "nope", "16x16", 0), given)
+    fewer = dataclasses.replace(small, core=dataclasses.replace(small.core, classes=4))
     with pytest.raises(UserError, match="has 8 classes, the protocol's core has 4"):
-        train.find_source(small, "nope", "32x32", run)
+        train.open_data(Training(fewer, "nope", "32x32", 0), run)
     monkeypatch.delenv("AUTOENCODER")
     with pytest.raises(UserError, match="names no autoencoder; give one as AUTOENCODER=folder"):
-        train.find_source(rules, "rpe2d", "32x32", run)
+        train.open_data(Training(small, "rpe2d", "32x32", 0), run)

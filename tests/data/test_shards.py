@@ -321,7 +321,7 @@ def test_source_must_be_what_the_card_says(tmp_path: Path) -> None:
     root = tree(tmp_path / "in")
     with pytest.raises(UserError, match="needs DATA"):
         source(FOLDER)
-    with pytest.raises(UserError, match="drawn here"):
+    with pytest.raises(UserError, match="rendered here"):
         source(DRAWN, root)
     for card, message in ((Card("c", "folder", count=22), "21 pictures"), (Card("c", "folder", classes=1000), "3 classes")):
         with pytest.raises(UserError, match=message):
@@ -411,7 +411,7 @@ def test_parquet_without_label_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="it has image, text"):
         write(FOLDER, source(FOLDER, tmp_path / "x.parquet"), tmp_path / "out")
     (tmp_path / "y.parquet").write_bytes(b"PAR1 not really")
-    with pytest.raises(UserError, match="not a whole parquet"):
+    with pytest.raises(UserError, match="not a complete parquet"):
         write(FOLDER, source(FOLDER, tmp_path / "y.parquet"), tmp_path / "out2")
 
 

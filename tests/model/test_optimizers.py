@@ -105,7 +105,7 @@ def test_a_trained_method_may_have_a_rate_of_its_own() -> None:
     rules = protocol.load("smoke", ["train.lr=3e-3", "train.lr_of.ledit=1e-3"])
     rates = [registry.build(name, rules, "16x16", 0).learning_rate for name in ("ledit", "ledit_causal", "sincos")]
     assert rates == [1e-3, 3e-3, 3e-3]
-    with pytest.raises(UserError, match=r"train\.lr_of\.ledit must be positive"):
+    with pytest.raises(UserError, match=r"train\.lr_of\.ledit must be above 0"):
         protocol.load("smoke", ["train.lr_of.ledit=0"])
-    with pytest.raises(UserError, match=r"unknown train\.optimizer 'moun'"):
+    with pytest.raises(UserError, match=r"train\.optimizer"):
         protocol.load("smoke", ["train.optimizer=moun"])

@@ -1,8 +1,10 @@
-"""The main job on the smoke contest, through the real commands."""
+"""The main job on the smoke protocol, through the real commands."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,13 +16,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from benchmark import protocol
+from benchmark import protocol, registry
 from benchmark.__main__ import main
 from benchmark.files import ROOT, UserError
-from benchmark.identity import Cell
+from benchmark.identity import Cell, Training
 from benchmark.model import checkpoint
-from benchmark.run import local
-from benchmark.run.train import WEIGHTS, Run
+from benchmark.run import local, sample, stages
+from benchmark.run.place import Run
+from benchmark.run.stages import WEIGHTS, Stage
 from benchmark.run.train import train as fit
 
 pytestmark = pytest.mark.xdist_group("end to end")  # most of them share the folder of one run
@@ -46,77 +49,145 @@ def first(out) -> subprocess.CompletedProcess:
 
 def test_bench_goes_through_every_stage(first, out):
     assert first.returncode == 0, first.stderr
-    rules = protocol.load("smoke")
+    smoke = protocol.load("smoke")
     for stage in ("shards shapes", "train rpe2d", "sample rpe2d", "reference shapes", "score rpe2d"):
         assert stage in first.stdout
     assert "RPE-2D" in first.stdout  # the table at the end
     records = sorted((out / "records").rglob("*.json"))
-    assert [path.name for path in records] == sorted(f"{a}-{b}-s0.json" for a, b in rules.pairs())
+    assert [path.name for path in records] == sorted(f"{a}-{b}-s0.json" for a, b in smoke.pairs())
     for path in records:
         record = json.loads(path.read_text())
-        assert record["protocol"] == {"name": "smoke", "hash": rules.hash}
-        assert record["count"] == rules.sample.count
+        assert record["protocol"] == {"name": "smoke", "hash": smoke.hash}
+        assert record["count"] == smoke.sample.count
         assert record["scores"]["fid"]["value"] > 0
         assert record["scores"]["is"]["value"] >= 1
-    for _, test in rules.pairs():
+    for _, test in smoke.pairs():
         (cell,) = out.glob(f"cells/smoke/rpe2d-16x16-{test}-s0-*")
         height, width = protocol.size_hw(test)
         chunks = [np.load(path) for path in sorted(cell.glob("chunks/*.npy"))]
-        assert sum(map(len, chunks)) == rules.sample.count
+        assert sum(map(len, chunks)) == smoke.sample.count
         assert all(chunk.shape[1:] == (height, width, 3) and chunk.dtype == np.uint8 for chunk in chunks)
         grid = Image.open(cell / "grid.png")
         assert grid.size == (8 * width + 7 * 2, 4 * height + 3 * 2)
     assert not list(out.rglob("*.part")), "a draft was left behind"
 
 
-def test_nothing_is_written_into_the_leaderboards_by_an_unranked_contest(first):
+def test_nothing_is_written_into_the_leaderboards_by_a_run(first, out):
     assert not (ROOT / "leaderboards" / "records" / "smoke").exists()
+    assert not (out / "leaderboards").exists(), "smoke is not ranked"
 
 
 def test_second_run_skips_everything(first, out):
     before = {path: path.stat().st_mtime_ns for path in out.rglob("chunk-*.npy")}
     again = command("bench", "rpe2d", "--protocol", "smoke", out=out)
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("whole already, skipped") == 2 + 2 * 3  # shards, training; samples and scores of three cells
+    assert again.stdout.count("complete already, skipped") == 3 + 2 * 3  # shards twice, training; then three cells
     assert {path: path.stat().st_mtime_ns for path in out.rglob("chunk-*.npy")} == before
+
+
+def content(cell: Path) -> dict[str, bytes]:
+    """The images and the features of a cell."""
+    return {path.name: path.read_bytes() for path in [*cell.glob("chunks/*.npy"), *cell.glob("features/*/*.safetensors")]}
+
+
+def stage_of(method: str, test: str, out: Path, kind: str = "score") -> Stage:
+    found = stages.graph(protocol.load("smoke"), [method], 0, Run(out))
+    return next(stage for stage in found if stage.kind == kind and stage.cell.test == test)
 
 
 def test_an_interrupted_cell_continues_with_the_same_images(first, out):
     (cell,) = out.glob("cells/smoke/rpe2d-16x16-32x24-s0-*")
-    whole = {path.name: path.read_bytes() for path in cell.glob("chunks/*.npy")}
+    complete = content(cell)
     (cell / "samples.json").unlink()
     (cell / "chunks" / "chunk-00001.npy").unlink()
+    next(cell.glob("features/*/unit-00001.safetensors")).unlink()
     again = command("sample", "rpe2d", "--protocol", "smoke", "--test", "32x24", out=out)
     assert again.returncode == 0, again.stderr
-    assert {path.name: path.read_bytes() for path in cell.glob("chunks/*.npy")} == whole
+    assert content(cell) == complete
 
 
-def test_a_lost_chunk_is_drawn_again_and_a_cell_without_it_is_not_scored(first, out):
+def test_what_a_cell_has_lost_is_made_again_and_without_it_nothing_is_scored(first, out):
     (cell,) = out.glob("cells/smoke/rpe2d-16x16-16x16-s0-*")
-    whole = (cell / "chunks" / "chunk-00001.npy").read_bytes()
-    (cell / "chunks" / "chunk-00001.npy").unlink()
-    rules, run = protocol.load("smoke"), Run(out)
-    marks = {path: path.read_bytes() for path in cell.glob("record-*.json")}
-    for path in marks:
+    complete = content(cell)
+    next(cell.glob("features/*/unit-00001.safetensors")).unlink()
+    records = {path: path.read_bytes() for path in cell.glob("record-*.json")}
+    for path in records:
         path.unlink()
-    with pytest.raises(UserError, match="holds 16 images of 32: sample the cell again"):
-        local.score(rules, Cell("rpe2d", "16x16", "16x16", 0), cell, run)
+    with pytest.raises(UserError, match=r"unit-00001\.safetensors is missing or belongs to other images"):
+        stage_of("rpe2d", "16x16", out).run()
     assert not list(cell.glob("record-*.json")), "a failure of the disk is no result"
-    for path, content in marks.items():
-        path.write_bytes(content)
-    local.sample(rules, Cell("rpe2d", "16x16", "16x16", 0), run)
-    assert (cell / "chunks" / "chunk-00001.npy").read_bytes() == whole
+    for path, text in records.items():
+        path.write_bytes(text)
+    (cell / "chunks" / "chunk-00000.npy").unlink()
+    sample.sample(Cell(protocol.load("smoke"), "rpe2d", "16x16", "16x16", 0), Run(out))
+    assert content(cell) == complete
 
 
 def test_a_failed_score_is_told_each_time(first, out):
     (cell,) = out.glob("cells/smoke/rpe2d-16x16-16x16-s0-*")
     (path,) = cell.glob("record-*.json")
-    content = path.read_text()
-    path.write_text(json.dumps(json.loads(content) | {"scores": None}))
+    text = path.read_text()
+    path.write_text(json.dumps(json.loads(text) | {"scores": None}))
     with pytest.raises(UserError, match=r"failed when it was scored; remove .* to score it again"):
-        local.score(protocol.load("smoke"), Cell("rpe2d", "16x16", "16x16", 0), cell, Run(out))
-    path.write_text(content)
-    local.score(protocol.load("smoke"), Cell("rpe2d", "16x16", "16x16", 0), cell, Run(out))
+        stage_of("rpe2d", "16x16", out).run()
+    path.write_text(text)
+    stage_of("rpe2d", "16x16", out).run()
+
+
+def test_only_the_first_images_stay_and_scores_are_the_same(first, out, monkeypatch):
+    """Without --keep the first ones; the features, which scores are made of, are those of all. With it the others come back."""
+    (cell,) = out.glob("cells/smoke/rpe2d-16x16-16x16-s0-*")
+    complete, score = content(cell), stage_of("rpe2d", "16x16", out)
+    scores = json.loads(score.file.read_text())["scores"]
+    this = Cell(protocol.load("smoke"), "rpe2d", "16x16", "16x16", 0)
+    for module in (stages, sample):
+        monkeypatch.setattr(module, "KEPT_IMAGES", 16)
+    hidden = cell.rename(out / "hidden")
+    sample.sample(this, Run(out))
+    assert {path.name for path in cell.glob("chunks/*")} == {"chunk-00000.npy"}
+    assert content(cell).items() <= complete.items()
+    assert content(cell).keys() == complete.keys() - {"chunk-00001.npy"}
+    assert (cell / "grid.png").is_file()
+    score.run()
+    again = json.loads(score.file.read_text())
+    assert again["scores"] == scores
+    assert (again["hours"]["sample"], again["count"]) != (0, 16)
+    sample.sample(this, Run(out, keep=True))
+    assert content(cell) == complete
+    shutil.rmtree(cell)
+    hidden.rename(cell)
+
+
+def test_methods_of_the_same_encodings_share_images(out, monkeypatch):
+    """At the training grid YaRN is the model whose checkpoint it uses; its record is its own."""
+    command("shards", "--protocol", "smoke", out=out)
+    smoke, run = protocol.load("smoke"), Run(out)
+    fit(Training(smoke, "extrapolation", "16x16", 0), run)
+    at_home = [stage for stage in stages.graph(smoke, ["yarn"], 0, run) if stage.title.startswith("yarn 16x16 -> 16x16")]
+    assert local.run_all(at_home) == []
+    (yarn,) = out.glob("cells/smoke/yarn-16x16-16x16-s0-*")
+    (base,) = out.glob("cells/smoke/extrapolation-16x16-16x16-s0-*")
+    assert json.loads((yarn / "samples.json").read_text())["same_as"] == base.name
+    assert content(yarn) == {}
+    assert len(content(base)) == 4
+    own = json.loads((out / "records" / smoke.hash / "smoke/yarn/16x16-16x16-s0.json").read_text())
+    assert own["method"]["name"] == "yarn"
+    stage_of("extrapolation", "16x16", out).run()
+    other = json.loads((out / "records" / smoke.hash / "smoke/extrapolation/16x16-16x16-s0.json").read_text())
+    assert own["scores"] == other["scores"]
+    assert other["hours"]["sample"] > own["hours"]["sample"] == 0
+    # It shares where its encodings are the same, and there alone, whatever its grid.
+    cells = [Cell(smoke, "yarn", "16x16", test, 0) for test in ("16x16", "32x32", "32x24")]
+    assert [sample.same_encodings(cell) for cell in cells] == [True, False, False]
+    cls = type(registry.build("yarn", smoke, "16x16", 0))
+    encode = cls.encode
+
+    def moved(self, *arguments, **options):
+        encoding = encode(self, *arguments, **options)
+        return dataclasses.replace(encoding, logit_scale=encoding.logit_scale * (1 + 2**-20))
+
+    monkeypatch.setattr(cls, "encode", moved)
+    assert not sample.same_encodings(cells[0]), "a last bit is enough"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -132,25 +203,29 @@ def test_a_signal_reaches_the_processes_of_a_stage_which_save(number, tmp_path):
     assert process.returncode == 7
 
 
-def test_two_processes_draw_the_same_images(first, out):
+def test_two_processes_make_the_same_images(first, out):
     (cell,) = out.glob("cells/smoke/rpe2d-16x16-32x32-s0-*")
-    whole = {path.name: path.read_bytes() for path in cell.glob("chunks/*.npy")}
+    complete = content(cell)
     (cell / "samples.json").unlink()
-    for path in cell.glob("chunks/*.npy"):
+    for path in [*cell.glob("chunks/*.npy"), *cell.glob("features/*/*")]:
         path.unlink()
     again = command("sample", "rpe2d", "--protocol", "smoke", "--test", "32x32", "--devices", "2", out=out)
     assert again.returncode == 0, again.stderr
-    assert {path.name: path.read_bytes() for path in cell.glob("chunks/*.npy")} == whole
+    made = content(cell)
+    assert made.keys() == complete.keys()
+    assert all(made[name] == complete[name] for name in made if name.startswith("chunk"))
 
 
 def test_sweep_trains_shared_checkpoints_once_and_custom_runs_stay_apart(out):
     result = command(
-        "sweep", "train.steps=2", "sample.count=16", "--protocol", "smoke", "--methods", "extrapolation,yarn,ntk", out=out
+        "sweep", "train.steps=2", "sample.count=16", "--protocol", "smoke", "--methods", "yarn,ntk,extrapolation", out=out
     )
     assert result.returncode == 0, result.stderr
-    rules = protocol.load("smoke", ["train.steps=2", "sample.count=16"])
-    assert result.stdout.count("train extrapolation 16x16 seed 0") == 1
-    records = list((out / "records" / rules.hash).rglob("*.json"))
+    custom = protocol.load("smoke", ["train.steps=2", "sample.count=16"])
+    logs = "".join(path.read_text() for path in (out / "log").glob("*.txt")) or result.stdout
+    made = [line for line in logs.splitlines() if line.startswith("train extrapolation 16x16") and "2/2 steps" in line]
+    assert len(made) == 1, logs
+    records = list((out / "records" / custom.hash).rglob("*.json"))
     assert len(records) == 9
     scores = {
         path.parent.name: json.loads(path.read_text())["scores"]["fid"]["value"] for path in records if "16x16-16x16" in path.name
@@ -172,6 +247,9 @@ def test_sweep_trains_shared_checkpoints_once_and_custom_runs_stay_apart(out):
         (["train", "rpe2d", "--protocol", "smoke", "--data", "no/such/folder"], "DATA must stay empty"),
         (["train", "rpe2d", "--protocol", "smoke", "--devices", "many"], "DEVICES is 'auto' or a number"),
         (["sample", "nope", "--protocol", "smoke"], "nope is not trained at 16x16 with seed 0"),
+        (["score", "rpe2d", "--protocol", "smoke", "--detector", "shapes"], "the detector of a method's cells is the protocol's"),
+        (["score", "rpe2d", "--protocol", "smoke", "--weights", "a.pt"], "--detector and --weights belong to --samples"),
+        (["sweep", "--protocol", "smoke", "--wait"], "--resources and --wait belong to --cluster"),
         (["train", "nope", "options.rpe2dd.x=1", "--protocol", "smoke"], "unknown method 'rpe2dd'; did you mean 'rpe2d'?"),
         (["train", "nope", "--protocol", "smoke", "score.detector=shape"], "unknown score.detector 'shape'; did you mean"),
     ],
@@ -201,8 +279,8 @@ def test_a_place_that_cannot_be_written(tmp_path, capsys, monkeypatch):
 
 def test_weights_leave_in_the_published_layout(out, capsys, monkeypatch):
     """What goes out is what a core takes in."""
-    rules, file = protocol.load("smoke"), out / "core.safetensors"
-    trained = fit(rules, "extrapolation", "16x16", 0, Run(out))
+    smoke, file = protocol.load("smoke"), out / "core.safetensors"
+    trained = fit(Training(smoke, "extrapolation", "16x16", 0), Run(out))
     monkeypatch.setattr(sys, "argv", ["benchmark", "weights", "yarn", str(file), "--protocol", "smoke", "--out", str(out)])
     with pytest.raises(SystemExit) as ended:
         main()

@@ -13,15 +13,14 @@ from benchmark import protocol, registry
 from benchmark.data.latents import to_uint8
 from benchmark.files import UserError
 from benchmark.identity import Cell
-from benchmark.run import local, sample
-from benchmark.run.train import Run
+from benchmark.run import sample
 
 
 @pytest.fixture(scope="module")
 def method():
-    """A method whose last layer is not zero, so that it draws something."""
-    rules = protocol.load("smoke", ["sample.precision=float32"])
-    made = registry.build("rpe2d", rules, "16x16", 0).eval()
+    """A method whose last layer is not zero, so that it generates something."""
+    smoke = protocol.load("smoke", ["sample.precision=float32"])
+    made = registry.build("rpe2d", smoke, "16x16", 0).eval()
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for value in made.parameters():
@@ -51,7 +50,7 @@ def test_a_rectangle_is_height_times_width(method):
     assert method.generate("32x24", 0, range(2)).shape == (2, 3, 32, 24)
 
 
-def test_pixels_follow_the_evaluators_rule():
+def test_pixels_follow_the_evaluators_formula():
     """trunc(127.5 x + 128), clamped: worked out by hand."""
     values = torch.tensor([-1.2, -1.0, -0.5, 0.0, 0.5, 0.999, 1.0, 1.2])
     image = to_uint8(values.view(1, 1, 1, -1).expand(1, 3, 1, -1))
@@ -65,8 +64,6 @@ def test_values_that_are_not_numbers_are_refused():
 
 
 def test_grid_places_images_row_by_row(tmp_path):
-    from PIL import Image
-
     images = [np.full((4, 6, 3), number, np.uint8) for number in range(10)]
     sample.save_grid(images, tmp_path / "grid.png", columns=8, gap=2)
     sheet = np.asarray(Image.open(tmp_path / "grid.png"))
@@ -77,17 +74,18 @@ def test_grid_places_images_row_by_row(tmp_path):
     assert (sheet[4:6] == 255).all()
 
 
-def test_fingerprint_follows_what_images_depend_on():
-    rules = protocol.load("smoke")
-    mark = sample.fingerprint(rules, "yarn", "16x16", "32x24", 0, "aa")
-    assert mark == sample.fingerprint(rules, "yarn", "16x16", "32x24", 0, "aa")
-    assert mark != sample.fingerprint(rules, "yarn", "16x16", "32x32", 0, "aa")
-    assert mark != sample.fingerprint(rules, "ntk", "16x16", "32x24", 0, "aa")
-    assert mark != sample.fingerprint(rules, "yarn", "16x16", "32x24", 0, "bb")
-    hotter = dataclasses.replace(rules, options={"yarn": {"temperature": 0.2}})
-    assert mark != sample.fingerprint(hotter, "yarn", "16x16", "32x24", 0, "aa")
-    scored = dataclasses.replace(rules, score=dataclasses.replace(rules.score, splits=5))
-    assert mark == sample.fingerprint(scored, "yarn", "16x16", "32x24", 0, "aa")
+def test_key_follows_what_images_depend_on():
+    smoke = protocol.load("smoke")
+
+    def key(found=smoke, method="yarn", test="32x24", training="aa") -> str:
+        return Cell(found, method, "16x16", test, 0).key(training)
+
+    assert key() == key()
+    assert key() != key(test="32x32")
+    assert key() != key(method="ntk")
+    assert key() != key(training="bb")
+    assert key() != key(dataclasses.replace(smoke, options={"yarn": {"temperature": 0.2}}))
+    assert key() == key(dataclasses.replace(smoke, score=dataclasses.replace(smoke.score, splits=5)))
 
 
 def test_guidance_and_shift_change_the_image(method):
@@ -104,18 +102,3 @@ def test_guidance_and_shift_change_the_image(method):
         assert torch.equal(shifted, method.generate("16x16", 0, range(2)))
     finally:
         method.protocol = kept
-
-
-def test_the_first_rows_of_a_ranked_grid_are_kept_beside_the_records(tmp_path, monkeypatch):
-    monkeypatch.setattr(local, "BOARDS", tmp_path / "leaderboards")
-    rules, run = protocol.load("shapes"), Run(tmp_path / "runs")
-    cell = Cell("yarn", "32x32", "48x64", 1)
-    images = [np.full((48, 64, 3), 8 * number, np.uint8) for number in range(sample.GRID_IMAGES)]
-    sample.save_grid(images, tmp_path / sample.GRID)
-    local.keep_grid(rules, cell, tmp_path, run)
-    kept = np.asarray(Image.open(tmp_path / "leaderboards/grids/shapes/yarn/32x32-48x64-s1.png").convert("RGB"))
-    whole = np.asarray(Image.open(tmp_path / sample.GRID).convert("RGB"))
-    assert kept.shape == (2 * 48 + 2, 8 * 64 + 7 * 2, 3)
-    assert (kept == whole[: len(kept)]).all()
-    local.keep_grid(protocol.load("smoke"), Cell("yarn", "16x16", "32x32", 1), tmp_path, run)
-    assert not (tmp_path / "leaderboards/grids/smoke").exists()

@@ -15,11 +15,13 @@ import pytest
 
 from benchmark import protocol
 from benchmark.files import ROOT, UserError
-from benchmark.run import local, slurm
+from benchmark.identity import cells_of
+from benchmark.run import slurm
+from benchmark.run.place import Run
 from benchmark.run.slurm import Commands, Submitted, Task
-from benchmark.run.train import Run
 
 SMOKE = ["extrapolation", "yarn", "nope"]
+SHARDS, REAL = "shards shapes, 64 pictures", "shapes at {}, 64 images"
 
 
 @pytest.fixture(scope="module")
@@ -40,31 +42,32 @@ def test_every_cell_comes_after_its_training_and_its_reference(graph):
     names = [task.name for task in graph]
     assert len(set(names)) == len(names)
     by_name = {task.name: task for task in graph}
-    assert [name for name in names if name.startswith("train")] == ["train extrapolation 16x16", "train nope 16x16"]
-    for cell in local.cells_of(protocol.load("smoke"), SMOKE, 3):
-        task = by_name[f"cell {cell.method} {cell.train} {cell.test}"]
+    assert [name for name in names if name.startswith("train")] == ["train extrapolation at 16x16", "train nope at 16x16"]
+    for cell in cells_of(protocol.load("smoke"), SMOKE, 3):
+        task = by_name[f"cell {cell.method} {cell.train} -> {cell.test}"]
         trained = "nope" if cell.method == "nope" else "extrapolation"
-        assert set(task.needs) == {f"train {trained} 16x16", f"reference {cell.test}", "shards"}
-    assert by_name["train nope 16x16"].needs == ("shards",)
-    assert by_name["shards"].needs == ()
+        shared = {"cell extrapolation 16x16 -> 16x16"} if (cell.method, cell.test) == ("yarn", "16x16") else set()
+        assert set(task.needs) == {f"train {trained} at 16x16", f"reference {REAL.format(cell.test)}"} | shared
+        assert by_name[f"reference {REAL.format(cell.test)}"].needs == (SHARDS,)
+    assert by_name["train nope at 16x16"].needs == (SHARDS,)
+    assert by_name[SHARDS].needs == ()
     assert set(by_name["end"].needs) == set(names) - {"end"}
     for number, task in enumerate(graph):
         assert set(task.needs) <= set(names[:number])
 
 
 def test_jobs_run_the_ordinary_verbs(graph):
-    """Every command parses, and names the same run and rules."""
+    """Every command parses, and names the same run and protocol."""
     by_name = {task.name: task for task in graph}
-    (train,) = by_name["train nope 16x16"].commands
+    (train,) = by_name["train nope at 16x16"].commands
     assert train[:2] == ("train", "nope")
-    sample, score = by_name["cell yarn 16x16 32x24"].commands
+    sample, score = by_name["cell yarn 16x16 -> 32x24"].commands
     assert (sample[0], score[0]) == ("sample", "score")
     options = dict(zip(sample[2::2], sample[3::2], strict=True))
     assert options["--test"] == "32x24"
     assert (options["--protocol"], options["--seed"], options["--devices"]) == ("smoke", "3", "2")
     assert "--devices" not in score
-    assert by_name["end"].commands[-1][0] == "plan"
-    assert len(by_name["end"].commands) == 1, "an unranked contest has no leaderboard to make"
+    assert [command[0] for command in by_name["end"].commands] == ["board", "plan"]
     out = options["--out"]
     assert all(out in command for task in graph for command in task.commands)
 
@@ -73,20 +76,19 @@ def test_only_what_is_missing_becomes_a_job(tmp_path):
     from benchmark.data import writer
     from benchmark.data.card import load_card
 
-    rules = protocol.load("smoke")
-    card = load_card(rules.data.card)
-    writer.prepare(dataclasses.replace(card, count=rules.data.count), None, tmp_path / "data", workers=1)
-    names = [task.name for task in slurm.tasks(rules, ["nope"], 0, Run(tmp_path, "", "1", 1))]
-    assert "shards" not in names
-    assert "train nope 16x16" in names
+    found = protocol.load("smoke")
+    card = load_card(found.data.card)
+    writer.prepare(dataclasses.replace(card, count=found.data.count), None, tmp_path / "data", workers=1)
+    names = [task.name for task in slurm.tasks(found, ["nope"], 0, Run(tmp_path, "", "1", 1))]
+    assert SHARDS not in names
+    assert "train nope at 16x16" in names
 
 
-def test_a_ranked_contest_ends_with_its_leaderboards_and_a_custom_one_does_not(tmp_path):
+def test_jobs_end_with_the_table_of_the_run_and_say_its_settings(tmp_path):
     run = Run(tmp_path, "", "1", 1)
-    ranked = slurm.tasks(protocol.load("shapes"), ["nope"], 0, run)[-1]
-    assert [command[0] for command in ranked.commands] == ["leaderboards", "plan"]
     custom = slurm.tasks(protocol.load("shapes", ["train.steps=5"]), ["nope"], 0, run)
-    assert [command[0] for command in custom[-1].commands] == ["plan"]
+    for end in (slurm.tasks(protocol.load("shapes"), ["nope"], 0, run)[-1], custom[-1]):
+        assert [command[0] for command in end.commands] == ["board", "plan"]
     for task in custom:
         for command in task.commands:
             assert ("train.steps=5" in command) == (command[0] != "reference"), command
@@ -102,9 +104,10 @@ def test_trainings_wait_for_their_latents(tmp_path):
     (tmp_path / "pictures" / "n01440764").mkdir(parents=True)
     (tmp_path / "pictures" / "n01440764" / "a.JPEG").write_bytes(b"a picture, which nobody reads")
     found = {task.name: task for task in slurm.tasks(protocol.load("imagenet-256-s2"), ["nope"], 0, run)}
-    assert found["latents 256x256"].needs == ("shards",)
-    assert set(found["train nope 256x256"].needs) == {"shards", "latents 256x256"}
-    (command,) = found["latents 256x256"].commands
+    pictures, latents = (next(task for task in found.values() if task.kind == kind) for kind in ("data", "latents"))
+    assert latents.needs == (pictures.name,)
+    assert found["train nope at 256x256"].needs == (latents.name,)
+    (command,) = latents.commands
     assert command[command.index("--train") + 1] == "256x256"
     assert command[command.index("--devices") + 1] == "4"
 
@@ -142,9 +145,9 @@ def test_slurm_gets_arrays_with_dependencies(fake_slurm, tmp_path):
     assert {item.state for item in done} == {"submitted"}
     jobs = {item.task.name: item.job.job_id for item in done}
     scripts = {path.stem: asked(path) for path in fake_slurm.glob("*.sh")}
-    # Shards, two trainings, three references, then three arrays of cells for extrapolation and its heir, and nope's.
-    assert jobs["shards"] == "100"
-    assert {jobs["train extrapolation 16x16"], jobs["train nope 16x16"]} == {"101_0", "101_1"}
+    # Shards, two trainings, three references, then arrays of the cells that need the same.
+    assert jobs[SHARDS] == "100"
+    assert {jobs["train extrapolation at 16x16"], jobs["train nope at 16x16"]} == {"101_0", "101_1"}
     assert scripts["100"]["partition"] == "gpu"
     assert "dependency" not in scripts["100"]
     assert scripts["101"]["dependency"] == "afterok:100"
@@ -152,10 +155,10 @@ def test_slurm_gets_arrays_with_dependencies(fake_slurm, tmp_path):
     assert scripts["101"]["ntasks-per-node"] == "2"
     assert scripts["101"]["gpus-per-node"] == "2"
     assert scripts["101"]["time"] == "600"
-    cell = jobs["cell yarn 16x16 32x24"]
-    assert cell.split("_")[0] == jobs["cell extrapolation 16x16 32x24"].split("_")[0], "one array"
+    cell = jobs["cell yarn 16x16 -> 32x24"]
+    assert cell.split("_")[0] == jobs["cell extrapolation 16x16 -> 32x24"].split("_")[0], "one array"
     told = scripts[cell.split("_")[0]]
-    needed = {jobs["train extrapolation 16x16"], jobs["reference 32x24"], "100"}
+    needed = {jobs["train extrapolation at 16x16"], jobs[f"reference {REAL.format('32x24')}"]}
     assert told["dependency"].split(":")[0] == "afterok"
     assert set(told["dependency"].split(":")[1:]) == needed
     assert told["kill-on-invalid-dep"] == "yes"
@@ -296,8 +299,8 @@ def test_a_whole_sweep_as_jobs(tmp_path):
     first = command()
     assert first.returncode == 0, first.stdout + first.stderr
     assert "5 done" in first.stdout, first.stdout
-    rules = protocol.load(str(file))
-    assert [path.name for path in out.glob(f"records/{rules.hash}/tiny/nope/*.json")] == ["16x16-24x16-s0.json"]
+    found = protocol.load(str(file))
+    assert [path.name for path in out.glob(f"records/{found.hash}/tiny/nope/*.json")] == ["16x16-24x16-s0.json"]
     assert len(list(out.glob("references/*.npz"))) == 1, "scoring used the reference that its own job had made"
     again = command()
     assert again.returncode == 0, again.stderr

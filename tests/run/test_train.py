@@ -1,4 +1,4 @@
-"""Training: exact resume however it ended, whole or absent outputs, and errors that say what to do."""
+"""Training: exact resume however it ended, complete or absent outputs, and errors that say what to do."""
 
 from __future__ import annotations
 
@@ -19,27 +19,29 @@ from safetensors.torch import load_file
 
 from benchmark import progress, protocol, registry
 from benchmark.files import ROOT, UserError
+from benchmark.identity import Training
 from benchmark.model import flops
 from benchmark.model.method import Method
-from benchmark.run import train
+from benchmark.run import callbacks, train
 from benchmark.run.callbacks import Atomic
+from benchmark.run.place import Run
 
 STEPS = 24
-RULES = ["train.steps=24", "train.precision=float32"]
+SETTINGS = ["train.steps=24", "train.precision=float32"]
 
 
-def run(out: Path, **options) -> train.Run:
-    return train.Run(out=out, **options)
-
-
-@pytest.fixture(scope="module")
-def rules() -> protocol.Protocol:
-    return protocol.load("smoke", RULES)
+def run(out: Path, **options) -> Run:
+    return Run(out=out, **options)
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(rules, tmp_path_factory) -> Path:
-    return train.train(rules, "extrapolation", "16x16", 0, run(tmp_path_factory.mktemp("whole")))
+def smoke() -> protocol.Protocol:
+    return protocol.load("smoke", SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(smoke, tmp_path_factory) -> Path:
+    return train.train(Training(smoke, "extrapolation", "16x16", 0), run(tmp_path_factory.mktemp("complete")))
 
 
 def same_weights(a: Path, b: Path) -> bool:
@@ -52,19 +54,19 @@ def final_raw(folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(last, weights_only=True)["current_model_state"]
 
 
-def test_report_and_skip(rules, uninterrupted, capsys):
+def test_report_and_skip(smoke, uninterrupted, capsys):
     report = json.loads((uninterrupted / train.REPORT).read_text())
     assert report["steps"] == STEPS
     assert report["method"] == "extrapolation"
     assert 0 < report["loss"] < 3
-    method = registry.build("extrapolation", rules, "16x16", 0)
+    method = registry.build("extrapolation", smoke, "16x16", 0)
     assert report["parameters"] == sum(value.numel() for value in method.parameters())
-    again = train.train(rules, "extrapolation", "16x16", 0, run(uninterrupted.parents[1]))
+    again = train.train(Training(smoke, "extrapolation", "16x16", 0), run(uninterrupted.parents[1]))
     assert again == uninterrupted
-    assert "whole already, skipped" in capsys.readouterr().out
+    assert "complete already, skipped" in capsys.readouterr().out
 
 
-def test_ema_is_the_average_of_the_weights(rules, tmp_path, monkeypatch):
+def test_ema_is_the_average_of_the_weights(smoke, tmp_path, monkeypatch):
     """The saved weights follow w <- d w + (1 - d) raw, written out here by hand."""
     trace = []
     step = Method.on_before_zero_grad
@@ -74,8 +76,8 @@ def test_ema_is_the_average_of_the_weights(rules, tmp_path, monkeypatch):
         return step(self, optimizer)
 
     monkeypatch.setattr(Method, "on_before_zero_grad", remember)
-    short = dataclasses.replace(rules, train=dataclasses.replace(rules.train, steps=4))
-    folder = train.train(short, "extrapolation", "16x16", 0, run(tmp_path, every_steps=1))
+    short = dataclasses.replace(smoke, train=dataclasses.replace(smoke.train, steps=4))
+    folder = train.train(Training(short, "extrapolation", "16x16", 0), run(tmp_path, every_steps=1))
     monkeypatch.undo()
     raw = [trace[number] for number in (1, 2, 3)] + [final_raw(folder)]  # after each of the four steps
     average = raw[0]
@@ -87,7 +89,7 @@ def test_ema_is_the_average_of_the_weights(rules, tmp_path, monkeypatch):
     assert not torch.equal(saved["core.final_layer.linear.weight"], raw[-1]["core.final_layer.linear.weight"])
 
 
-def test_resume_after_a_crash_is_bit_equal(rules, uninterrupted, tmp_path, monkeypatch, capsys):
+def test_resume_after_a_crash_is_bit_equal(smoke, uninterrupted, tmp_path, monkeypatch, capsys):
     original = Method.training_step
 
     def failing(self, batch, batch_index=0):
@@ -97,30 +99,41 @@ def test_resume_after_a_crash_is_bit_equal(rules, uninterrupted, tmp_path, monke
 
     monkeypatch.setattr(Method, "training_step", failing)
     with pytest.raises(RuntimeError, match="plug"):
-        train.train(rules, "extrapolation", "16x16", 0, run(tmp_path, every_steps=5))
+        train.train(Training(smoke, "extrapolation", "16x16", 0), run(tmp_path, every_steps=5))
     monkeypatch.undo()
     folder = next(tmp_path.glob("trainings/*"))
-    assert not train.is_whole(folder)
+    assert not train.is_complete(folder)
     # The newest checkpoint is torn, as by a kill while it was written: the one before is used.
     newest = folder / train.CHECKPOINTS / "step=10.ckpt"
     newest.write_bytes(newest.read_bytes()[:1000])
-    assert train.train(rules, "extrapolation", "16x16", 0, run(tmp_path, every_steps=5)) == folder
+    assert train.train(Training(smoke, "extrapolation", "16x16", 0), run(tmp_path, every_steps=5)) == folder
     said = capsys.readouterr().out
     assert "step=10.ckpt is damaged" in said
     assert "continuing from step 5" in said
     assert same_weights(folder, uninterrupted)
 
 
-def test_killed_between_the_last_step_and_the_weights(rules, uninterrupted, tmp_path):
-    folder = train.train(rules, "extrapolation", "16x16", 0, run(tmp_path, every_steps=8))
+def test_killed_between_the_last_step_and_the_weights(smoke, uninterrupted, tmp_path):
+    folder = train.train(Training(smoke, "extrapolation", "16x16", 0), run(tmp_path, every_steps=8))
     (folder / train.WEIGHTS).unlink()
-    train.train(rules, "extrapolation", "16x16", 0, run(tmp_path))
+    train.train(Training(smoke, "extrapolation", "16x16", 0), run(tmp_path))
     assert same_weights(folder, uninterrupted)
 
 
 def test_any_number_of_signals_in_the_real_command(uninterrupted, tmp_path):
     """Ctrl-C, then SIGTERM, then SIGKILL, each in the middle of a run that continues the last: the same bits in the end."""
-    command = [sys.executable, "-m", "benchmark", "train", "extrapolation", *RULES, "--protocol", "smoke", "--out", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmark",
+        "train",
+        "extrapolation",
+        *SETTINGS,
+        "--protocol",
+        "smoke",
+        "--out",
+        str(tmp_path),
+    ]
     command += ["--every-steps", "3"]
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         before = set(tmp_path.glob("trainings/*/checkpoints/*.ckpt"))
@@ -133,12 +146,12 @@ def test_any_number_of_signals_in_the_real_command(uninterrupted, tmp_path):
                 break
             time.sleep(0.005)
         if process.poll() is None:
-            # To the whole group, decoding workers too, as a terminal and SLURM do it.
+            # To all of the group, decoding workers too, as a terminal and SLURM do it.
             os.killpg(process.pid, number)
         _, errors = process.communicate(timeout=60)
         assert "Traceback" not in errors, errors
         folder = next(tmp_path.glob("trainings/*"))
-        if train.is_whole(folder):
+        if train.is_complete(folder):
             break
         assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number)
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -146,27 +159,27 @@ def test_any_number_of_signals_in_the_real_command(uninterrupted, tmp_path):
     assert same_weights(folder, uninterrupted)
 
 
-def test_another_seed_or_option_is_another_training(rules, uninterrupted):
-    mark = uninterrupted.name.rpartition("-")[2]
+def test_another_seed_or_option_is_another_training(smoke, uninterrupted):
+    key = uninterrupted.name.rpartition("-")[2]
     shards = json.loads(next(uninterrupted.parents[1].glob("data/*/manifest.json")).read_text())["fingerprint"]
-    assert train.fingerprint(rules, "extrapolation", "16x16", 0, shards) == mark
-    assert train.fingerprint(rules, "extrapolation", "16x16", 1, shards) != mark
-    assert train.fingerprint(rules, "nope", "16x16", 0, shards) != mark
-    warmer = dataclasses.replace(rules, train=dataclasses.replace(rules.train, warmup=3))
-    assert train.fingerprint(warmer, "extrapolation", "16x16", 0, shards) != mark
-    sampled = dataclasses.replace(rules, sample=dataclasses.replace(rules.sample, guidance=7.0))
-    assert train.fingerprint(sampled, "extrapolation", "16x16", 0, shards) == mark
+    assert Training(smoke, "extrapolation", "16x16", 0).key(shards) == key
+    assert Training(smoke, "extrapolation", "16x16", 1).key(shards) != key
+    assert Training(smoke, "nope", "16x16", 0).key(shards) != key
+    warmer = dataclasses.replace(smoke, train=dataclasses.replace(smoke.train, warmup=3))
+    assert Training(warmer, "extrapolation", "16x16", 0).key(shards) != key
+    sampled = dataclasses.replace(smoke, sample=dataclasses.replace(smoke.sample, guidance=7.0))
+    assert Training(sampled, "extrapolation", "16x16", 0).key(shards) == key
 
 
-def test_throughput_and_utilisation_are_logged(rules, tmp_path, monkeypatch, capsys):
+def test_throughput_and_utilisation_are_logged(smoke, tmp_path, monkeypatch, capsys):
     """MFU = images a second x three forwards of the core, as torch counts them, over the device's peak."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from torch.utils.flop_counter import FlopCounterMode
 
-    monkeypatch.setattr(train, "peak_flops", lambda device, precision: 1e9)
+    monkeypatch.setattr(callbacks, "peak_flops", lambda device, precision: 1e9)
     monkeypatch.setattr(progress, "PLAIN_EVERY", 0.0)
-    longer = dataclasses.replace(rules, train=dataclasses.replace(rules.train, steps=100))
-    folder = train.train(longer, "extrapolation", "16x16", 0, run(tmp_path))
+    longer = dataclasses.replace(smoke, train=dataclasses.replace(smoke.train, steps=100))
+    folder = train.train(Training(longer, "extrapolation", "16x16", 0), run(tmp_path))
     log = EventAccumulator(str(folder / "log")).Reload()
     speed, used = (log.Scalars(name)[-1].value for name in ("images_per_second", "mfu"))
     method = registry.build("extrapolation", longer, "16x16", 0)
@@ -189,7 +202,7 @@ def test_devices_are_recognised(name, expected):
     assert (found and found.bf16) == expected
 
 
-def test_nan_loss_names_step_and_samples(rules, tmp_path, monkeypatch):
+def test_nan_loss_names_step_and_samples(smoke, tmp_path, monkeypatch):
     original = Method.training_step
 
     def poisoned(self, batch, batch_index=0):
@@ -197,13 +210,13 @@ def test_nan_loss_names_step_and_samples(rules, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Method, "training_step", poisoned)
     with pytest.raises(UserError, match=r"the loss is nan at step 6; samples of the batch: .+"):
-        train.train(rules, "extrapolation", "16x16", 0, run(tmp_path, every_steps=7))
+        train.train(Training(smoke, "extrapolation", "16x16", 0), run(tmp_path, every_steps=7))
     folder = next(tmp_path.glob("trainings/*"))
     assert not list(folder.glob("checkpoints/*.ckpt")), "a loss that is not a number must not be saved"
 
 
-def test_weights_of_another_method_or_truncated(rules, uninterrupted, tmp_path):
-    other = registry.build("ledit", rules, "16x16", 0)
+def test_weights_of_another_method_or_truncated(smoke, uninterrupted, tmp_path):
+    other = registry.build("ledit", smoke, "16x16", 0)
     with pytest.raises(UserError, match=r"another method or core: missing \['stem"):
         train.load_weights(other, uninterrupted)
     broken = tmp_path / "broken"
@@ -211,14 +224,14 @@ def test_weights_of_another_method_or_truncated(rules, uninterrupted, tmp_path):
     (broken / train.REPORT).write_bytes((uninterrupted / train.REPORT).read_bytes())
     (broken / train.WEIGHTS).write_bytes((uninterrupted / train.WEIGHTS).read_bytes()[:5000])
     with pytest.raises(UserError, match="cannot be read"):
-        train.load_weights(registry.build("extrapolation", rules, "16x16", 0), broken)
+        train.load_weights(registry.build("extrapolation", smoke, "16x16", 0), broken)
 
 
-def test_weights_of_another_training(rules, uninterrupted, tmp_path):
+def test_weights_of_another_training(smoke, uninterrupted, tmp_path):
     """A file that fits, but is not what the report beside it says."""
-    other = train.train(rules, "extrapolation", "16x16", 1, run(tmp_path))
+    other = train.train(Training(smoke, "extrapolation", "16x16", 1), run(tmp_path))
     (other / train.WEIGHTS).write_bytes((uninterrupted / train.WEIGHTS).read_bytes())
-    method = registry.build("extrapolation", rules, "16x16", 1)
+    method = registry.build("extrapolation", smoke, "16x16", 1)
     with pytest.raises(UserError, match="holds the weights of extrapolation 16x16 seed 0, not those of training"):
         train.load_weights(method, other)
 
@@ -233,16 +246,16 @@ def test_one_training_at_a_time_in_a_folder(tmp_path):
         assert not list(tmp_path.glob("**/.*.part")), "drafts of a killed run are swept"
 
 
-def test_a_failed_training_gives_the_signals_back(rules, tmp_path, monkeypatch):
+def test_a_failed_training_gives_the_signals_back(smoke, tmp_path, monkeypatch):
     """Or the stages after it would not hear Ctrl-C."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     monkeypatch.setattr(Method, "training_step", lambda self, batch, batch_index=0: torch.tensor(math.nan, requires_grad=True))
     with pytest.raises(UserError, match="the loss is nan"):
-        train.train(rules, "extrapolation", "16x16", 0, run(tmp_path))
+        train.train(Training(smoke, "extrapolation", "16x16", 0), run(tmp_path))
     assert {number: signal.getsignal(number) for number in before} == before
 
 
-def test_checkpoints_are_whole_or_absent(tmp_path, monkeypatch):
+def test_checkpoints_are_complete_or_absent(tmp_path, monkeypatch):
     path = tmp_path / "step=3.ckpt"
     Atomic().save_checkpoint({"global_step": 3}, path)
     assert torch.load(path, weights_only=True) == {"global_step": 3}
@@ -257,18 +270,18 @@ def test_checkpoints_are_whole_or_absent(tmp_path, monkeypatch):
 
 
 def test_two_processes_train_as_one_and_resume_exactly(uninterrupted, tmp_path):
-    """Two gloo processes draw the same global batch and the same noise as one; only the order of sums differs.
+    """Two gloo processes take the same global batch and the same noise as one; only the order of sums differs.
 
     Killed and run again, they end in the same bits.
     """
-    command = [sys.executable, "-m", "benchmark", "train", "extrapolation", *RULES, "--protocol", "smoke", "--devices", "2"]
+    command = [sys.executable, "-m", "benchmark", "train", "extrapolation", *SETTINGS, "--protocol", "smoke", "--devices", "2"]
     command += ["--every-steps", "4"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     options = {"cwd": ROOT, "env": environment, "text": True}
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    result = subprocess.run([*command, "--out", str(whole)], capture_output=True, timeout=180, **options)
+    complete, killed = tmp_path / "complete", tmp_path / "killed"
+    result = subprocess.run([*command, "--out", str(complete)], capture_output=True, timeout=180, **options)
     assert result.returncode == 0, result.stderr
-    together = next(whole.glob("trainings/*"))
+    together = next(complete.glob("trainings/*"))
     one, two = (load_file(folder / train.WEIGHTS) for folder in (uninterrupted, together))
     for key in one:
         torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=2e-4)
@@ -280,7 +293,7 @@ def test_two_processes_train_as_one_and_resume_exactly(uninterrupted, tmp_path):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     (folder,) = killed.glob("trainings/*")
-    assert not train.is_whole(folder), "it was killed in time"
+    assert not train.is_complete(folder), "it was killed in time"
     result = subprocess.run(command, capture_output=True, timeout=180, **options)
     assert result.returncode == 0, result.stderr
     assert "continuing from step" in result.stdout

@@ -1,0 +1,124 @@
+"""A run's own leaderboard, and submitting a row: complete, of a ranked protocol, and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from synthetic import value_of
+
+from benchmark import protocol
+from benchmark.board import generate
+from benchmark.files import UserError, write_json
+from benchmark.results import record
+from benchmark.run import boards, sample, stages
+from benchmark.run.place import Run
+
+
+@pytest.fixture
+def committed(tmp_path, monkeypatch) -> Path:
+    """A leaderboards folder of its own, with a row of YaRN."""
+    folder = tmp_path / "leaderboards"
+    shapes = protocol.load("shapes")
+    for pair in shapes.pairs():
+        record.write(value_of(shapes, "yarn", pair, 0, 30.0), folder / "records")
+    made = generate.generate
+    monkeypatch.setattr(boards, "BOARDS", folder)
+    monkeypatch.setattr(boards.generate, "generate", lambda *paths: made(*(paths or (folder / "records", folder))))
+    return folder
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def write_row(run: Run, method: str, pairs: list[tuple[str, str]], seed: int = 0) -> None:
+    shapes = protocol.load("shapes")
+    for pair in pairs:
+        record.write(value_of(shapes, method, pair, seed, 20.0), stages.records_folder(shapes, run))
+
+
+def test_an_incomplete_row_is_refused_before_anything_is_copied(committed, tmp_path):
+    shapes, run = protocol.load("shapes"), Run(tmp_path / "runs", devices="1")
+    write_row(run, "ntk", shapes.pairs()[:-2])
+    before = files(committed)
+    with pytest.raises(UserError, match=r"the row of ntk with seed 0 lacks 2 of 7 cells .*: run `make bench`"):
+        boards.submit(shapes, "ntk", 0, run)
+    with pytest.raises(UserError, match="the row of ntk with seed 1 lacks 7 of 7 cells"):
+        boards.submit(shapes, "ntk", 1, run)
+    assert files(committed) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "kind"),
+    [("shapes", ["train.steps=5"], "a custom run"), ("smoke", [], "protocol 'smoke', which is not ranked")],
+)
+def test_what_belongs_to_no_leaderboard_is_refused(name, overrides, kind, committed, tmp_path):
+    found, run = protocol.load(name, overrides), Run(tmp_path / "runs", devices="1")
+    for pair in found.pairs():
+        record.write(value_of(found, "ntk", pair, 0), stages.records_folder(found, run))
+    before = files(committed)
+    with pytest.raises(UserError, match=f"records of {kind} belong to no leaderboard"):
+        boards.submit(found, "ntk", 0, run)
+    assert boards.board(found, run) == []
+    assert files(committed) == before
+    assert not (run.out / "leaderboards").exists()
+
+
+def test_a_damaged_record_is_refused_before_anything_is_copied(committed, tmp_path):
+    shapes, run = protocol.load("shapes"), Run(tmp_path / "runs", devices="1")
+    write_row(run, "ntk", shapes.pairs())
+    path = next(stages.records_folder(shapes, run).rglob("32x32-64x48-s0.json"))
+    path.write_text(path.read_text().replace('"fid"', '"fit"'))
+    before = files(committed)
+    with pytest.raises(UserError):
+        boards.submit(shapes, "ntk", 0, run)
+    assert files(committed) == before
+
+
+def test_a_complete_row_is_copied_and_the_tables_follow(committed, tmp_path):
+    shapes, run = protocol.load("shapes"), Run(tmp_path / "runs", devices="1")
+    write_row(run, "ntk", shapes.pairs())
+    write_row(run, "ntk", shapes.pairs(), seed=1)
+    written, changes = boards.submit(shapes, "ntk", 0, run)
+    copied = [committed / "records" / record.place("shapes", "ntk", *pair, 0) for pair in shapes.pairs()]
+    assert set(copied) <= set(written)
+    source = stages.records_folder(shapes, run)
+    assert all(path.read_bytes() == (source / path.relative_to(committed / "records")).read_bytes() for path in copied)
+    assert not list(committed.rglob("*-s1.json")), "the seed that was named, and no other"
+    assert len(list((committed / "records").rglob("*.json"))) == 2 * len(shapes.pairs())
+    assert "NTK-aware" in changes
+    assert any(path.suffix == ".html" for path in written)
+    assert not (run.out / "before").exists()
+
+
+def test_a_run_has_its_board_beside_it(committed, tmp_path):
+    shapes, run = protocol.load("shapes"), Run(tmp_path / "runs", devices="1")
+    write_row(run, "ntk", shapes.pairs())
+    before = files(committed)
+    written = boards.board(shapes, run)
+    assert run.out / "leaderboards" / "index.html" in written
+    methods = {path.parent.name for path in (run.out / "leaderboards" / "records" / "shapes").rglob("*.json")}
+    assert methods == {"ntk", "yarn"}, "the run's own among the committed"
+    assert files(committed) == before
+
+
+def test_the_first_rows_of_a_grid_are_kept(tmp_path, monkeypatch):
+    """Also of a cell whose images are those of another one."""
+    shapes, run = protocol.load("shapes"), Run(tmp_path / "runs", devices="1")
+    images = [np.full((48, 64, 3), 8 * number, np.uint8) for number in range(sample.GRID_IMAGES)]
+    base, cell = tmp_path / "cells" / "base", tmp_path / "cells" / "cell"
+    sample.save_grid(images, base / "grid.png")
+    write_json(cell / stages.DONE, {"same_as": "base"})
+    monkeypatch.setattr(stages.Sample, "state", lambda stage: "complete" if stage.cell.test == "48x64" else "missing")
+    monkeypatch.setattr(stages.Sample, "folder", property(lambda stage: cell))
+    (path,) = boards.keep_grids(shapes, "yarn", 1, run, tmp_path / "leaderboards")
+    assert path == tmp_path / "leaderboards/grids/shapes/yarn/32x32-48x64-s1.png"
+    kept = np.asarray(Image.open(path).convert("RGB"))
+    complete = np.asarray(Image.open(base / "grid.png").convert("RGB"))
+    assert kept.shape == (2 * 48 + 2, 8 * 64 + 7 * 2, 3)
+    assert (kept == complete[: len(kept)]).all()
+    shutil.rmtree(base)

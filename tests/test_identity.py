@@ -1,0 +1,84 @@
+"""Keys: what they depend on, and that an edit of any code behind a file changes them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from benchmark import identity, protocol
+from benchmark.files import ROOT
+from benchmark.identity import Cell, Training, code_files, code_key
+from benchmark.protocol import Protocol
+
+METHOD = "benchmark.model.method"
+
+
+@pytest.fixture
+def copy(tmp_path, monkeypatch) -> Path:
+    """The project's code elsewhere, to be edited."""
+    for folder in ("benchmark", "methods"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
+    monkeypatch.setattr(identity, "ROOT", tmp_path)
+    return tmp_path
+
+
+def test_the_code_behind_a_module_is_followed():
+    files = code_files(METHOD)
+    assert {"benchmark/model/method.py", "benchmark/model/dit.py", "benchmark/streams.py"} <= set(files)
+    assert not any("evaluate" in file or "board" in file for file in files)
+    assert "benchmark/model/dit.py" in code_files("methods.yarn"), "over methods/extrapolation.py and the model"
+    assert "methods/extrapolation.py" in code_files("methods.yarn")
+
+
+def test_an_edit_far_below_changes_the_key_and_a_comment_does_not(copy):
+    before, file = code_key(METHOD), copy / "benchmark" / "model" / "encoding.py"
+    assert before == code_key(METHOD)
+    text = file.read_text()
+    file.write_text(text + "\n# What nobody needs to know.\n")
+    assert code_key(METHOD) == before
+    first, _, rest = text.partition('"""\n')
+    assert first.startswith('"""')
+    file.write_text(f'"""Told otherwise."""\n{rest}')
+    assert code_key(METHOD) == before, "a docstring"
+    file.write_text(text + "\nMORE = 1\n")
+    assert code_key(METHOD) != before
+    file.write_text(text)
+    assert code_key(METHOD) == before
+    other = copy / "benchmark" / "board" / "page.py"
+    other.write_text(other.read_text() + "\nMORE = 1\n")
+    assert code_key(METHOD) == before, "no number runs through it"
+
+
+def test_an_import_inside_a_function_counts_and_one_for_annotations_does_not(copy):
+    folder = copy / "benchmark" / "model"
+    (folder / "one.py").write_text("def f():\n    from benchmark.model import two\n    return two\n")
+    (folder / "two.py").write_text("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from benchmark.model import three\n")
+    (folder / "three.py").write_text("X = 1\n")
+    assert set(code_files("benchmark.model.one")) >= {"benchmark/model/one.py", "benchmark/model/two.py"}
+    assert "benchmark/model/three.py" not in code_files("benchmark.model.one")
+
+
+def shapes(*tests: str) -> Protocol:
+    found = protocol.load("shapes")
+    found.cells = {"32x32": ["32x32", *tests]}
+    return found
+
+
+def test_what_a_training_may_know_of_its_test_sizes_is_in_its_key():
+    """A method that prepares for the longest axis prepares for other numbers; so its training is another one."""
+    square, wide = (Training(shapes(*tests), "randomized_1d", "32x32", 0) for tests in (["64x64"], ["64x32", "32x64"]))
+    assert square.protocol.largest_grid("32x32") == wide.protocol.largest_grid("32x32") == 16
+    assert square.protocol.most_tokens("32x32") == 2 * wide.protocol.most_tokens("32x32")
+    assert square.key("data") != wide.key("data")
+    assert square.key("data") == Training(shapes("64x64", "48x64"), "randomized_1d", "32x32", 0).key("data")
+
+
+def test_keys_name_folders(tmp_path):
+    found = protocol.load("smoke")
+    training, cell = Training(found, "nope", "16x16", 3), Cell(found, "nope", "16x16", "32x24", 3)
+    assert cell.training == training
+    assert training.folder(tmp_path, "data") == tmp_path / "trainings" / f"nope-16x16-s3-{training.key('data')}"
+    assert cell.folder(tmp_path, "k") == tmp_path / "cells" / "smoke" / f"nope-16x16-32x24-s3-{cell.key('k')}"
+    assert str(cell) == "nope 16x16 -> 32x24 seed 3"
