@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from benchmark import registry, revision
 from benchmark.data import writer
 from benchmark.data.card import load_card
+from benchmark.data.index import read_manifest
 from benchmark.data.sources import source
 from benchmark.files import UserError, read_json, unknown
 from benchmark.identity import Cell
@@ -210,8 +211,8 @@ def find_data(rules: Protocol, run: Run) -> Found:
         folder = run.out / "data" / f"{card.name}-{writer.fingerprint(card, pictures_at)}"
         if not (folder / "manifest.json").is_file():
             return found
-    near = {path.parent: read_json(path) for path in sorted((run.out / "data").glob("*/manifest.json"))}
-    manifest = read_json(folder / "manifest.json")
+    near = {path.parent: read_manifest(path) for path in sorted((run.out / "data").glob("*/manifest.json"))}
+    manifest = read_manifest(folder / "manifest.json")
     found.count = manifest["count"]
     pictures = manifest["images"] if manifest["kind"] == "latents" else manifest["fingerprint"]
     for place, about in [*near.items(), (folder, manifest)]:

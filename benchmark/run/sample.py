@@ -18,7 +18,7 @@ from lightning.fabric import Fabric
 from benchmark import progress, registry
 from benchmark.data.card import load_card
 from benchmark.data.latents import autoencoder_identity, autoencoder_of, decoder, to_uint8
-from benchmark.files import UserError, atomic, digest, read_json, write_array, write_json
+from benchmark.files import UserError, atomic, below, digest, listed, read_json, write_array, write_json
 from benchmark.identity import code_key
 from benchmark.model.precision import autocast
 from benchmark.protocol import Protocol, size_hw
@@ -48,7 +48,7 @@ def fingerprint(protocol: Protocol, name: str, train: str, test: str, seed: int,
 def cell_folder(protocol: Protocol, name: str, train: str, test: str, seed: int, training: str, run: Run) -> Path:
     """Where a cell's files lie."""
     mark = fingerprint(protocol, name, train, test, seed, training)
-    return run.out / "cells" / protocol.name / f"{name}-{train}-{test}-s{seed}-{mark}"
+    return below(run.out, "cells", protocol.name, f"{name}-{train}-{test}-s{seed}-{mark}")
 
 
 def chunk_path(folder: Path, number: int) -> Path:
@@ -133,7 +133,7 @@ def finish(folder: Path, protocol: Protocol, test: str) -> None:
     chunks = -(-config.count // config.batch)
     missing = [number for number in range(chunks) if not chunk_path(folder, number).is_file()]
     if missing:
-        raise UserError(f"{folder} lacks chunks {missing[:5]}: another process did not finish; run the command again")
+        raise UserError(f"{folder} lacks chunks {listed(missing)}: another process did not finish; run the command again")
     hours = sum(read_json(path) for path in folder.glob("hours-*.json"))
     images: list[np.ndarray] = []
     for number in range(chunks):

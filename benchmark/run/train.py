@@ -12,9 +12,10 @@ import fcntl
 import importlib.util
 import json
 import logging
+import math
 import os
 import pickle
-import shutil
+import re
 import signal
 import warnings
 import zipfile
@@ -36,7 +37,7 @@ from benchmark.data.card import load_card
 from benchmark.data.index import Index
 from benchmark.data.latents import Encoder, autoencoder_identity, autoencoder_of, encoded, latents_fingerprint
 from benchmark.data.sources import source
-from benchmark.files import Stopped, UserError, atomic, digest, read_json, write_json
+from benchmark.files import Stopped, UserError, atomic, below, digest, listed, read_json, sweep, write_json
 from benchmark.identity import code_key
 from benchmark.model.method import Method
 from benchmark.model.precision import averaging, precision
@@ -73,13 +74,18 @@ class Run:
     every_minutes: float = 2.0
 
     def __post_init__(self) -> None:
-        if self.devices != "auto" and not (self.devices.isdigit() and int(self.devices) > 0):
+        if self.devices != "auto" and not re.fullmatch(r"[1-9][0-9]{0,4}", self.devices):
             raise UserError(f"DEVICES is 'auto' or a number of devices on each node, not '{self.devices}'")
         if self.devices != "auto" and torch.cuda.is_available() and int(self.devices) > torch.cuda.device_count():
             raise UserError(f"DEVICES is {self.devices}, and this machine has {torch.cuda.device_count()}")
-        if self.nodes < 1:
+        most = max(8, os.cpu_count() or 1)
+        if self.devices != "auto" and not torch.cuda.is_available() and int(self.devices) > most:
+            raise UserError(f"DEVICES is {self.devices}, and this machine has no GPU: at most {most} processes")
+        if not (math.isfinite(self.every_minutes) and 0 < self.every_minutes <= 1e6 and 0 < self.every_steps <= 10**9):
+            raise UserError("a checkpoint is saved after 0.01 to 1000000 minutes and 1 to 1000000000 steps")
+        if self.nodes < 1 or self.nodes > 10_000:
             raise UserError(f"NODES is a number of machines, not {self.nodes}")
-        if self.workers < 0:
+        if not 0 <= self.workers <= 4096:
             raise UserError(f"workers is a number of processes, not {self.workers}")
 
     @property
@@ -201,7 +207,7 @@ def fingerprint(protocol: Protocol, name: str, train: str, seed: int, data_hash:
 
 def training_folder(name: str, train: str, seed: int, mark: str, run: Run) -> Path:
     """Where a training's files lie; contests whose trainings agree share it."""
-    return run.out / "trainings" / f"{name}-{train}-s{seed}-{mark}"
+    return below(run.out, "trainings", f"{name}-{train}-s{seed}-{mark}")
 
 
 def train(protocol: Protocol, name: str, train_size: str, seed: int, run: Run) -> Path:
@@ -245,8 +251,7 @@ def alone(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"another process is training in {folder}; wait for it, or choose another OUT") from None
-        for draft in folder.glob("**/.*.part"):  # of a killed run
-            shutil.rmtree(draft, ignore_errors=True)
+        sweep(folder, everywhere=True)
         yield
 
 
@@ -386,7 +391,8 @@ def load_weights(method: Method, folder: Path, mark: str | None = None) -> dict[
     wrong = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
     if missing or extra or wrong:
         raise UserError(
-            f"{path} is of another method or core: missing {missing[:3]}, not expected {extra[:3]}, of another shape {wrong[:3]}"
+            f"{path} is of another method or core: missing: {listed(missing) or 'none'}; unexpected: {listed(extra) or 'none'}; "
+            f"of another shape: {listed(wrong) or 'none'}; remove {folder} to train again"
         )
     method.load_state_dict(state)
     return report
