@@ -15,7 +15,7 @@ from benchmark.files import ROOT
 
 # Top to bottom: a file imports only what stands above it; files of one package import each other without a cycle.
 ORDER = [
-    "files", "progress", "streams", "protocol", "registry", "revision", "identity",
+    "lazy", "files", "progress", "streams", "protocol", "registry", "revision", "identity",
     "results", "model", "data", "evaluate", "board", "run", "measure", "cli", "__main__",
 ]  # fmt: skip
 TORCH = ("torch", "lightning", "timm", "diffusers", "torchmetrics", "torchvision", "safetensors")
