@@ -115,10 +115,12 @@ def reference_key(source: str, content: str, size: str, detector: str, weights: 
 # --- Code ------------------------------------------------------------------------------------------------------------
 
 
+@functools.cache
 def code_key(*modules: str) -> str:
     """A hash of the code that some modules run through: their files, and every file of this project that those import.
 
-    Comments, docstrings and layout do not change it, code does.
+    Comments, docstrings and layout do not change it, code does. It is taken once: an edit while a process runs, which holds the
+    code as it was, changes the keys of the next one.
 
     Args:
         modules: such as "benchmark.model.method" or "methods.yarn".
@@ -166,8 +168,8 @@ def _imported(path: str, size: int, changed: int) -> list[str]:
 
 
 @functools.cache
-def _syntax(path: str, size: int, changed: int) -> list:
-    """The syntax tree of a source file as nested lists, without docstrings; a plan asks for the same ones over and over."""
+def _syntax(path: str, size: int, changed: int) -> str:
+    """The hash of a source file's syntax tree, without docstrings; a plan asks for the same ones over and over."""
 
     def canonical(node: Any) -> Any:
         if isinstance(node, ast.AST):
@@ -183,4 +185,4 @@ def _syntax(path: str, size: int, changed: int) -> list:
             return [canonical(item) for item in node]
         return repr(node)
 
-    return canonical(ast.parse(Path(path).read_text(encoding="utf-8")))
+    return digest(canonical(ast.parse(Path(path).read_text(encoding="utf-8"))))

@@ -133,7 +133,7 @@ def sources(name: str) -> list[str]:
         if path in found:
             continue
         found.append(path)
-        for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+        for node in ast.walk(_tree(str(ROOT / path), (ROOT / path).stat().st_mtime_ns)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("methods."):
                 waiting.append(node.module.split(".")[1])
     return sorted(found)

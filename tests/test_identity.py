@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from benchmark import identity, protocol
 from benchmark.files import ROOT
-from benchmark.identity import Cell, Training, code_files, code_key
+from benchmark.identity import Cell, Training, code_files
 from benchmark.protocol import Protocol
 
 METHOD = "benchmark.model.method"
 
 
+def code_key(*modules: str) -> str:
+    """As another process would take it."""
+    identity.code_key.cache_clear()
+    return identity.code_key(*modules)
+
+
 @pytest.fixture
-def copy(tmp_path, monkeypatch) -> Path:
+def copy(tmp_path, monkeypatch) -> Iterator[Path]:
     """The project's code elsewhere, to be edited."""
     for folder in ("benchmark", "methods"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
     monkeypatch.setattr(identity, "ROOT", tmp_path)
-    return tmp_path
+    yield tmp_path
+    identity.code_key.cache_clear()
 
 
 def test_the_code_behind_a_module_is_followed():

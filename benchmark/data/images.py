@@ -25,7 +25,7 @@ def decoded(data: bytes, extension: str) -> Image.Image:
 
 @functools.cache
 def _decoder() -> Callable[[str, bytes], Image.Image]:
-    from webdataset.autodecode import ImageHandler
+    from webdataset.autodecode import ImageHandler  # imports torch
 
     # Broken EXIF and transparent palettes are warnings only, once for each of a million files.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")

@@ -75,18 +75,18 @@ class Remote:
         """What a bad connection raises."""
         if not self.location.startswith("http"):
             return (OSError,)
-        import aiohttp
+        import aiohttp  # with the libraries of remote files: only where there are some
 
         return (OSError, aiohttp.ClientError)
 
     def _copy(self, name: str, path: Path) -> None:
         if self.location.startswith("pipe:"):
-            from webdataset.gopen import gopen
+            from webdataset.gopen import gopen  # imports torch
 
             with gopen(self.location.replace("{}", name)) as stream, open(path, "wb") as file:
                 shutil.copyfileobj(stream, file, 1 << 20)
             return
-        import fsspec
+        import fsspec  # as aiohttp
 
         try:
             source = fsspec.open(f"{self.location.rstrip('/')}/{name}", "rb")

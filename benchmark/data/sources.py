@@ -226,7 +226,7 @@ class Parquet(Source):
         return [[path.name, path.stat().st_size] for path in self.paths]
 
     def prepare(self, workers: int) -> None:
-        import pyarrow as pa
+        import pyarrow as pa  # half a second, for sources of this kind alone
         import pyarrow.parquet as pq
 
         groups: list[tuple[int, int, int, int]] = []  # file, group, first row of the set, rows
@@ -265,7 +265,7 @@ class _ParquetPart:
     runs: list[tuple[str, tuple[str, str], int, int, int, int]]  # path, columns, group, its first row, from, to
 
     def __iter__(self) -> Iterator[Item]:
-        import pyarrow.parquet as pq
+        import pyarrow.parquet as pq  # as above
 
         for path, (image, target), group, first, low, high in self.runs:
             row = 0
@@ -289,7 +289,7 @@ class _ParquetPart:
 
 def _columns(path: Path, schema: Any) -> tuple[str, str]:
     """The names of the picture's and the label's column."""
-    import pyarrow as pa
+    import pyarrow as pa  # as above
 
     def holds_bytes(kind: Any) -> bool:
         if pa.types.is_struct(kind):

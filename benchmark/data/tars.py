@@ -28,7 +28,7 @@ def members(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
     Raises:
         UserError: the file is no tar, is compressed, or ends early.
     """
-    from webdataset.tariterators import base_plus_ext
+    from webdataset.tariterators import base_plus_ext  # imports torch
 
     found: dict[str, dict[str, tuple[int, int]]] = {}
     try:
@@ -74,7 +74,7 @@ def write_tar(path: Path, samples: Iterable[tuple[str, int, str, bytes]], failur
     Args:
         failures: (name, reason) of what is not in it; may grow while `samples` is consumed.
     """
-    from webdataset.writer import TarWriter
+    from webdataset.writer import TarWriter  # imports torch
 
     labels = {}
     with atomic(path) as draft, open(draft, "wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:

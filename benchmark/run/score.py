@@ -70,7 +70,7 @@ def score(stage: Score) -> dict[str, Any]:
             entry.pop("replicates", None)
     value = build(cell, stage.sample.folder, scores, detector, real, (time.monotonic() - began) / 3600, run)
     write_json(stage.file, value)
-    progress.say(f"record {record.write(value, destination)}")
+    progress.say(f"score {cell}: record {record.write(value, destination)}")
     if failure is not None:
         raise failure
     return value

@@ -90,7 +90,8 @@ def test_a_complete_row_is_copied_and_the_tables_follow(committed, tmp_path):
     assert all(path.read_bytes() == (source / path.relative_to(committed / "records")).read_bytes() for path in copied)
     assert not list(committed.rglob("*-s1.json")), "the seed that was named, and no other"
     assert len(list((committed / "records").rglob("*.json"))) == 2 * len(shapes.pairs())
-    assert "NTK-aware" in changes
+    assert "7 new, 0 changed, 0 removed" in changes
+    assert "`ntk`" in changes
     assert any(path.suffix == ".html" for path in written)
     assert not (run.out / "before").exists()
 

@@ -23,8 +23,8 @@ class Dinov2(Detector):
     url = f"https://huggingface.co/timm/{model}/resolve/main/model.safetensors"
 
     def __init__(self, weights: str | None = None, device: torch.device | str = "cpu"):
-        import timm
-        from timm.models.vision_transformer import checkpoint_filter_fn
+        import timm  # seconds, for this detector alone
+        from timm.models.vision_transformer import checkpoint_filter_fn  # as above
 
         path = find_weights(self.name, weights, self.url, file=f"{self.model}.safetensors")
         with untrained():

@@ -26,6 +26,7 @@ class Inception(Detector):
     name = "inception"
 
     def __init__(self, weights: str | None = None, device: torch.device | str = "cpu"):
+        # Seconds, for this detector alone.
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
         class Network(FeatureExtractorInceptionV3):
