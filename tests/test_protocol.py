@@ -7,6 +7,8 @@ import pytest
 from benchmark import protocol
 from benchmark.files import UserError
 
+SHAPES = "47f6881589a5"  # the rules behind the committed records of `shapes`
+
 
 @pytest.mark.parametrize("name", protocol.names())
 def test_shipped_protocols_load(name):
@@ -75,8 +77,8 @@ def test_a_file_elsewhere_is_custom(tmp_path):
         ("sample.count=1", "a covariance needs two images"),
         ("train.precision=fp8", "unknown train.precision"),
         ("score.detector=dinov2", "unknown score.detector 'dinov2'"),  # it gives no inception score
-        ("score.splits=33", "score.splits must be 1 to 32"),
-        ("score.splits=0", "score.splits must be 1 to 32"),
+        ("score.splits=33", "score.splits must be 0 (the detector's rule) to 32"),
+        ("score.splits=-1", "score.splits must be 0 (the detector's rule) to 32"),
         ("score.nearest=3", "precision needs a third neighbour"),
         ("sample.count=3", "precision needs a third neighbour"),
         ("data.factor=8", "data.factor is 1 for pixels only"),
@@ -114,3 +116,18 @@ def test_a_base_is_merged_below(tmp_path):
     (tmp_path / "broken.yaml").write_text("title: [\n")
     with pytest.raises(UserError, match="protocol broken: "):
         protocol.load(str(tmp_path / "broken.yaml"))
+
+
+def test_splits_of_the_inception_score_follow_the_detector_unless_a_protocol_names_them():
+    """ADM's evaluator splits by 5,000 images; the embedded protocols keep ten, under the hash of their records."""
+    found = {name: protocol.load(name).splits for name in protocol.names()}
+    assert found["imagenet-256-xl2"] == 10  # of 50,000 samples
+    assert found["imagenet-256-s2-10k"] == found["imagenet-512-xl2"] == 2  # of 10,000
+    assert found["shapes"] == found["shapes-gpu"] == 10
+    assert protocol.load("shapes").hash == SHAPES
+
+
+def test_precision_at_512_is_against_as_many_real_images_as_the_evaluators():
+    for name in protocol.names():
+        if name.startswith("imagenet"):
+            assert protocol.load(name).score.nearest == (1000 if "512" in name else 10_000)
