@@ -1,7 +1,7 @@
 """Scoring: samples -> features on disk -> the numbers of a record.
 
 Samples are read as a stream, whatever they are stored in, and their features are written unit by unit beside them, so that
-memory does not grow with N, an interrupted run continues, and ranks share the work: rank r takes units r, r + world, ...
+memory hardly grows with N, an interrupted run continues, and ranks share the work: rank r takes units r, r + world, ...
 Scores are then taken from the features of all units.
 """
 

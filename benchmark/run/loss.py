@@ -56,23 +56,24 @@ def cell_loss(protocol: Protocol, cell: Cell, training: Path, images: HeldOut) -
         return denoising.entry(denoising.losses(method, images, report=report), method, images)
 
 
-def compared(protocol: Protocol, method: str, cells: Sequence[Cell], run: Run, trained: Callable[[Cell], Path],
+def compared(protocol: Protocol, cells: Sequence[Cell], run: Run, trained: Callable[[Cell], Path],
              against: str = "", folder: Path | str = "") -> list[tuple[Cell, dict[str, Any], Comparison | None]]:  # fmt: skip
-    """The denoising loss of a method's cells, and each in pairs against another method's.
+    """The denoising loss of cells, and each in pairs against another method's.
 
     Args:
         trained: a cell -> the folder of the training whose weights it uses.
-        against: a method; "" takes the one whose checkpoint `method` uses, and none where it has its own.
+        against: a method; "" takes the one whose checkpoint a cell's method uses, and none where it has its own.
         folder: see `heldout_images`.
     """
-    other = registry.check(against) if against else registry.trained_name(method)
+    if against:
+        registry.check(against)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found = []
     for cell in cells:
         images = heldout_images(protocol, cell.test, run, device, folder=folder)
         own = cell_loss(protocol, cell, trained(cell), images)
-        comparison = None
-        if other != method:
+        comparison, other = None, against or registry.trained_name(cell.method)
+        if other != cell.method:
             base = Cell(other, cell.train, cell.test, cell.seed)
             comparison = compare(own, cell_loss(protocol, base, trained(base), images))
         found.append((cell, own, comparison))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from concurrent.futures import ThreadPoolExecutor
+import os
+import subprocess
+import sys
 from unittest import mock
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 import small
 import torch
 from PIL import Image
+from scipy.stats import norm
 
 from benchmark import registry
 from benchmark.data import shapes, writer
@@ -19,7 +22,7 @@ from benchmark.data.card import Card
 from benchmark.evaluate import denoising
 from benchmark.evaluate.denoising import HeldOut
 from benchmark.evaluate.reference import Scenes, Shards
-from benchmark.files import UserError
+from benchmark.files import ROOT, UserError
 from benchmark.model import method as methods
 from benchmark.results.compare import compare
 from benchmark.streams import heldout_generator, image_generator
@@ -55,8 +58,6 @@ def test_flow_by_hand_for_one_image_and_level(shift):
     assert found.shape == (8, 6)
     image, level = 3, 2
     x = torch.from_numpy(shapes.render("heldout", image, (32, 48))).permute(2, 0, 1) / 127.5 - 1
-    from scipy.stats import norm
-
     s = 1 / (1 + math.exp(-norm.ppf(5 / 16)))
     t = shift * s / (1 + (shift - 1) * s)
     eps = noise(image, level, x.shape)
@@ -123,21 +124,18 @@ def test_the_training_step_gives_the_same_where_times_and_noise_coincide(monkeyp
         assert float(loss) == pytest.approx(float(found[level].mean()), rel=1e-5)
 
 
-@pytest.mark.parametrize("objective", ["flow", "ddpm"])
-def test_the_mean_over_levels_estimates_the_training_loss(objective):
-    """Against 1,600 random times from the objective's own density."""
-    model, images = built(objective=objective), scenes(count=8)
-    found = float(denoising.losses(model, images, levels=32).mean())
+def test_the_mean_over_levels_estimates_the_training_loss():
+    """Against 1,600 random times from the objective's own density; many levels, as an untrained core is rough in time."""
+    model, images = built(), scenes(count=8)
+    found = float(denoising.losses(model, images, levels=64).mean())
     generator, drawn = torch.Generator().manual_seed(5), []
     predict = model.predictor(SIZE)
     with torch.no_grad():
         for _ in range(200):
             u, eps = torch.rand(8, generator=generator), torch.randn(images.data.shape, generator=generator)
-            if objective == "ddpm":
-                u = u.clamp(min=0.01)  # below, a random network's bound is thousands of bits
             drawn.append(model.objective.losses(lambda x, t: predict(x, t, images.labels), images.data, u, eps))
     drawn = torch.cat(drawn).double()
-    assert found == pytest.approx(float(drawn.mean()), abs=5 * float(drawn.std()) / len(drawn) ** 0.5 + 0.01 * found)
+    assert found == pytest.approx(float(drawn.mean()), abs=4 * float(drawn.std()) / len(drawn) ** 0.5)
 
 
 def test_losses_do_not_depend_on_batches_ranks_or_the_seed_of_the_training():
@@ -158,28 +156,17 @@ def test_losses_do_not_depend_on_batches_ranks_or_the_seed_of_the_training():
 
 
 def test_two_processes_give_the_same_bits_as_one(tmp_path):
-    import subprocess
-    import sys
-
-    script = tmp_path / "one.py"
-    script.write_text(
-        "import sys, torch\n"
-        "torch.set_num_threads(1)\n"
-        "from test_denoising import built, scenes, denoising\n"
-        "rank, world = map(int, sys.argv[1:3])\n"
-        "torch.save(denoising.losses(built(), scenes(), rank=rank, world=world, batch=2), sys.argv[3])\n"
+    code = (
+        "import sys, torch; torch.set_num_threads(1); from test_denoising import built, scenes, denoising; "
+        "torch.save(denoising.losses(built(), scenes(), rank=1, world=2, batch=2), sys.argv[1])"
     )
-    from benchmark.files import ROOT
-
-    def run(rank, world):
-        path = tmp_path / f"{rank}-{world}.pt"
-        environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests' / 'evaluate'}", "PATH": "/usr/bin:/bin"}
-        subprocess.run([sys.executable, script, str(rank), str(world), path], check=True, env=environment, cwd=ROOT)
-        return torch.load(path)
-
-    with ThreadPoolExecutor(3) as pool:
-        one, first, second = pool.map(lambda place: run(*place), ((0, 1), (0, 2), (1, 2)))
-    assert torch.equal(first + second, one)
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests' / 'evaluate'}"}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "1.pt")], check=True, env=environment, cwd=ROOT)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    first, one = (denoising.losses(built(), scenes(), world=world, batch=2) for world in (2, 1))
+    torch.set_num_threads(before)
+    assert torch.equal(first + torch.load(tmp_path / "1.pt"), one)
 
 
 def test_timed_methods_get_the_level_and_the_null_class_is_never_seen(monkeypatch):
@@ -226,7 +213,7 @@ def shards(tmp_path_factory):
         path = folder / "pictures" / f"class{number % 3}" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(shapes.render("train", number, (40 + number, 70 - number))).save(path)
-    return writer.write(Card("pictures", "folder", classes=3), folder / "pictures", folder / "out").folder
+    return writer.prepare(Card("pictures", "folder", classes=3), folder / "pictures", folder / "out").folder
 
 
 def test_shards_are_cut_as_references_are_and_keep_their_classes(shards):
