@@ -184,7 +184,7 @@ def test_splits_of_inceptions_score_are_the_evaluators():
     generator = np.random.default_rng(0)
     count, classes = 10_000, 1008
     logits = generator.normal(size=(count, classes)) * 1.5
-    logits[np.arange(count), generator.integers(0, classes, count)] += 7
+    logits[np.arange(count), generator.integers(0, classes, count)] += 8.45
 
     def ours(splits: int) -> float:
         metric = InceptionScore(classes, count, splits)
@@ -197,6 +197,7 @@ def test_splits_of_inceptions_score_are_the_evaluators():
 
     shuffled = scipy.special.softmax(logits, axis=1)[split_order(count)]
     assert ours(facts.splits(count)) == pytest.approx(evaluators(shuffled), rel=1e-9)
+    assert ours(2) == pytest.approx(47, abs=2)
     assert ours(10) < 0.9 * ours(2)
 
 
