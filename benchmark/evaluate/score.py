@@ -1,7 +1,7 @@
 """Scoring: samples -> features on disk -> the numbers of a record.
 
 Samples are read as a stream, whatever they are stored in, and their features are written unit by unit beside them, so that
-memory does not grow with N, an interrupted run continues, and ranks share the work: rank r takes units r, r + world, ...
+memory hardly grows with N, an interrupted run continues, and ranks share the work: rank r takes units r, r + world, ...
 Scores are then taken from the features of all units.
 """
 
@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from benchmark.evaluate.detectors import Detector
+from benchmark.evaluate.manifold import kernel_distance, precision_recall
 from benchmark.evaluate.metrics import (
     FrechetDistance,
     FrechetInfluence,
@@ -28,8 +29,6 @@ from benchmark.evaluate.metrics import (
     extrapolate,
     frechet_distance,
     infinity_sizes,
-    kernel_distance,
-    precision_recall,
     with_interval,
     within_classes,
 )
@@ -167,6 +166,26 @@ class Features:
         return torch.cat([rows for _, rows in self.blocks(name)])
 
 
+class FeatureRows:
+    """Chosen images' features in blocks of several units, for `manifold`: read from disk again on every pass."""
+
+    def __init__(self, features: Features, indices: np.ndarray, device: torch.device | str, block: int = 1000):
+        self.features, self.indices, self.device, self.block = features, indices, device, block
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def blocks(self) -> Iterator[tuple[int, Tensor]]:
+        start, parts = 0, []
+        for _, rows in self.features.blocks_of("features", self.indices, self.device):
+            parts.append(rows)
+            if sum(map(len, parts)) >= self.block:
+                yield start, torch.cat(parts)
+                start, parts = start + sum(map(len, parts)), []
+        if parts:
+            yield start, torch.cat(parts)
+
+
 # --- Scores ----------------------------------------------------------------------------------------------------------
 
 
@@ -244,15 +263,14 @@ def score(
         chosen = subset(features.count, options.nearest)
         put("kid", *kernel_distance(features.take("features", chosen, device), near), chosen)
         chosen = everyone if options.all_samples else chosen
-        precise, recalled = precision_recall(features.take("features", chosen, device), near, options.neighbours)
+        precise, recalled = precision_recall(FeatureRows(features, chosen, device), near, options.neighbours)
         precision = float(precise.double().mean())
         put("precision", precision, precise.double() - precision, chosen)
         scores["recall"] = {"value": float(recalled.double().mean())}
     if real.spectrum is not None:
-        spectra = features.all("spectrum").double()
-        mean = spectra.mean(dim=0)
+        mean = sum(rows.double().sum(dim=0) for _, rows in features.blocks("spectrum")) / features.count
         value, gradient = spectrum_distance(mean, real.spectrum)
-        put("spectrum", value, (spectra - mean) @ gradient)
+        put("spectrum", value, torch.cat([(rows.double() - mean) @ gradient for _, rows in features.blocks("spectrum")]))
     if labels is not None and "predicted" in features:
         right = (features.all("predicted").long() == classes).double()
         put("top1", float(right.mean()), right - right.mean())

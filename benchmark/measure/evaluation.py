@@ -1,6 +1,6 @@
 """Measures evaluation: the Frechet distance's speed, memory against N, precision and recall of 10k x 10k, detectors, failures.
 
-    python -m benchmark.measure.evaluation [frechet] [memory] [manifold] [detectors] [failures]
+    python -m benchmark.measure.evaluation [frechet] [memory] [wide] [float16] [manifold] [detectors] [failures]
 
 Nothing is downloaded. Each figure comes from a process of its own, so that peak memory is its own.
 """
@@ -21,7 +21,8 @@ import torch
 from benchmark.data import shapes
 from benchmark.evaluate import detectors, reference, score
 from benchmark.evaluate.external import score_files
-from benchmark.evaluate.metrics import FrechetInfluence, Moments, frechet_distance, precision_recall
+from benchmark.evaluate.manifold import precision_recall
+from benchmark.evaluate.metrics import FrechetInfluence, Moments, frechet_distance
 from benchmark.evaluate.samples import Images, Unit, export_npz
 
 WIDTH = 2048
@@ -79,6 +80,64 @@ def memory(count: int) -> None:
               f"MiB of features; {seconds:.0f} s; {result['extraction']}", flush=True)  # fmt: skip
 
 
+class Wide(detectors.Detector):
+    """As many features as Inception has, for next to nothing: a fixed random projection of the picture's 8 x 8 means."""
+
+    name, hash = "wide", "0" * 12
+
+    def __init__(self) -> None:
+        self.widths = {"features": WIDTH}
+        self.network = torch.nn.Linear(192, WIDTH)
+        torch.nn.init.normal_(self.network.weight, generator=torch.Generator().manual_seed(0))
+
+    def outputs(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        means = torch.nn.functional.adaptive_avg_pool2d(images.float() / 255 - 0.5, (8, 8))
+        return {"features": self.network(means.flatten(1)).relu()}
+
+
+def wide(count: int) -> None:
+    """Peak memory of scores from 2048 features a sample, beyond that of 2,000 samples."""
+    with tempfile.TemporaryDirectory() as folder:
+        random, detector = np.random.default_rng(0), Wide()
+        units = [Unit(start, 500, str(start), lambda: random.integers(0, 256, (500, 16, 16, 3), np.uint8))
+                 for start in range(0, count, 500)]  # fmt: skip
+        images = Images("noise", (16, 16), units, "")
+        real = reference.make(reference.Scenes(), (16, 16), detector, 2500, 1000, None)
+        began, before = time.perf_counter(), peak()
+        score.extract(images, detector, folder)
+        found = score.score(score.Features(folder, images), real, None, score.Options(nearest=1000, all_samples=True, infinity=0))
+        size = sum(file.stat().st_size for file in Path(folder).iterdir()) >> 20
+        print(f"wide N = {count}: peak {peak():.0f} MiB, {before:.0f} before scoring; {size} MiB of features; "
+              f"{time.perf_counter() - began:.0f} s; FID {found['fid']['value']:.3f}", flush=True)  # fmt: skip
+
+
+def float16(count: int = 5000) -> None:
+    """Precision and recall by exact distances and by those of guided-diffusion's evaluator, which are float16, not centred.
+
+    Features of 2048 numbers that are like Inception's: not negative, many of them zero, on a manifold of 32 dimensions.
+    """
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.randn(32, WIDTH, generator=generator) / 32**0.5
+    for shift in (0.0, 0.15, 0.3):
+        real, fake = (0.5 * ((1 - move) * torch.randn(count, 32, generator=generator) @ mix + move - 0.2).relu()
+                      for move in (0.0, shift))  # fmt: skip
+        exact = [float(side.double().mean()) for side in precision_recall(fake, real)]
+
+        def half(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            """Products summed in float32 and rounded, as a GPU does; squares and sums of them rounded to float16."""
+            squares = [side.half().float().square().half().float().sum(dim=1).half() for side in (x, y)]
+            products = (x.half().float() @ y.half().float().T).half()
+            return (squares[0][:, None] - 2 * products + squares[1][None, :]).clamp(min=0).float()
+
+        radii = [half(x, x).kthvalue(4, dim=1).values for x in (fake, real)]  # the nearest is the point itself
+        across = half(fake, real)
+        rounded = [float((across <= radii[1][None]).any(dim=1).double().mean()),
+                   float((across <= radii[0][:, None]).any(dim=0).double().mean())]  # fmt: skip
+        print(f"precision, recall of {count} and {count}, moved by {shift}: exact {exact[0]:.4f} {exact[1]:.4f}, float16 "
+              f"{rounded[0]:.4f} {rounded[1]:.4f}, float16 - exact {rounded[0] - exact[0]:+.4f} {rounded[1] - exact[1]:+.4f}",
+              flush=True)  # fmt: skip
+
+
 def manifold() -> None:
     before = peak()
     fake, real = (torch.randn(10_000, WIDTH, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
@@ -125,7 +184,9 @@ def failures() -> None:
             print(f"{name}: " + ", ".join(f"{key} {found[key]['value']:.2f}" for key in shown), flush=True)
 
 
-PARTS = {"frechet": [(frechet,)], "memory": [(memory, 1000), (memory, 10_000), (memory, 50_000)], "manifold": [(manifold,)],
+PARTS = {"frechet": [(frechet,)], "memory": [(memory, 1000), (memory, 10_000), (memory, 50_000)],
+         "wide": [(wide, 2000), (wide, 10_000), (wide, 20_000)],
+         "float16": [(float16,)], "manifold": [(manifold,)],
          "detectors": [(detector_speed,)], "failures": [(failures,)]}  # fmt: skip
 
 if __name__ == "__main__":

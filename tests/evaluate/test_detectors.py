@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torchmetrics.image.fid import NoTrainInceptionV3
 
+from benchmark import protocol, registry
 from benchmark.data import shapes
 from benchmark.evaluate import classifier, detectors
 from benchmark.evaluate.detectors.dinov2 import Dinov2
@@ -20,6 +22,8 @@ from benchmark.evaluate.detectors.weights import (
     find_weights,
 )
 from benchmark.files import UserError, file_hash
+from benchmark.results import record
+from benchmark.run import plan
 
 
 def images(count: int, height: int, width: int) -> torch.Tensor:
@@ -252,3 +256,56 @@ def test_wrong_weight_files(tmp_path, content):
 def test_wrong_shapes_weights(tmp_path):
     with pytest.raises(UserError, match="is not there"):
         detectors.load("shapes", tmp_path / "none.safetensors")
+
+
+def test_a_new_detector_is_one_file(monkeypatch, tmp_path):
+    """Protocols, plans and records know it by its FACTS, which are read without importing it."""
+    for path in registry.DETECTORS.glob("*.py"):
+        (tmp_path / path.name).write_text(path.read_text())
+    (tmp_path / "means.py").write_text(
+        "import torch\n"
+        "from benchmark.evaluate.detectors.base import Detector\n"
+        "FACTS = {'flops': 2e6, 'numbers': 4, 'classes': 4, 'split_images': 100}\n"
+        "class Means(Detector):\n"
+        "    name, hash, widths = 'means', '0' * 12, {'features': 3, 'logits': 4}\n"
+        "    def __init__(self, weights, device):\n"
+        "        self.network = torch.nn.Linear(3, 4, device=device)\n"
+        "    def outputs(self, images):\n"
+        "        means = images.float().mean((2, 3))\n"
+        "        return {'features': means, 'logits': self.network(means)}\n"
+    )
+    monkeypatch.setattr(registry, "DETECTORS", tmp_path)
+    monkeypatch.setattr(detectors, "__path__", [str(tmp_path)])
+    assert registry.detectors() == ["dinov2", "inception", "means", "shapes"]
+    rules = protocol.load("smoke", ["score.detector=means", "score.splits=0", "sample.count=512"])
+    assert rules.splits == 5
+    assert plan.detecting_work(rules, 3).float32 == 6e6
+    scores = {name: {"value": 5.0, "low": 5.0, "high": 5.0, "replicates": [5.0]} for name in ("fid", "is")}
+    with pytest.raises(UserError, match="the detector knows 4 classes"):
+        record._fit_scores(scores, 1, registry.detector_facts("means").classes)
+    found = detectors.load("means")(torch.full((2, 3, 8, 8), 9, dtype=torch.uint8))
+    assert torch.equal(found["features"], torch.full((2, 3), 9.0))
+    sys.modules.pop("benchmark.evaluate.detectors.means")
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [("", "declares no FACTS"), ("FACTS = {'flops': 1e9}", "numbers"), ("FACTS = {'flops': f(), 'numbers': 1}", "literal"),
+     ("FACTS = {'flops': 1e9, 'numbers': 1, 'speed': 2}", "speed")],
+)  # fmt: skip
+def test_a_detector_without_its_facts_is_refused(monkeypatch, tmp_path, facts, message):
+    (tmp_path / "means.py").write_text(f"{facts}\nclass Means(Detector):\n    pass\n")
+    monkeypatch.setattr(registry, "DETECTORS", tmp_path)
+    with pytest.raises(UserError, match=message):
+        registry.detectors()
+
+
+@pytest.mark.parametrize("name", registry.detectors())
+def test_facts_are_what_a_detector_keeps_of_an_image(monkeypatch, name, request):
+    if name == "dinov2":
+        found = {"features": 1024}  # timm's width of this network; an untrained one takes a gigabyte
+    else:
+        found = (request.getfixturevalue("inception") if name == "inception" else detectors.load(name)).widths
+    facts = registry.detector_facts(name)
+    assert facts.numbers == sum(max(width, 1) for width in found.values())
+    assert facts.classes == found.get("logits", 0)

@@ -7,27 +7,24 @@ import math
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.special
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
-from torch_fidelity.metric_kid import mmd2
-from torch_fidelity.metric_prc import prc_features_to_metric
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from benchmark import registry
+from benchmark.evaluate.manifold import KernelDistance, PrecisionRecall, kernel_distance
 from benchmark.evaluate.metrics import (
     FrechetDistance,
     FrechetInfluence,
     InceptionScore,
-    KernelDistance,
     Moments,
-    PrecisionRecall,
     extrapolate,
     frechet_distance,
     infinity_sizes,
-    kernel_distance,
-    precision_recall,
     replicates,
     split_of,
     with_interval,
@@ -36,7 +33,7 @@ from benchmark.evaluate.metrics import (
 from benchmark.evaluate.spectrum import log_spectrum, spectrum_distance
 from benchmark.files import UserError
 from benchmark.results import compare
-from benchmark.streams import draws
+from benchmark.streams import draws, split_order
 
 
 def cloud(seed: int, count: int, width: int, shift: float = 0.0) -> torch.Tensor:
@@ -180,6 +177,36 @@ def test_sorted_classes_score_as_shuffled_ones():
     assert isc_features_to_metric(logits, 10, shuffle=False)["inception_score_mean"] < 0.3 * ours(logits)
 
 
+def test_splits_of_inceptions_score_are_the_evaluators():
+    """Its evaluator takes runs of 5,000 images; ten splits, whatever N is, give far less at N = 10,000."""
+    facts = registry.detector_facts("inception")
+    assert [facts.splits(count) for count in (1000, 2600, 10_000, 50_000)] == [1, 1, 2, 10]
+    generator = np.random.default_rng(0)
+    count, classes = 10_000, 1008
+    logits = generator.normal(size=(count, classes)) * 1.5
+    logits[np.arange(count), generator.integers(0, classes, count)] += 8.45
+
+    def ours(splits: int) -> float:
+        metric = InceptionScore(classes, count, splits)
+        metric.update(torch.from_numpy(logits), 0)
+        return metric.compute().item()
+
+    def evaluators(p: np.ndarray, size: int = 5000) -> float:
+        runs = [p[start : start + size] for start in range(0, len(p), size)]
+        return float(np.mean([np.exp(np.mean(np.sum(run * (np.log(run) - np.log(run.mean(0))), 1))) for run in runs]))
+
+    shuffled = scipy.special.softmax(logits, axis=1)[split_order(count)]
+    assert ours(facts.splits(count)) == pytest.approx(evaluators(shuffled), rel=1e-9)
+    assert ours(2) == pytest.approx(47, abs=2)
+    assert ours(10) < 0.9 * ours(2)
+
+
+@pytest.mark.parametrize("splits", [0, -1])
+def test_no_splits_are_refused(splits):
+    with pytest.raises(UserError, match="at least one split"):
+        InceptionScore(4, 40, splits)
+
+
 def test_every_image_is_in_one_split():
     split = split_of(103, 10)
     assert sorted(torch.bincount(split).tolist()) == [10] * 7 + [11] * 3
@@ -193,62 +220,6 @@ def test_inception_score_bounds():
     sharp = InceptionScore(4, 40, 1)
     sharp.update(200.0 * torch.eye(4).repeat(10, 1), 0)
     assert sharp.compute().item() == pytest.approx(4)
-
-
-# --- Precision, recall, kernel distance ------------------------------------------------------------------------------
-
-
-def brute_precision_recall(fake: np.ndarray, real: np.ndarray, k: int = 3) -> tuple[float, float]:
-    """Definition by definition: a point counts if some ball of the other side's manifold holds it."""
-
-    def share(points: np.ndarray, manifold: np.ndarray) -> float:
-        inside = 0
-        for point in points:
-            for i, centre in enumerate(manifold):
-                others = np.delete(manifold, i, axis=0)
-                radius = np.sort(np.linalg.norm(others - centre, axis=1))[k - 1]
-                if np.linalg.norm(point - centre) <= radius:
-                    inside += 1
-                    break
-        return inside / len(points)
-
-    return share(fake, real), share(real, fake)
-
-
-@pytest.mark.parametrize("block", [7, 1000])
-def test_precision_recall_agrees(block):
-    """Precision is of the samples and recall of the reference: sizes and clouds differ, so a swap would show."""
-    fake, real = 0.5 * cloud(7, 60, 4), cloud(8, 45, 4, 0.4)
-    ours = filled(PrecisionRecall(real, block=block), fake, 13).compute()
-    assert ours.tolist() == pytest.approx(brute_precision_recall(fake.double().numpy(), real.double().numpy()))
-    peer = prc_features_to_metric(fake, real, verbose=False, save_cpu_ram=False)
-    assert ours.tolist() == pytest.approx([peer["precision"], peer["recall"]])
-    assert ours[0] > ours[1] + 0.1
-
-
-def test_precision_recall_far_from_the_origin():
-    """Expanded squares lose small distances of large features unless they are centred first."""
-    fake, real = cloud(7, 60, 4), cloud(8, 45, 4, 0.4)
-    far = [side.mean().item() for side in map(torch.Tensor.double, precision_recall(fake + 1000, real + 1000))]
-    assert far == pytest.approx(filled(PrecisionRecall(real), fake, 60).compute().tolist(), abs=0.03)
-
-
-def test_precision_recall_of_the_same_and_of_distant_images():
-    x = cloud(9, 50, 6)
-    assert PrecisionRecall(x)(x).tolist() == [1, 1]
-    assert PrecisionRecall(x)(x + 100).tolist() == [0, 0]
-
-
-@pytest.mark.parametrize("block", [7, 1000])
-def test_kernel_distance_agrees_with_torch_fidelity(block):
-    fake, real = cloud(10, 60, 16, 0.2), cloud(11, 60, 16)
-
-    def kernel(x, y):
-        return (x.double().numpy() @ y.double().numpy().T / 16 + 1) ** 3
-
-    peer = mmd2(kernel(fake, fake), kernel(fake, real), kernel(real, real))
-    assert filled(KernelDistance(real, block=block), fake, 9).compute().item() == pytest.approx(peer, rel=1e-9)
-    assert kernel_distance(fake, real[:30])[0] > 0
 
 
 # --- Spectrum --------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from benchmark.evaluate.samples import (
     export_npz,
     open_images,
 )
-from benchmark.evaluate.score import Features, Options, extract, fid_infinity, score
+from benchmark.evaluate.score import FeatureRows, Features, Options, extract, fid_infinity, score
 from benchmark.files import UserError
 from benchmark.streams import balanced_order
 
@@ -165,6 +165,17 @@ def test_features_of_changed_images_are_made_anew(tmp_path):
     assert detector.calls == 16
 
 
+def test_blocks_of_several_units_hold_the_chosen_rows_in_order(tmp_path):
+    features = features_of(open_images(cell(tmp_path / "cell", scenes(70))), tmp_path / "features")
+    chosen = np.array([0, 3, 15, 16, 40, 41, 69])
+    rows = FeatureRows(features, chosen, "cpu", block=4)
+    for _ in range(2):  # as often as need be
+        blocks = list(rows.blocks())
+        assert [start for start, _ in blocks] == [0, 4]
+        assert torch.equal(torch.cat([part for _, part in blocks]), features.all("features")[chosen])
+    assert len(rows) == 7
+
+
 def test_rows_by_index(tmp_path):
     images = open_images(cell(tmp_path / "cell", scenes(40), 9))
     features = features_of(images, tmp_path / "features")
@@ -298,6 +309,7 @@ def test_anybodys_files(tmp_path, monkeypatch):
     for result in found:
         assert result["count"] == 40
         assert result["reference"]["count"] == 50
+        assert (result["nearest"], result["splits"]) == (50, 10)
         assert {"fid", "sfid", "is", "precision", "recall"} <= set(result["scores"])
         for name, expected in found[0]["scores"].items():
             assert result["scores"][name]["value"] == pytest.approx(expected["value"], rel=1e-6, abs=1e-9)
@@ -310,7 +322,7 @@ def test_kept_features_serve_the_next_run(tmp_path, monkeypatch):
     pngs(tmp_path / "samples", scenes(12))
     detector.calls = 0
     for _ in range(2):
-        score_files(tmp_path / "samples", tmp_path / "reference.npz", "grid", keep=tmp_path / "keep")
+        score_files(tmp_path / "samples", tmp_path / "reference.npz", "shapes", keep=tmp_path / "keep")
     assert detector.calls == 12
 
 
