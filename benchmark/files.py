@@ -167,6 +167,24 @@ def is_file(path: Path | str) -> bool:
         return False
 
 
+def exists(path: Path | str) -> bool:
+    """Whether anything lies at a path, which may be one that cannot be: too long, or with a NUL."""
+    try:
+        os.stat(path)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def read_regular(path: Path | str) -> bytes:
+    """The bytes of a regular file; an OSError for anything else, such as a pipe, which would be waited for without end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "is no regular file", str(path))
+        return file.read()
+
+
 def read_text(path: Path | str, limit: int = 1 << 30) -> str:
     """A UTF-8 file as text.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark import registry
-from benchmark.files import ROOT, digest
+from benchmark.files import ROOT, below, digest
 from benchmark.protocol import Protocol
 
 # What the numbers of a training and of a cell's images run through, besides the method's own file.
@@ -52,7 +52,7 @@ class Training:
 
     def folder(self, out: Path, data: str) -> Path:
         """Where its files lie; protocols whose trainings agree share it."""
-        return out / "trainings" / f"{self.method}-{self.size}-s{self.seed}-{self.key(data)}"
+        return below(out, "trainings", f"{self.method}-{self.size}-s{self.seed}-{self.key(data)}")
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ class Cell:
 
     def folder(self, out: Path, training: str) -> Path:
         """Where its files lie."""
-        return out / "cells" / self.protocol.name / f"{self.method}-{self.train}-{self.test}-s{self.seed}-{self.key(training)}"
+        name = f"{self.method}-{self.train}-{self.test}-s{self.seed}-{self.key(training)}"
+        return below(out, "cells", self.protocol.name, name)
 
 
 def cells_of(protocol: Protocol, methods: list[str], seed: int) -> list[Cell]:

@@ -206,12 +206,17 @@ SECTIONS = {cls.__name__.lower(): cls for cls in (Data, Core, Objective, Train, 
 
 def _plain(section: Section) -> dict[str, Any]:
     """A section's fields as plain values, without those that came later and hold their default."""
-    hints = get_type_hints(type(section), include_extras=True)
     values = dataclasses.asdict(section)
-    for item in dataclasses.fields(section):
-        if LATER in getattr(hints[item.name], "__metadata__", ()) and values[item.name] == _default(item):
-            del values[item.name]
-    return values
+    return {name: value for name, value in values.items() if name not in (late := _late(type(section))) or value != late[name]}
+
+
+@functools.cache
+def _late(cls: type[Section]) -> dict[str, Any]:
+    """{field: default} of the fields that are marked LATER."""
+    hints = get_type_hints(cls, include_extras=True)
+    return {
+        item.name: _default(item) for item in dataclasses.fields(cls) if LATER in getattr(hints[item.name], "__metadata__", ())
+    }
 
 
 def _default(item: dataclasses.Field) -> Any:

@@ -2,20 +2,64 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal, get_args
 
-from benchmark.files import ROOT, UserError, unknown
+import pydantic
+from annotated_types import Interval, Len
+
+from benchmark.files import ROOT, UserError, checked_name, is_file, unknown
+from benchmark.inputs import STRICT, matching, read_yaml, reason
+from benchmark.protocol import SIDE
 
 CARDS = ROOT / "datasets"
+CLASSES = 10**6  # labels are below it
+
+Kind = Literal["shapes", "folder", "shards"]
+Line = Annotated[str, matching(r"[^\p{C}]*", "one line of at most 1000 characters", 1000)]
+Side = Annotated[int, Interval(ge=1, le=SIDE)]
+Byte = Annotated[int, Interval(ge=0, le=255)]
 
 
-# --- Cards -----------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Card:
+    """What a data set is: the fields of a file in datasets/, explained in datasets/README.md."""
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    kind: Kind  # shapes: drawn here; folder: written from pictures that you have; shards: already written elsewhere
+    description: Line = ""
+    # Names in the order of labels, or how many; 0 takes what the source has.
+    classes: Annotated[tuple[Line, ...], Len(1, CLASSES)] | Annotated[int, Interval(ge=0, le=CLASSES)] = 0
+    count: Annotated[int, Interval(ge=0, le=10**9)] = 0  # training images; 0 takes what the source has
+    size: tuple[Side, Side] | None = None  # stored (h, w); None where pictures keep their own sizes
+    range: tuple[Byte, Byte] = (0, 255)
+    splits: dict[str, Line] | None = None
+    reference: Line = ""
+    licence: Line = ""
+    source: Line = ""  # how to get it
+    autoencoder: Line = ""  # whose latents stand for its pictures: a name on the Hugging Face hub or a folder
+
+    @property
+    def class_count(self) -> int:
+        return self.classes if isinstance(self.classes, int) else len(self.classes)
+
+
+KINDS = get_args(Kind)
 
 
 def card_names() -> list[str]:
     """The data sets there are: the files of datasets/."""
     return sorted(path.stem for path in CARDS.glob("*.yaml"))
+
+
+@functools.cache
+def _model() -> pydantic.TypeAdapter[Card]:
+    return pydantic.TypeAdapter(Card)
 
 
 def load_card(name: str) -> Card:
@@ -25,59 +69,24 @@ def load_card(name: str) -> Card:
         name: a file name in datasets/ without its ending, or the path of a YAML file elsewhere.
 
     Raises:
-        UserError: unknown name or field, or a value of the wrong kind.
+        UserError: unknown name or field, or a value of the wrong type or out of its range.
     """
-    import yaml
-
     path = Path(name) if name.endswith((".yaml", ".yml")) else CARDS / f"{name}.yaml"
-    if not path.is_file():
+    if not is_file(path):
         raise unknown("data set", name, card_names())
+    values = {"name": path.stem, **read_yaml(path)}
+    checked_name(values["name"], f"{path}: name")  # shards lie in a folder that is called so
+    checked_name(path.stem, "the name of a card's file")  # and records call the data set by its file
+    if "kind" not in values:
+        raise UserError(f"{path}: lacks kind (one of {', '.join(KINDS)})")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML ({str(error).splitlines()[0]})") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold fields such as `name: ...`")
-    for key in values:
-        if key not in Card.__dataclass_fields__:
-            raise unknown(f"field of {path.name}", str(key), Card.__dataclass_fields__)
-    values = {"name": path.stem, **values}
-    if values.get("kind") not in KINDS:
-        raise unknown(f"kind of {path.name}", str(values.get("kind")), KINDS)
-    for key in ("size", "range", "classes"):
-        if isinstance(values.get(key), list):
-            values[key] = tuple(values[key])
-    result = Card(**values)
-    if not isinstance(result.count, int) or result.count < 0 or not isinstance(result.classes, int | tuple):
-        raise UserError(f"{path}: `count` is a number of images; `classes` is a list of names or a number")
-    if result.size is not None and (len(result.size) != 2 or min(result.size) < 1):
-        raise UserError(f"{path}: `size` is [height, width]")
-    return result
-
-
-# --- Cards -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Card:
-    """What a data set is: the fields of a file in datasets/, explained in datasets/README.md."""
-
-    name: str
-    kind: str  # shapes: drawn here; folder: written from pictures that you have; shards: already written elsewhere
-    description: str = ""
-    classes: tuple[str, ...] | int = 0  # names in the order of labels, or how many; 0 takes what the source has
-    count: int = 0  # training images; 0 takes what the source has
-    size: tuple[int, int] | None = None  # stored (h, w); None where pictures keep their own sizes
-    range: tuple[int, int] = (0, 255)
-    splits: dict[str, str] | None = None
-    reference: str = ""
-    licence: str = ""
-    source: str = ""  # how to get it
-    autoencoder: str = ""  # whose latents stand for its pictures: a name on the Hugging Face hub or a folder
-
-    @property
-    def class_count(self) -> int:
-        return self.classes if isinstance(self.classes, int) else len(self.classes)
-
-
-KINDS = ("shapes", "folder", "shards")
+        card = _model().validate_json(json.dumps(values))
+    except pydantic.ValidationError as error:
+        if error.errors()[0]["loc"][:1] == ("classes",):
+            raise UserError(f"{path}: classes must be a list of names in one line each, or a number up to {CLASSES}") from None
+        raise UserError(f"{path}: {reason(error, tuple(Card.__dataclass_fields__), 'the card')}") from None
+    except (TypeError, ValueError) as error:  # of a value that JSON does not know
+        raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
+    if isinstance(card.classes, tuple) and len(set(card.classes)) < len(card.classes):
+        raise UserError(f"{path}: a class is listed twice")
+    return card

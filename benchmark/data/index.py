@@ -2,24 +2,82 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import tarfile
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import pydantic
+from annotated_types import Interval, Len
+from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
 
 from benchmark.data.remote import CACHE, CACHE_BYTES, REMOTE, Remote
 from benchmark.files import UserError, read_json
+from benchmark.inputs import STRICT, matching, reason
 
+OPEN = {**STRICT, "extra": "ignore"}
+Hash = Annotated[str, matching(r"[0-9a-f]{8,64}", "8 to 64 hexadecimal digits")]
 FORMAT = 1  # of the folder and of what is written for a source; raise it when either changes
 
 
 def row_type(key_bytes: int) -> np.dtype:
     """One sample in index.npy: where the bytes of its picture lie in its shard."""
     return np.dtype([("key", f"S{key_bytes}"), ("label", "<i4"), ("member", "S8"), ("offset", "<i8"), ("bytes", "<i8")])
+
+
+@pydantic.with_config(OPEN)
+class _Shard(TypedDict):
+    name: Annotated[str, matching(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.tar", "a file name that ends in .tar")]
+    count: Annotated[int, Interval(ge=0, le=10**9)]
+    bytes: Annotated[int, Interval(ge=0, le=2**62)]
+    sha256: Hash
+
+
+@pydantic.with_config(OPEN)
+class _Manifest(TypedDict):
+    """What is read of a manifest; what else it says is for people."""
+
+    format: int
+    kind: Literal["images", "latents"]
+    card: Annotated[str, matching(r"[a-z0-9_-]{1,64}", "a card's name")]
+    classes: Annotated[int, Interval(ge=1, le=10**6)]
+    class_names: list[str] | None
+    count: Annotated[int, Interval(ge=1, le=2**40)]
+    samples: int
+    failures: list[Any]
+    fingerprint: Hash
+    index: Hash
+    shards: list[_Shard]
+
+
+@pydantic.with_config(OPEN)
+class _Latents(_Manifest):
+    images: Hash
+    size: Annotated[list[Annotated[int, Interval(ge=1, le=2**16)]], Len(2, 2)]
+    scale: Annotated[float, Interval(gt=0, le=1e6)]
+    shift: Annotated[float, Interval(ge=-1e6, le=1e6)]
+    autoencoder: dict[str, str]
+
+
+@functools.cache
+def _models() -> tuple[pydantic.TypeAdapter, pydantic.TypeAdapter]:
+    return pydantic.TypeAdapter(_Manifest), pydantic.TypeAdapter(_Latents)
+
+
+def read_manifest(path: Path | str) -> dict[str, Any]:
+    """The manifest of a folder of shards; a UserError says what in it is not as `write` would have written it."""
+    value = read_json(path)
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise UserError(f"{path} is not of format {FORMAT}")
+    try:
+        _models()[value.get("kind") == "latents"].validate_python(value)
+    except pydantic.ValidationError as error:
+        raise UserError(f"{path} was edited: {reason(error, whole='the manifest')}") from None
+    return value
 
 
 class Damaged(UserError):
@@ -69,12 +127,18 @@ class Index:
                 raise UserError(
                     f"{self.folder} {'has tars but no index (manifest.json)' if some else 'holds no shards'}: {again}"
                 )
-        self.manifest = read_json(path)
-        if not isinstance(self.manifest, dict) or self.manifest.get("format") != FORMAT:
-            raise UserError(f"{self.folder}/manifest.json is not of format {FORMAT}: {again}")
+        try:
+            self.manifest = read_manifest(path)
+        except UserError as error:
+            raise UserError(f"{error}: {again}") from None
         if self.remote:
             self.remote.fetch("index.npy", None, self.manifest["index"])
         self._open()
+        labels = self.rows["label"]
+        if len(labels) and not 0 <= labels.min() <= labels.max() < self.classes:
+            raise UserError(
+                f"{path.parent}/index.npy holds labels {labels.min()} to {labels.max()}, of {self.classes} classes: {again}"
+            )
         if self.remote is None:
             self._check_sizes()
 
@@ -92,10 +156,11 @@ class Index:
             self.rows = np.load(path, mmap_mode="r")
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read ({error}): {self._remedy}") from None
-        if self.rows.dtype.names != row_type(1).names or len(self.rows) != self.manifest["count"]:
-            count = self.manifest["count"]
-            raise UserError(f"{path} is not the index of the {count} samples in manifest.json: {self._remedy}")
         self.counts = np.array([shard["count"] for shard in self.manifest["shards"]], np.int64)
+        count, found = self.manifest["count"], self.rows.dtype
+        same = found.names == row_type(1).names and found == row_type(found["key"].itemsize)
+        if not same or self.rows.shape != (count,) or self.counts.sum() != count:
+            raise UserError(f"{path} is not the index of the {count} samples in manifest.json: {self._remedy}")
         self.starts = np.cumsum(self.counts) - self.counts  # the first sample of each shard
         self._files: OrderedDict[int, int] = OrderedDict()  # shard -> descriptor, least recently used first
 
@@ -146,7 +211,8 @@ class Index:
         _, label, member, offset, size = self.rows[number].item()
         member = member.decode()
         header = tarfile.BLOCKSIZE
-        block = os.pread(self._descriptor(shard), header + size, offset - header)
+        inside = size >= 0 and header <= offset <= self.manifest["shards"][shard]["bytes"] - size
+        block = os.pread(self._descriptor(shard), header + size, offset - header) if inside else b""
         if not _is_member(block[:header], f"{key}.{member}", size) or len(block) != header + size:
             raise Damaged(
                 f"{self.folder}/{name}: sample '{key}' is damaged or not where the index says: remove {name} and {self._remedy}"

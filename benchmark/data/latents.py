@@ -24,11 +24,11 @@ from torch import Tensor
 
 from benchmark.data.card import Card, load_card
 from benchmark.data.images import center_crop, decoded
-from benchmark.data.index import FORMAT, Index, Sample
+from benchmark.data.index import FORMAT, Index, Sample, read_manifest
 from benchmark.data.pool import _DEVICE, parallel
 from benchmark.data.tars import write_tar
 from benchmark.data.writer import Written, _claimed
-from benchmark.files import UserError, digest, read_json
+from benchmark.files import UserError, below, digest
 from benchmark.protocol import Protocol
 
 PASS = 8  # pictures that the autoencoder sees at once: its activations are large
@@ -152,7 +152,7 @@ def latents_fingerprint(index: Index, weights: str, size_hw: tuple[int, int]) ->
 def prepare_latents(index: Index, root: str | Path, autoencoder: str, size_hw: tuple[int, int], **options: Any) -> Written:
     """`write_latents` into the folder under `root` that is named after the card and the fingerprint."""
     mark = latents_fingerprint(index, autoencoder_identity(autoencoder)[1], size_hw)
-    return write_latents(index, Path(root) / f"{index.manifest['card']}-latents-{mark}", autoencoder, size_hw, **options)
+    return write_latents(index, below(root, f"{index.manifest['card']}-latents-{mark}"), autoencoder, size_hw, **options)
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def encoded(root: Path, images: str, size_hw: tuple[int, int]) -> list[Index]:
     """The folders under `root` with latents of the pictures whose fingerprint is `images`, at one size."""
     found = []
     for path in sorted(root.glob("*/manifest.json")):
-        about = read_json(path)
+        about = read_manifest(path)
         if about["kind"] == "latents" and about["images"] == images and tuple(about["size"]) == size_hw:
             found.append(Index(path.parent))
     return found

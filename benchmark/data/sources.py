@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +23,11 @@ from benchmark.data import shapes
 from benchmark.data.card import Card
 from benchmark.data.pool import parallel
 from benchmark.data.tars import MEMBERS, members
-from benchmark.files import UserError, digest
+from benchmark.files import UserError, digest, exists, is_file, listed, read_regular, shown
 from benchmark.streams import shuffled
 
 ENDINGS = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")  # of image files
+LABEL_BYTES = 1 << 20  # of a sample's `cls` or `json` at most
 SHUFFLE = 0x5EED  # the key of the one order in which a source's samples are dealt to shards
 
 
@@ -155,7 +158,7 @@ class _FolderPart:
     def __iter__(self) -> Iterator[Item]:
         for key, label, path in self.files:
             try:
-                data = Path(self.root, path).read_bytes()
+                data = read_regular(Path(self.root, path))
             except OSError as error:
                 yield Item(key, label, path, None, str(error.strerror))
             else:
@@ -296,7 +299,7 @@ def _columns(path: Path, schema: Any) -> tuple[str, str]:
     images = [field.name for field in schema if holds_bytes(field.type)]
     labels = [name for name in ("label", "labels", "cls", "class") if name in schema.names]
     if len(images) != 1 or not labels:
-        raise UserError(f"{path}: needs one column of picture bytes and one called label; it has {', '.join(schema.names)}")
+        raise UserError(f"{path}: needs one column of picture bytes and one called label; it has {listed(schema.names)}")
     return images[0], labels[0]
 
 
@@ -319,13 +322,11 @@ def source(card: Card, path: str | Path | None = None) -> Source:
     if path is None:
         raise UserError(f"'{card.name}' needs DATA, the folder of its pictures{f': {card.source}' if card.source else ''}")
     paths = [Path(path)]
-    if "{" in str(path):
-        import braceexpand
-
-        paths = [Path(p) for p in braceexpand.braceexpand(str(path))]
+    if "{" in str(path) and not exists(path):
+        paths = _expanded(str(path))
     for each in paths:
-        if not each.exists():
-            raise UserError(f"DATA {each} is not there")
+        if not exists(each):
+            raise UserError(f"DATA {shown(str(each), 200)} is not there")
     if paths[0].is_dir():
         root = paths[0]
         for ending in ("tar", "parquet"):
@@ -337,11 +338,32 @@ def source(card: Card, path: str | Path | None = None) -> Source:
             if not folder.files:
                 raise UserError(f"DATA {root} holds no pictures: expected <class>/*.JPEG, *.tar or *.parquet")
             return folder
+    if irregular := [p for p in paths if not is_file(p)]:
+        raise UserError(f"DATA {listed(irregular)}: no regular file")
     if all(p.suffix == ".tar" for p in paths):
         return Tars(paths)
     if all(p.suffix == ".parquet" for p in paths):
         return Parquet(paths)
     raise UserError(f"DATA {path} is neither a folder nor tars nor parquet files")
+
+
+PATHS = 100_000  # that braces may stand for
+
+
+def _expanded(pattern: str) -> list[Path]:
+    """The paths that webdataset's brace notation stands for."""
+    import braceexpand
+
+    spans = [abs(int(last) - int(first)) for first, last in re.findall(r"\{(-?[0-9]{1,18})\.\.(-?[0-9]{1,18})", pattern)]
+    if len(pattern) > 4096 or re.search(r"[0-9]{19}", pattern) or any(span >= PATHS for span in spans):
+        raise UserError(f"DATA {shown(pattern)} stands for more than {PATHS} files")
+    try:
+        names = list(itertools.islice(braceexpand.braceexpand(pattern), PATHS + 1))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"DATA {shown(pattern)} is no brace notation such as part-{{000..015}}.tar ({error})") from None
+    if len(names) > PATHS:
+        raise UserError(f"DATA {shown(pattern)} stands for more than {PATHS} files")
+    return [Path(name) for name in names]
 
 
 def unique_keys(names: list[str]) -> list[str]:
@@ -368,22 +390,24 @@ def _labelled(job: tuple[int, Path]) -> tuple[int, list[tuple[str, int, str, int
     with open(path, "rb") as file:
 
         def text(place: tuple[int, int]) -> bytes:
+            if place[1] > LABEL_BYTES:
+                raise ValueError("too long")
             file.seek(place[0])
             return file.read(place[1])
 
         for key, parts in members(path).items():
             images = [member for member in parts if member.rpartition(".")[2] in MEMBERS]
             if len(images) != 1:
-                raise UserError(f"{path}: sample '{key}' has {len(images)} pictures (members: {', '.join(parts)})")
+                raise UserError(f"{path}: sample '{key}' has {len(images)} pictures (members: {listed(parts)})")
             label: Any = None
             try:
                 if "cls" in parts:
                     label = int(text(parts["cls"]))
                 elif "json" in parts:
                     label = json.loads(text(parts["json"])).get("label")
-            except (ValueError, AttributeError):
+            except (ValueError, AttributeError, RecursionError):
                 pass
-            if not isinstance(label, int):
+            if not isinstance(label, int) or isinstance(label, bool):
                 raise UserError(f"{path}: sample '{key}' has no label (a member `cls`, or `label` in `json`)")
             samples.append((key, label, images[0], *parts[images[0]]))
     return number, samples

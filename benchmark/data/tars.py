@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from benchmark.data.images import decoded
-from benchmark.files import UserError, atomic, file_hash, write_json
+from benchmark.files import UserError, atomic, file_hash, shown, write_json
 
 MEMBERS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")  # of images in other people's tars
 FORMATS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}  # Pillow's name of a format -> member; otherwise in lower case
@@ -34,11 +34,18 @@ def members(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
     try:
         with tarfile.open(path, "r:") as tar:
             for info in tar:
+                if info.name.startswith("/") or ".." in info.name.split("/"):
+                    raise UserError(f"{path} holds {shown(info.name)}, which leads out of where a tar is unpacked")
+                if not (info.isreg() or info.isdir()):
+                    kind = "link" if info.islnk() or info.issym() else "device, pipe or the like"
+                    raise UserError(f"{path} holds {shown(info.name)}, a {kind}; members are files")
                 key, member = base_plus_ext(info.name)
                 if info.isreg() and key is not None:
                     found.setdefault(key, {})[member.lower()] = (info.offset_data, info.size)
             end = tar.offset
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, OSError, OverflowError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{path} is not a whole, uncompressed tar ({error})") from None
     # Without its end mark of zeros, a tar that was cut between two members would look whole.
     with open(path, "rb") as file:

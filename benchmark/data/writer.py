@@ -9,7 +9,6 @@ import contextlib
 import fcntl
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmark.data.card import Card
+from benchmark.data.card import CLASSES, Card
 from benchmark.data.images import DAMAGE
-from benchmark.data.index import FORMAT, row_type
+from benchmark.data.index import FORMAT, read_manifest, row_type
 from benchmark.data.pool import parallel
 from benchmark.data.sources import Item, Source, source
 from benchmark.data.tars import _extension, _index_path, write_tar
-from benchmark.files import UserError, digest, file_hash, is_full, read_json, write_array, write_json
+from benchmark.files import UserError, below, digest, file_hash, is_full, read_json, shown, sweep, write_array, write_json
 
 PER_SHARD = 1000  # samples; about 110 MB of ImageNet's JPEGs
 TOLERANCE = 1e-3  # the share of unreadable files at which a data set is taken for damaged
@@ -69,7 +68,7 @@ def prepare(card: Card, path: str | Path | Source | None, root: str | Path, **op
 
 def folder_of(card: Card, source: Source, root: Path, per_shard: int = PER_SHARD) -> Path:
     """Where the shards of a source lie below a folder of data sets."""
-    return root / f"{card.name}-{fingerprint(card, source, per_shard)}"
+    return below(root, f"{card.name}-{fingerprint(card, source, per_shard)}")
 
 
 def write(
@@ -226,16 +225,16 @@ def _claimed(out: Path, mark: str, *options: Any) -> Iterator[_Work]:
 
 def _sweep(out: Path) -> None:
     """Removes what a killed process left half-written."""
-    for draft in out.glob(".*.part"):
-        shutil.rmtree(draft)
+    sweep(out)
 
 
 def _belongs(out: Path, mark: str) -> bool:
     """Whether the folder is this source's; False if it is nobody's, and a UserError if it is another one's."""
     if (out / "source.json").is_file():
-        other = read_json(out / "source.json").get("fingerprint")
+        about = read_json(out / "source.json")
+        other = about.get("fingerprint") if isinstance(about, dict) else about
         if other != mark:
-            raise UserError(f"{out} holds the shards of another source ({other}, not {mark}): choose another folder")
+            raise UserError(f"{out} holds the shards of another source ({shown(other)}, not {mark}): choose another folder")
         return True
     if any(out.glob("*.tar")):
         raise UserError(f"{out} holds tars that were not written here: choose another folder")
@@ -251,8 +250,8 @@ def _write_shard(job: _Job) -> tuple[int, list[list[str]]]:
         nonlocal count
         for item in job.part:
             count += 1
-            if item.label < 0 or (job.classes and item.label >= job.classes):
-                raise UserError(f"{item.name}: label {item.label} is not one of {job.classes} classes")
+            if not 0 <= item.label < (job.classes or CLASSES):
+                raise UserError(f"{item.name}: label {shown(item.label)} is not one of {job.classes or CLASSES} classes")
             extension, trouble = item.extension, item.trouble
             if item.data is not None and not extension:
                 try:
@@ -274,7 +273,8 @@ def _entry(out: Path, name: str) -> dict[str, Any] | None:
     if not tar.is_file():
         return None
     entry = _read(_index_path(tar))
-    return entry if entry and entry["bytes"] == tar.stat().st_size else None
+    whole = isinstance(entry, dict) and {"bytes", "sha256", "samples", "failures"} <= entry.keys()
+    return entry if whole and entry["bytes"] == tar.stat().st_size else None
 
 
 def _read(path: Path) -> Any:
@@ -287,8 +287,12 @@ def _read(path: Path) -> Any:
 
 def _whole(out: Path) -> dict[str, Any] | None:
     """The manifest, if all that it lists is there in full."""
-    manifest, index = _read(out / "manifest.json"), out / "index.npy"
-    if not manifest or not index.is_file() or file_hash(index) != manifest["index"]:
+    index = out / "index.npy"
+    try:
+        manifest = read_manifest(out / "manifest.json")
+    except UserError:  # not there yet; or edited by hand: made anew
+        return None
+    if not index.is_file() or file_hash(index) != manifest["index"]:
         return None
     sizes = {entry.name: entry.stat().st_size for entry in os.scandir(out)}
     return manifest if all(sizes.get(shard["name"]) == shard["bytes"] for shard in manifest["shards"]) else None

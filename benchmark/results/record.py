@@ -8,24 +8,31 @@ alone, so this file knows neither torch nor methods.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
 import subprocess
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
+
+import pydantic
+from annotated_types import Interval, Len
+from pydantic import with_config
+from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
 
 from benchmark import files, protocol, registry, revision
-from benchmark.files import UserError
+from benchmark.files import UserError, shown
+from benchmark.inputs import STRICT, matching, reason
 
 SCHEMA = 2
 FOLDER = files.ROOT / "leaderboards" / "records"
 MANY = 20  # replicates whose mean says something
 HUGE = 1e5  # no measure of pictures comes near it
 DIGITS = 18  # of a whole number
+LARGEST = 1 << 26  # bytes of a record; ours have 20,000
 LIBRARIES = ("torch", "torchvision", "lightning", "torchmetrics", "timm", "diffusers", "torch-fidelity", "numpy")
 
 
@@ -78,150 +85,192 @@ class Record:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The schema: sections are exact sets of keys, leaves are (what is expected, how to see it).
+# The schema: what every key holds. Relations between keys, and with the protocol, are checked after it (`validate`).
 
-Leaf = tuple[str, Callable[[Any], bool]]
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _numbers(value: Any, count: int) -> bool:
-    """Whether `value` is a list of `count` finite numbers; quick, since a record has thousands."""
-    if not isinstance(value, list) or len(value) != count or not set(map(type, value)) <= {int, float}:
-        return False
-    return all(map(math.isfinite, value))
+Name = Annotated[str, matching(r"[a-z0-9_]{1,64}", "a name of [a-z0-9_]+")]
+Slug = Annotated[str, matching(r"[a-z0-9_-]{1,64}", "a name of [a-z0-9_-]+")]  # of protocols, cards and detectors
+Title = Annotated[str, matching(r"(?:[^\p{C}\p{Z}]| )+", "one line of 1 to 80 characters", 80)]
+Text = Annotated[str, matching(r"(?:[^\p{C}\p{Z}]| )*", "one line of at most 300 characters")]
+Hash = Annotated[str, matching(r"[0-9a-f]{8,64}", "8 to 64 hexadecimal digits")]
+Size = Annotated[str, matching(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}", "HEIGHTxWIDTH in pixels")]
+Natural = Annotated[int, Interval(ge=0, le=10**DIGITS)]
+Count = Annotated[int, Interval(ge=1, le=10**DIGITS)]
+Hours = Annotated[float, Interval(ge=0, le=1e9)]
 
 
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+@with_config(STRICT)
+class _Protocol(TypedDict):
+    name: Slug
+    hash: Hash
 
 
-def _matches(pattern: str) -> Callable[[Any], bool]:
-    compiled = re.compile(pattern)
-    return lambda value: isinstance(value, str) and compiled.fullmatch(value) is not None
+@with_config(STRICT)
+class _Method(TypedDict):
+    name: Name
+    title: Title
+    trained_as: Name
+    options: dict[str, Any]
+    note: Text
 
 
-def _optional(leaf: Leaf) -> Leaf:
-    return f"{leaf[0]} or null", lambda value: value is None or leaf[1](value)
+@with_config(STRICT)
+class _Cell(TypedDict):
+    train: Size
+    test: Size
 
 
-def _plain(value: Any) -> bool:
-    """Numbers are finite and texts short, at any depth: what a method's options may hold."""
+@with_config(STRICT)
+class _Revisions(TypedDict):
+    """What `revision.current` gives."""
+
+    train: Count
+    sample: Count
+    score: Count
+    method: dict[Name, Count]
+
+
+@with_config(STRICT)
+class _Code(TypedDict):
+    commit: Hash | None
+    dirty: bool
+
+
+@with_config(STRICT)
+class _Training(TypedDict):
+    fingerprint: Hash
+    steps: Natural
+    parameters: Count
+    hours: Hours | None
+    loss: float | None
+
+
+@with_config(STRICT)
+class _Data(TypedDict):
+    card: Slug
+    hash: Hash
+
+
+@with_config(STRICT)
+class _Reference(TypedDict):
+    hash: Hash
+    count: Count
+
+
+@with_config(STRICT)
+class _Detector(TypedDict):
+    name: Slug
+    hash: Hash
+
+
+@with_config(STRICT)
+class _Score(TypedDict):
+    value: float
+    low: NotRequired[float]
+    high: NotRequired[float]
+    deviation: NotRequired[float]
+    replicates: NotRequired[list[float]]
+
+
+@with_config(STRICT)
+class _FullScore(TypedDict):
+    value: float
+    low: float
+    high: float
+    deviation: NotRequired[float]
+    replicates: list[float]
+
+
+@with_config(STRICT)
+class _Loss(_Score):
+    levels: Annotated[list[float], Len(1)]
+    times: list[float]
+    images: Hash
+
+
+def _kind(name: str) -> Any:
+    """What a measure's entry holds."""
+    full = _Loss if name == "loss" else _FullScore if METRICS[name].required else _Score
+    return full if METRICS[name].required else NotRequired[full]
+
+
+# Not a class: the measures stand in METRICS alone.
+_Scores = TypedDict("_Scores", {name: _kind(name) for name in METRICS})
+with_config(STRICT)(_Scores)
+
+
+@with_config(STRICT)
+class _Uncertainty(TypedDict):
+    method: Text
+    resamples: Count
+    level: Annotated[float, Interval(gt=0, lt=1)]
+
+
+@with_config(STRICT)
+class _Hours(TypedDict):
+    sample: Hours
+    score: Hours
+
+
+@with_config(STRICT)
+class _Hardware(TypedDict):
+    device: Title
+    name: Text
+    count: Count
+
+
+@with_config(STRICT)
+class Schema(TypedDict):
+    """A record's JSON, schema 2."""
+
+    schema: Annotated[int, Interval(ge=SCHEMA, le=SCHEMA)]
+    protocol: _Protocol
+    method: _Method
+    cell: _Cell
+    seed: Natural
+    revisions: _Revisions | None  # None: of a record of schema 1 whose code the ledger does not know
+    code: _Code
+    training: _Training
+    data: _Data
+    reference: _Reference
+    detector: _Detector
+    count: Count
+    scores: _Scores | None
+    uncertainty: _Uncertainty
+    hours: _Hours
+    hardware: _Hardware
+    libraries: dict[Title, Title]
+
+
+@functools.cache
+def _model() -> pydantic.TypeAdapter[Schema]:
+    """Built when the first record is read: that takes a tenth of a second."""
+    return pydantic.TypeAdapter(Schema)
+
+
+def _plain(value: Any, depth: int = 8) -> bool:
+    """Numbers are finite, texts short and nothing deep: what a method's options may hold."""
     if isinstance(value, dict):
-        return all(len(key) <= 100 and _plain(item) for key, item in value.items())
+        return depth > 0 and all(len(key) <= 100 and _plain(item, depth - 1) for key, item in value.items())
     if isinstance(value, list):
-        return all(map(_plain, value))
-    return value is None or isinstance(value, bool) or _number(value) or (isinstance(value, str) and len(value) <= 300)
-
-
-NAME: Leaf = ("a name of [a-z0-9_]+", _matches(r"[a-z0-9_]{1,64}"))
-TITLE: Leaf = ("one line of 1 to 80 characters", lambda v: isinstance(v, str) and 1 <= len(v) <= 80 and v.isprintable())
-TEXT: Leaf = ("one line of at most 300 characters", lambda v: isinstance(v, str) and len(v) <= 300 and v.isprintable())
-HASH: Leaf = ("8 to 64 hexadecimal digits", _matches(r"[0-9a-f]{8,64}"))
-SIZE: Leaf = ("HEIGHTxWIDTH in pixels", _matches(r"[1-9]\d{0,4}x[1-9]\d{0,4}"))
-COUNT: Leaf = ("a whole number of at least 1", lambda v: _whole(v) and v >= 1)
-NATURAL: Leaf = ("a whole number of at least 0", lambda v: _whole(v) and v >= 0)
-HOURS: Leaf = ("a number of hours of at least 0", lambda v: _number(v) and v >= 0)
-OPTIONS: Leaf = ("an object of plain JSON values", lambda v: isinstance(v, dict) and _plain(v))
-FLAG: Leaf = ("true or false", lambda v: isinstance(v, bool))
-VERSIONS: Leaf = (
-    "an object of versions",
-    lambda v: isinstance(v, dict) and all(TITLE[1](key) and TITLE[1](item) for key, item in v.items()),
-)
-
-
-def _is_revisions(value: Any) -> bool:
-    """What `revision.current` gives; None of a record of schema 1 whose code the ledger does not know."""
-    if value is None:
-        return True
-    if not isinstance(value, dict) or set(value) != {"train", "sample", "score", "method"}:
-        return False
-    methods = value["method"]
-    if not isinstance(methods, dict) or not all(NAME[1](name) and COUNT[1](number) for name, number in methods.items()):
-        return False
-    return all(COUNT[1](value[part]) for part in ("train", "sample", "score"))
-
-
-SHAPE: dict[str, Any] = {
-    "schema": (f"the number {SCHEMA}", lambda v: _whole(v) and v == SCHEMA),
-    "protocol": {"name": ("a protocol's name", _matches(r"[a-z0-9_-]{1,64}")), "hash": HASH},
-    "method": {"name": NAME, "title": TITLE, "trained_as": NAME, "options": OPTIONS, "note": TEXT},
-    "cell": {"train": SIZE, "test": SIZE},
-    "seed": NATURAL,
-    "revisions": ("the revisions of train, sample, score and method", _is_revisions),
-    "code": {"commit": _optional(HASH), "dirty": FLAG},
-    "training": {
-        "fingerprint": HASH,
-        "steps": NATURAL,
-        "parameters": COUNT,
-        "hours": _optional(HOURS),
-        "loss": _optional(("a number", _number)),
-    },
-    "data": {"card": ("a card's name", _matches(r"[a-z0-9_-]{1,64}")), "hash": HASH},
-    "reference": {"hash": HASH, "count": COUNT},
-    "detector": {"name": ("a detector's name", _matches(r"[a-z0-9_-]{1,64}")), "hash": HASH},
-    "count": COUNT,
-    "scores": ("an object or null", lambda v: v is None or isinstance(v, dict)),
-    "uncertainty": {
-        "method": TEXT,
-        "resamples": COUNT,
-        "level": ("a number between 0 and 1", lambda v: _number(v) and 0 < v < 1),
-    },
-    "hours": {"sample": HOURS, "score": HOURS},
-    "hardware": {"device": TITLE, "name": TEXT, "count": COUNT},
-    "libraries": VERSIONS,
-}
-
-
-def _show(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def _keys(value: Any, expected: Iterable[str], where: str, optional: Iterable[str] = ()) -> None:
-    """Exactly the expected keys, and perhaps the optional ones."""
-    if not isinstance(value, dict):
-        raise UserError(f"{where} must be an object, not {_show(value)}")
-    missing = [key for key in expected if key not in value]
-    if missing:
-        raise UserError(f"{where} lacks {', '.join(missing)}")
-    extra = sorted(set(value) - set(expected) - set(optional))
-    if extra:
-        raise UserError(f"{where} has unknown keys: {', '.join(map(_show, extra))}")
-
-
-def _fit(value: Any, shape: Any, where: str) -> None:
-    if isinstance(shape, dict):
-        _keys(value, shape, where)
-        for key, inner in shape.items():
-            _fit(value[key], inner, key if where == "the record" else f"{where}.{key}")
-    elif not shape[1](value):
-        raise UserError(f"{where} must be {shape[0]}, not {_show(value)}")
+        return depth > 0 and all(_plain(item, depth - 1) for item in value)
+    if isinstance(value, str):
+        return len(value) <= 300
+    return value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _fit_scores(scores: dict[str, Any], resamples: int, classes: int) -> None:
-    required = [name for name, metric in METRICS.items() if metric.required]
-    _keys(scores, required, "scores", METRICS)
     for name, score in scores.items():
         metric, where = METRICS[name], f"scores.{name}"
-        interval = ("low", "high", "replicates")
-        optional = (*interval, "deviation", *(("levels", "times", "images") if name == "loss" else ()))
-        _keys(score, ("value", *interval) if metric.required else ("value",), where, optional)
         if name == "loss":
             _fit_levels(score, where)
         if ("low" in score) != ("high" in score):
             raise UserError(f"{where} has one end of its interval only")
-        for key in ("value", "low", "high", "deviation"):
-            if key in score and not _number(score[key]):
-                raise UserError(f"{where}.{key} must be a finite number, not {_show(score[key])}")
         if not metric.low <= score["value"] <= metric.high:  # replicates may overshoot, a value cannot
             possible = f"a {metric.title} lies in [{metric.low:g}, {metric.high:g}]"
             raise UserError(f"{where}.value is {score['value']:g}: {possible}")
         if name == "is" and score["value"] > classes:
             raise UserError(f"{where}.value is {score['value']:g}: the detector knows {classes} classes, and no IS is above that")
-        if "replicates" in score and not _numbers(score["replicates"], resamples):
+        if len(score.get("replicates", [0.0] * resamples)) != resamples:
             raise UserError(f"{where}.replicates must be a list of {resamples} finite numbers")
         if score.get("low", 0) > score.get("high", math.inf):
             raise UserError(f"{where} has an interval with its ends the wrong way round")
@@ -236,14 +285,9 @@ def _fit_scores(scores: dict[str, Any], resamples: int, classes: int) -> None:
 
 def _fit_levels(score: dict[str, Any], where: str) -> None:
     """The denoising loss has the mean at each noise level, whose mean it is, and says on which images it was taken."""
-    _keys(score, ("levels", "times", "images"), where, score)
     levels, times = score["levels"], score["times"]
-    if not isinstance(levels, list) or not levels or not _numbers(levels, len(levels)):
-        raise UserError(f"{where}.levels must be a list of finite numbers")
-    if not _numbers(times, len(levels)) or times != sorted(times) or not 0 <= times[0] <= times[-1] <= 1:
+    if len(times) != len(levels) or times != sorted(times) or not 0 <= times[0] <= times[-1] <= 1:
         raise UserError(f"{where}.times must be {len(levels)} ascending numbers between 0 and 1, one for each of the levels")
-    if not HASH[1](score["images"]):
-        raise UserError(f"{where}.images must be {HASH[0]}, not {_show(score['images'])}")
     if abs(math.fsum(levels) / len(levels) - score["value"]) > 1e-4 * abs(score["value"]):
         raise UserError(f"{where}.value is {score['value']:g}, which is not the mean of its levels")
 
@@ -251,8 +295,13 @@ def _fit_levels(score: dict[str, Any], where: str) -> None:
 def validate(value: Any, rules: protocol.Protocol) -> None:
     """Raises a UserError that names the first key which breaks the schema or the rules of the contest."""
     if isinstance(value, dict) and "schema" in value and value["schema"] != SCHEMA:
-        raise UserError(f"schema {_show(value['schema'])} is unknown: this version reads schemas 1 and {SCHEMA}")
-    _fit(value, SHAPE, "the record")
+        raise UserError(f"schema {shown(value['schema'])} is unknown: this version reads schemas 1 and {SCHEMA}")
+    try:
+        _model().validate_python(value)
+    except pydantic.ValidationError as error:
+        raise UserError(reason(error, whole="the record")) from None
+    if not _plain(value["method"]["options"]):
+        raise UserError("method.options must be an object of plain JSON values: finite numbers, short texts, nothing deep")
     if value["protocol"]["name"] != rules.name:
         raise UserError(f"protocol.name is '{value['protocol']['name']}', expected '{rules.name}'")
     if value["protocol"]["hash"] != rules.hash:
@@ -271,7 +320,7 @@ def validate(value: Any, rules: protocol.Protocol) -> None:
         ("training.steps", value["training"]["steps"], rules.train.steps),
     ):
         if found != expected:
-            raise UserError(f"{where} is {_show(found)}, but protocol '{rules.name}' says {_show(expected)}")
+            raise UserError(f"{where} is {shown(found)}, but protocol '{rules.name}' says {shown(expected)}")
     if value["scores"] is not None:
         _fit_scores(value["scores"], value["uncertainty"]["resamples"], registry.detector_facts(rules.score.detector).classes)
 
@@ -407,8 +456,8 @@ def upgraded(value: Any) -> Any:
         return value
     code = dict(value["code"])
     version, sources = code.pop("version", None), code.pop("files", None)
-    if not (isinstance(sources, list) and HASH[1](version)):
-        raise UserError(f"code.version must be {HASH[0]} and code.files a list, as in records of schema 1")
+    if not (isinstance(sources, list) and isinstance(version, str) and re.fullmatch(r"[0-9a-f]{8,64}", version)):
+        raise UserError("code.version must be 8 to 64 hexadecimal digits and code.files a list, as in records of schema 1")
     return {**value, "schema": SCHEMA, "code": code, "revisions": revision.ledger().get(version)}
 
 
@@ -451,12 +500,9 @@ def read(path: Path | str, rules: protocol.Protocol | None = None) -> Record:
         UserError: names the file and what is wrong with it.
     """
     path = Path(path)
+    text = files.read_text(path, LARGEST)
     try:
-        found = parse(path.read_text(encoding="utf-8"), rules or protocol.load(path.parts[-3]))
-    except FileNotFoundError:
-        raise UserError(f"{path} is not there") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 ({error})") from None
+        found = parse(text, rules or protocol.load(path.parts[-3]))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return found
@@ -493,8 +539,8 @@ def read_all(folder: Path | str = FOLDER) -> list[Record]:
             problems.append(str(error).replace("\n", "\\n"))  # a file's name may hold a line end
     problems += _disagreements(found)
     if problems:
-        more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise UserError(f"{len(problems)} refused: {'; '.join(problems[:10])}{more}")
+        more = f"; and {len(problems) - files.SHOWN} more" if len(problems) > files.SHOWN else ""
+        raise UserError(f"{len(problems)} refused: {'; '.join(problems[: files.SHOWN])}{more}")
     order = {name: {pair: place for place, pair in enumerate(rules[name].pairs())} for name in rules}
     return sorted(found, key=lambda r: (r.protocol, r.method, order[r.protocol][r.pair], r.seed))
 
@@ -507,13 +553,13 @@ def _disagreements(records: list[Record]) -> list[str]:
     groups: dict[tuple[str, str], dict[str, list[Record]]] = {}
     for record in records:
         value = record.value
-        for where, shown in (
+        for where, found in (
             ("data.hash", value["data"]["hash"]),
             ("detector.hash", value["detector"]["hash"]),
             ("uncertainty", json.dumps(value["uncertainty"], sort_keys=True)),
             (f"reference.hash at {record.test}", value["reference"]["hash"]),
         ):
-            groups.setdefault((record.protocol, where), {}).setdefault(shown, []).append(record)
+            groups.setdefault((record.protocol, where), {}).setdefault(found, []).append(record)
         if loss := (record.scores or {}).get("loss"):
             groups.setdefault((record.protocol, f"scores.loss.images at {record.test}"), {}).setdefault(
                 loss["images"], []
@@ -521,11 +567,11 @@ def _disagreements(records: list[Record]) -> list[str]:
     problems = []
     for (_, where), sides in groups.items():
         _, *others = sorted(sides.items(), key=lambda side: -len(side[1]))
-        for shown, members in others:
-            problems += [f"{location(r.value)}: {where} is {shown}, unlike the other records'" for r in members]
+        for found, members in others:
+            problems.append(f"{files.listed(location(r.value) for r in members)}: {where} is {found}, unlike the other records'")
     owners: dict[tuple[str, str], str] = {}
     for record in records:
         owner = owners.setdefault((record.protocol, record.title), record.method)
         if owner != record.method:
-            problems.append(f"{location(record.value)}: method.title is {_show(record.title)}, which is the title of '{owner}'")
+            problems.append(f"{location(record.value)}: method.title is {shown(record.title)}, which is the title of '{owner}'")
     return problems

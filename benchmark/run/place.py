@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,11 +37,13 @@ class Run:
     every_minutes: float = 2.0
 
     def __post_init__(self) -> None:
-        if self.devices != "auto" and not (self.devices.isascii() and self.devices.isdigit() and int(self.devices) > 0):
+        if self.devices != "auto" and not re.fullmatch(r"[1-9][0-9]{0,4}", self.devices):
             raise UserError(f"DEVICES is 'auto' or a number of devices on each node, not '{self.devices}'")
-        if self.nodes < 1:
+        if not 1 <= self.nodes <= 10_000:
             raise UserError(f"NODES is a number of machines, not {self.nodes}")
-        if self.workers < 0:
+        if not (math.isfinite(self.every_minutes) and 0 < self.every_minutes <= 1e6 and 0 < self.every_steps <= 10**9):
+            raise UserError("a checkpoint is saved after 0.01 to 1000000 minutes and 1 to 1000000000 steps")
+        if not 0 <= self.workers <= 4096:
             raise UserError(f"workers is a number of processes, not {self.workers}")
 
     @property
@@ -50,6 +54,8 @@ class Run:
             return max(there, 1)
         if there and int(self.devices) > there:
             raise UserError(f"DEVICES is {self.devices}, and this machine has {there}")
+        if not there and int(self.devices) > (most := max(8, os.cpu_count() or 1)):
+            raise UserError(f"DEVICES is {self.devices}, and this machine has no GPU: at most {most} processes")
         return int(self.devices)
 
     @property

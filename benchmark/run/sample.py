@@ -24,7 +24,7 @@ from benchmark.data.latents import autoencoder_identity, autoencoder_of, decoder
 from benchmark.evaluate import detectors
 from benchmark.evaluate.samples import Images, Unit
 from benchmark.evaluate.score import features_folder, outputs_of, unit_file
-from benchmark.files import UserError, atomic, read_json, write_array, write_json
+from benchmark.files import UserError, atomic, listed, read_json, write_array, write_json
 from benchmark.identity import Cell
 from benchmark.model.method import Method
 from benchmark.model.precision import autocast
@@ -167,7 +167,7 @@ def finish(cell: Cell, folder: Path, place: Path) -> None:
     cut = units(cell, folder).units
     missing = [k for k in range(len(cut)) if not unit_file(place, k).is_file()]
     if missing:
-        raise UserError(f"{folder} lacks batches {missing[:5]}: another process did not finish; run the command again")
+        raise UserError(f"{folder} lacks batches {listed(missing)}: another process did not finish; run the command again")
     hours = sum(read_json(path) for path in folder.glob("hours-*.json"))
     images: list[np.ndarray] = []
     for unit in cut:

@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import pickle
-import shutil
 import signal
 import warnings
 import zipfile
@@ -35,7 +34,7 @@ from benchmark.data import batches, sources, writer
 from benchmark.data.card import load_card
 from benchmark.data.index import Index
 from benchmark.data.latents import Encoder, autoencoder_identity, autoencoder_of, encoded, latents_fingerprint
-from benchmark.files import Stopped, UserError, atomic, read_json, write_json
+from benchmark.files import Stopped, UserError, atomic, listed, read_json, sweep, write_json
 from benchmark.identity import Training
 from benchmark.model import checkpoint
 from benchmark.model.method import Method
@@ -173,8 +172,7 @@ def alone(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"another process is training in {folder}; wait for it, or choose another OUT") from None
-        for draft in folder.glob("**/.*.part"):  # of a killed run
-            shutil.rmtree(draft, ignore_errors=True)
+        sweep(folder, everywhere=True)  # of a killed run
         yield
 
 
@@ -314,7 +312,8 @@ def load_weights(method: Method, folder: Path, key: str | None = None) -> dict[s
     wrong = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
     if missing or extra or wrong:
         raise UserError(
-            f"{path} is of another method or core: missing {missing[:3]}, not expected {extra[:3]}, of another shape {wrong[:3]}"
+            f"{path} is of another method or core: missing: {listed(missing) or 'none'}; unexpected: {listed(extra) or 'none'}; "
+            f"of another shape: {listed(wrong) or 'none'}; remove {folder} to train again"
         )
     method.load_state_dict(state)
     return report
