@@ -16,11 +16,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from benchmark.files import UserError, atomic
+from benchmark.files import UserError, atomic, is_file, listed
 from benchmark.model.dit import Core
 from benchmark.model.method import Method
 
 TABLE = "pos_embed"
+OWN = "core."  # begins the core's keys in the weights that our trainings write; what a method adds has others
 
 
 class Size(NamedTuple):
@@ -51,12 +52,12 @@ def load_core(path: Path | str) -> dict[str, Tensor]:
         UserError: the file is not there, broken, holds more than tensors, or is not a state dict.
     """
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"checkpoint {path} is not there; give one in the DiT layout as train.init=PATH")
     if path.suffix == ".safetensors":
         try:
             state = safetensors.torch.load_file(path)
-        except safetensors.SafetensorError as error:
+        except (safetensors.SafetensorError, OSError, ValueError) as error:
             raise UserError(f"checkpoint {path} is not a whole safetensors file ({_line(error)})") from None
     else:
         state = _unpickled(path)
@@ -65,9 +66,12 @@ def load_core(path: Path | str) -> dict[str, Tensor]:
             if isinstance(state, dict) and isinstance(state.get(name), dict):
                 state = state[name]
                 break
+    if isinstance(state, dict) and not all(isinstance(name, str) for name in state):
+        raise UserError(f"checkpoint {path} has keys that are no names")
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"checkpoint {path} is neither a state dict nor {{model, ema}} holding one")
-    return {name: value for name, value in state.items() if name != TABLE}
+    own = {name.removeprefix(OWN): value for name, value in state.items() if name.startswith(OWN)}
+    return own or {name: value for name, value in state.items() if name != TABLE}
 
 
 def _unpickled(path: Path) -> object:
@@ -91,7 +95,7 @@ def _line(error: BaseException) -> str:
 
 
 def check(state: dict[str, Tensor], core: Core, source: Path | str) -> None:
-    """Raises UserError where `state` is not exactly the weights of `core`, and names every key that is not as it should be."""
+    """Raises UserError where `state` is not exactly the weights of `core`, and names keys that are not as they should be."""
     expected = core.state_dict()
     wrong = [
         f"{name} {tuple(state[name].shape)} instead of {tuple(expected[name].shape)}"
@@ -103,7 +107,7 @@ def check(state: dict[str, Tensor], core: Core, source: Path | str) -> None:
         ("not of this core", [name for name in state if name not in expected]),
         ("of another shape", wrong),
     )
-    text = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in found if names)
+    text = "; ".join(f"{kind}: {listed(names)}" for kind, names in found if names)
     if text:
         raise UserError(f"checkpoint {source} does not fit the core: {text}")
 
@@ -131,7 +135,7 @@ def export(method: Method, path: Path | str) -> None:
     others = [name for name, _ in method.named_parameters() if not name.startswith("core.")]
     beyond = [name for name in others if name not in method.grid_sized]
     if beyond:
-        raise UserError(f"{method.title} has weights that the DiT layout has no place for: {', '.join(beyond)}")
+        raise UserError(f"{method.title} has weights that the DiT layout has no place for: {listed(beyond)}")
     path = Path(path)
     with torch.no_grad():
         add = method.encode(method.train_grid).add
