@@ -81,8 +81,8 @@ def test_a_file_elsewhere_is_custom(tmp_path):
         ("sample.count=1", "a covariance needs two images"),
         ("train.precision=fp8", "unknown train.precision"),
         ("score.detector=dinov2", "unknown score.detector 'dinov2'"),  # it gives no inception score
-        ("score.splits=33", "score.splits must be 1 to 32"),
-        ("score.splits=0", "score.splits must be at least 1, not 0"),
+        ("score.splits=33", "score.splits must be 0 (the detector's rule) to 32"),
+        ("score.splits=-1", "score.splits must be at least 0, not -1"),
         ("score.nearest=3", "precision needs a third neighbour"),
         ("sample.count=3", "precision needs a third neighbour"),
         ("data.factor=8", "data.factor is 1 for pixels only"),
