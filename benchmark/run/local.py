@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from benchmark import progress
-from benchmark.files import Stopped, UserError, listed
+from benchmark.files import PARENT, Stopped, UserError, is_memory, listed
 from benchmark.protocol import Protocol
-from benchmark.run.place import Run, gpus
+from benchmark.run.place import Run, check_nodes, gpus
 from benchmark.run.stages import Stage, Train, graph, processors
 
 
@@ -48,6 +48,7 @@ def run_all(stages: Iterable[Stage]) -> list[tuple[Stage, str]]:
 
 def run_one(stage: Stage) -> None:
     """Runs a stage here; one that is for several devices in processes of its own, which its launcher multiplies."""
+    check_nodes(stage.context.run)
     if stage.spread and stage.context.run.several and "LOCAL_RANK" not in os.environ and not stage.is_complete():
         code = follow([sys.executable, "-m", "benchmark", *stage.command()])
         if code in (130, 143, -signal.SIGINT, -signal.SIGTERM):
@@ -60,7 +61,7 @@ def run_one(stage: Stage) -> None:
     try:
         stage.run()
     except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, MemoryError) or "out of memory" in str(error).lower()):  # torch's is a RuntimeError
+        if not is_memory(error):
             raise
         advice = "more devices share a training's batch" if stage.kind == "train" else "sample.batch is part of the protocol"
         reason = (str(error).splitlines() or ["out of memory"])[0]
@@ -98,7 +99,9 @@ def side_by_side(jobs: Sequence[tuple[str, list[str]]], run: Run) -> None:
                     log = open(run.out / "log" / f"{title.replace(' ', '-').replace('/', '-')}.txt", "w")  # noqa: SIM115
                     environment = os.environ | {"OMP_NUM_THREADS": "1", "TERM": "dumb"}
                     words = [sys.executable, "-m", "benchmark", *command]
-                    running[title] = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, env=environment)
+                    running[title] = subprocess.Popen(
+                        words, stdout=log, stderr=subprocess.STDOUT, env=environment | {PARENT: str(os.getpid())}
+                    )
                 for title in [title for title, child in running.items() if child.poll() is not None]:
                     running.pop(title)
                     shown.advance(1, f"last: {title}")
@@ -126,7 +129,7 @@ def follow(command: list[str]) -> int:
 
     before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
-        child = subprocess.Popen(command, process_group=0)
+        child = subprocess.Popen(command, process_group=0, env=os.environ | {PARENT: str(os.getpid())})
         for number in early:
             os.killpg(child.pid, number)
         return child.wait()

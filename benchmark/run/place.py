@@ -69,6 +69,18 @@ class Run:
         return self.nodes * self.count > 1
 
 
+LAUNCHERS = ("MASTER_ADDR", "SLURM_JOB_ID", "TORCHELASTIC_RUN_ID")  # variables of those that start a run on several machines
+
+
+def check_nodes(run: Run) -> None:
+    """Refuses to wait for machines that nobody starts the run on."""
+    if run.nodes > 1 and not any(name in os.environ for name in LAUNCHERS):
+        raise UserError(
+            f"NODES is {run.nodes}, and nothing starts the run on the other machines: use srun, torchrun --nnodes {run.nodes}, "
+            "or --cluster slurm"
+        )
+
+
 def gpus() -> int:
     """GPUs of this machine."""
     import torch  # takes a second, which a plan and `--help` need not spend
