@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import errno
 import multiprocessing
+import os
 import signal
 import sys
+import threading
+import time
 from importlib import metadata
 from typing import Annotated, NoReturn
 
 import typer
 
 from benchmark.cli import stages, tools
-from benchmark.files import ROOT, Stopped, UserError, is_full
+from benchmark.files import PARENT, ROOT, Stopped, UserError, is_full, is_memory
 
 # What the system says of a place that cannot be written: OUT is a file, or somebody else's.
-DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)
+DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG,
+          errno.ELOOP, errno.ENOENT, errno.EINVAL)  # fmt: skip
 
 app = typer.Typer(
     name="python -m benchmark",
@@ -54,10 +58,26 @@ def stop(number: int, frame: object) -> NoReturn:
     raise Stopped("stopped; what was finished is kept, and the same command continues", 128 + number)
 
 
+def watch_parent() -> None:
+    """Ends a rank, or a stage that another process of ours runs, soon after that process was killed."""
+    if os.environ.get("LOCAL_RANK", "0") == "0" and PARENT not in os.environ:
+        return
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)  # safe everywhere: files are whole or absent
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def main() -> int:
     """Runs the command line; errors for people become one line and exit code 2."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no UTF-8
+    watch_parent()
     try:
         app()
     except UserError as error:
@@ -74,6 +94,12 @@ def main() -> int:
             print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         else:
             raise
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not is_memory(error):
+            raise
+        reason = (str(error).splitlines() or ["nothing more is known"])[0][:200]
+        print(f"error: the memory is full ({reason}); ask for less at once", file=sys.stderr)
         return 2
     return 0
 

@@ -10,8 +10,10 @@ import json
 import os
 import re
 import shutil
+import socket
 import stat
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,6 +45,7 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
     return UserError(f"unknown {kind} '{name}'{hint} (there are: {', '.join(choices) or 'none'})")
 
 
+PARENT = "POSBENCH_PARENT"  # in the environment of processes that must not outlive the one that started them
 SHOWN = 5  # names of a list in a message
 
 
@@ -105,7 +108,8 @@ def atomic(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    owner = f"{socket.gethostname()[:40]}~{os.getpid()}"  # so that nobody sweeps what is still being written
+    draft = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}.{owner}.", suffix=".part", dir=path.parent))
     inner = draft / path.name
     try:
         yield inner
@@ -154,9 +158,28 @@ def write_json(path: Path | str, value: Any) -> None:
 
 
 def sweep(folder: Path | str, everywhere: bool = False) -> None:
-    """Removes the drafts that killed processes left in a folder (`everywhere`: below it too)."""
+    """Removes the drafts that killed processes left in a folder (`everywhere`: below it too), and no living one's.
+
+    Of processes on other machines nothing is known: their drafts go when they are a day old.
+    """
     for draft in Path(folder).glob("**/.*.part" if everywhere else ".*.part"):
-        shutil.rmtree(draft, ignore_errors=True)
+        host, _, process = draft.name.removesuffix(".part").rpartition(".")[0].rpartition("~")
+        if host.endswith(f".{socket.gethostname()[:40]}") and process.isdigit():
+            dead = not _is_alive(int(process))
+        else:
+            dead = exists(draft) and time.time() - draft.stat().st_mtime > 86400
+        if dead:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 def is_file(path: Path | str) -> bool:

@@ -90,9 +90,8 @@ class Cell:
 
     def folder(self, out: Path, training: str) -> Path:
         """Where its files lie."""
-        return below(
-            out, "cells", self.protocol.name, f"{self.method}-{self.train}-{self.test}-s{self.seed}-{self.key(training)}"
-        )
+        name = f"{self.method}-{self.train}-{self.test}-s{self.seed}-{self.key(training)}"
+        return below(out, "cells", self.protocol.name, name)
 
 
 def cells_of(protocol: Protocol, methods: list[str], seed: int) -> list[Cell]:

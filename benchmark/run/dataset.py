@@ -10,8 +10,9 @@ from pathlib import Path
 from benchmark import lazy, registry
 from benchmark.data import shapes, sources, writer
 from benchmark.data.card import Card, load_card
+from benchmark.data.index import read_manifest
 from benchmark.evaluate.samples import file_list_hash, image_files
-from benchmark.files import UserError, read_json
+from benchmark.files import UserError
 from benchmark.identity import Training
 from benchmark.protocol import Protocol, size_name
 from benchmark.run.place import Run
@@ -56,8 +57,8 @@ class DataSet:
 
     @cached_property
     def _manifests(self) -> dict[Path, dict]:
-        near = {path.parent: read_json(path) for path in sorted((self.run.out / "data").glob("*/manifest.json"))}
-        return near | ({self.folder: read_json(self.folder / "manifest.json")} if self.given else {})
+        near = {path.parent: read_manifest(path) for path in sorted((self.run.out / "data").glob("*/manifest.json"))}
+        return near | ({self.folder: read_manifest(self.folder / "manifest.json")} if self.given else {})
 
     @cached_property
     def fingerprint(self) -> str | None:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmark import progress
-from benchmark.files import Stopped, UserError, listed
+from benchmark.files import PARENT, Stopped, UserError, is_memory, listed
 from benchmark.protocol import Protocol
 from benchmark.registry import trained_name
-from benchmark.run.place import Run, gpus
+from benchmark.run.place import Run, check_nodes, gpus
 from benchmark.run.stages import Stage, Train, graph, processors
 
 
@@ -50,6 +50,7 @@ def run_all(stages: Iterable[Stage]) -> list[tuple[Stage, str]]:
 
 def run_one(stage: Stage) -> None:
     """Runs a stage here; one that is for several devices in processes of its own, which its launcher multiplies."""
+    check_nodes(stage.context.run)
     if stage.spread and stage.context.run.several and "LOCAL_RANK" not in os.environ and not stage.is_complete():
         code = follow([sys.executable, "-m", "benchmark", *stage.command()])
         if code in (130, 143, -signal.SIGINT, -signal.SIGTERM):
@@ -62,7 +63,7 @@ def run_one(stage: Stage) -> None:
     try:
         stage.run()
     except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, MemoryError) or "out of memory" in str(error).lower()):  # torch's is a RuntimeError
+        if not is_memory(error):
             raise
         advice = "more devices share a training's batch" if stage.kind == "train" else "sample.batch is part of the protocol"
         reason = (str(error).splitlines() or ["out of memory"])[0]
@@ -132,7 +133,7 @@ def start(job: Job, run: Run) -> subprocess.Popen:
     """Starts a job in one thread."""
     words = [sys.executable, "-m", "benchmark", *job.words]
     with open(run.out / "log" / f"{job.title.replace(' ', '-').replace('/', '-')}.txt", "w") as log:
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "TERM": "dumb"}
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "TERM": "dumb", PARENT: str(os.getpid())}
         return subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, env=environment)
 
 
@@ -152,7 +153,7 @@ def follow(command: list[str]) -> int:
 
     before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
-        child = subprocess.Popen(command, process_group=0)
+        child = subprocess.Popen(command, process_group=0, env=os.environ | {PARENT: str(os.getpid())})
         for number in early:
             os.killpg(child.pid, number)
         return child.wait()

@@ -57,8 +57,7 @@ class Run:
             return max(there, 1)
         if there and int(self.devices) > there:
             raise UserError(f"DEVICES is {self.devices}, and this machine has {there}")
-        most = max(8, os.cpu_count() or 1)
-        if not there and int(self.devices) > most:
+        if not there and int(self.devices) > (most := max(8, os.cpu_count() or 1)):
             raise UserError(f"DEVICES is {self.devices}, and this machine has no GPU: at most {most} processes")
         return int(self.devices)
 
@@ -71,6 +70,18 @@ class Run:
     def several(self) -> bool:
         """Whether a stage runs in several processes."""
         return self.nodes * self.count > 1
+
+
+LAUNCHERS = ("MASTER_ADDR", "SLURM_JOB_ID", "TORCHELASTIC_RUN_ID")  # variables of those that start a run on several machines
+
+
+def check_nodes(run: Run) -> None:
+    """Refuses to wait for machines that nobody starts the run on."""
+    if run.nodes > 1 and not any(name in os.environ for name in LAUNCHERS):
+        raise UserError(
+            f"NODES is {run.nodes}, and nothing starts the run on the other machines: use srun, torchrun --nnodes {run.nodes}, "
+            "or --cluster slurm"
+        )
 
 
 def gpus() -> int:

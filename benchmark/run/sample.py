@@ -24,12 +24,13 @@ from benchmark.data.latents import autoencoder_identity, autoencoder_of, decoder
 from benchmark.evaluate import detectors
 from benchmark.evaluate.samples import Images, Unit
 from benchmark.evaluate.score import features_folder, is_done, outputs_of, unit_file
-from benchmark.files import UserError, atomic, listed, read_json, write_array, write_json
+from benchmark.files import UserError, atomic, listed, read_json, sweep, write_array, write_json
 from benchmark.identity import Cell
 from benchmark.model.method import Method
 from benchmark.model.precision import autocast
 from benchmark.protocol import Protocol, size_hw
-from benchmark.run.place import Run
+from benchmark.run import cost, needs
+from benchmark.run.place import Run, check_nodes
 from benchmark.run.stages import CHUNKS, DONE, KEPT_IMAGES, REPORT, is_sampled
 from benchmark.run.train import load_weights, quieten, trained
 
@@ -107,7 +108,12 @@ def equal(a: Any, b: Any) -> bool:
 def generate(cell: Cell, folder: Path, training: Path, report: dict[str, Any], title: str, run: Run) -> None:
     """Makes what is missing of a cell's batches."""
     config = cell.protocol.sample
+    title_ = f"{title}, {config.count:,} images"
+    needs.check_memory(needs.sampling(cell.protocol, cell.test), title_)
+    needs.check_disk(cost.sampling(cell.protocol, cell.test, config.count if run.keep else KEPT_IMAGES).bytes, title_, run.out)
     fabric = launched(run)
+    if fabric.is_global_zero:
+        sweep(folder, everywhere=True)  # of a killed run
     detector = detectors.load(cell.protocol.score.detector, device=fabric.device)
     place, cut = features_folder(folder, detector), units(cell, folder).units
     kept = config.count if run.keep else KEPT_IMAGES
@@ -154,6 +160,7 @@ def check_autoencoder(protocol: Protocol, report: dict[str, Any]) -> None:
 
 def launched(run: Run) -> Fabric:
     """Fabric on the run's devices: one process each, started by it, by torchrun or by a cluster's scheduler."""
+    check_nodes(run)
     quieten()
     fabric = Fabric(accelerator="auto", devices=run.count, num_nodes=run.nodes, strategy="ddp" if run.several else "auto")
     fabric.launch()

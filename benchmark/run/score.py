@@ -16,10 +16,11 @@ from benchmark.evaluate import detectors
 from benchmark.evaluate import score as scoring
 from benchmark.evaluate.detectors import Detector
 from benchmark.evaluate.reference import Reference, Scenes, make, open_source
-from benchmark.files import UserError, read_json, write_json
+from benchmark.files import UserError, read_json, sweep, write_json
 from benchmark.identity import Cell
 from benchmark.protocol import Protocol, size_hw
 from benchmark.results import record
+from benchmark.run import needs
 from benchmark.run.loss import cell_loss, heldout_images
 from benchmark.run.place import Run, device
 from benchmark.run.sample import units
@@ -37,6 +38,8 @@ def reference(protocol: Protocol, test: str, context: Context, detector: Detecto
     else:
         context.data.real()  # says so where nobody has said where the images are
         source = open_source(run.data)
+    needs.check_memory(needs.reference(protocol), f"reference {card.name} {test}")
+    sweep(run.out / "references")  # of a killed run
     detector = detector or detectors.load(protocol.score.detector, device=device())
     count, nearest = protocol.score.reference, min(protocol.score.nearest, protocol.score.reference)
     with progress.stage(f"reference {card.name} {test}", count, "image") as stage:
@@ -52,6 +55,9 @@ def score(stage: Score) -> dict[str, Any]:
     """
     cell, protocol, run = stage.cell, stage.protocol, stage.context.run
     destination = records_folder(protocol, run)
+    sweep(destination, everywhere=True)
+    if stage.sample.folder:
+        sweep(stage.sample.folder, everywhere=True)
     if stage.file and stage.file.is_file():
         value = read_json(stage.file)
         record.write(value, destination)

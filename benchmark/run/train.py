@@ -40,9 +40,10 @@ from benchmark.model import checkpoint
 from benchmark.model.method import Method
 from benchmark.model.precision import averaging, precision
 from benchmark.protocol import Protocol, size_hw, size_name
+from benchmark.run import cost, needs
 from benchmark.run.callbacks import Atomic, Keeper, Watch
 from benchmark.run.dataset import DataSet
-from benchmark.run.place import Run
+from benchmark.run.place import Run, check_nodes
 from benchmark.run.stages import CHECKPOINTS, REPORT, WEIGHTS
 
 
@@ -53,6 +54,8 @@ def prepared(protocol: Protocol, run: Run, verbose: bool = True) -> Path:
         return Path(run.data)
     if data.source is None:
         sources.source(data.card, None)  # says what is missing
+    if data.images is None:
+        needs.check_disk(data.count * data.picture_bytes, f"shards {data.card.name}, {data.count:,} pictures", run.out)
     with progress.stage(f"shards {data.card.name}", 1, "image") as stage:
 
         def report(done: int, total: int) -> None:
@@ -145,11 +148,14 @@ def train(training: Training, run: Run) -> Path:
         UserError: data or checkpoint are not what they should be, or the loss is not a number.
         Stopped: asked to end; saved.
     """
+    check_nodes(run)
     source = open_data(training, run, verbose=True)
     folder = training.folder(run.out, source.hash)
     if is_complete(folder):
         progress.say(f"train {training}: complete already, skipped ({folder})")
         return folder
+    needs.check_memory(needs.training(training.protocol, training.size, run), f"train {training}")
+    needs.check_disk(cost.training(training.protocol, training.size).bytes, f"train {training}", run.out)
     with alone(folder):
         method = registry.build(training.method, training.protocol, training.size, training.seed)
         if training.protocol.train.init:
@@ -161,8 +167,8 @@ def train(training: Training, run: Run) -> Path:
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Makes the folder and keeps others from training in it; the first of several ranks does so for all."""
+def alone(folder: Path, doing: str = "training") -> Iterator[None]:
+    """Makes the folder and keeps others from writing in it; the first of several ranks does so for all."""
     if not progress.first_rank():
         yield
         return
@@ -171,8 +177,8 @@ def alone(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"another process is training in {folder}; wait for it, or choose another OUT") from None
-        sweep(folder, everywhere=True)
+            raise UserError(f"another process is {doing} in {folder}; wait for it, or choose another OUT") from None
+        sweep(folder, everywhere=True)  # of a killed run
         yield
 
 

@@ -24,8 +24,8 @@ from benchmark.evaluate.denoising import HeldOut
 from benchmark.evaluate.reference import Scenes, Shards
 from benchmark.files import ROOT, UserError
 from benchmark.model import method as methods
+from benchmark.model.draws import heldout_generator, image_generator
 from benchmark.results.compare import compare
-from benchmark.streams import heldout_generator, image_generator
 
 SIZE = "32x48"
 
