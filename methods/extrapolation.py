@@ -22,6 +22,8 @@ from benchmark.streams import Draws
 
 class Extrapolation(Method):
     title = "Extrapolation"
+    paper = "2402.12376"
+    year = 2024
 
     @property
     def axis_width(self) -> int:

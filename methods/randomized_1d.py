@@ -11,7 +11,9 @@ Our choice: L_max is the number of tokens of the largest test grid.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,11 +21,13 @@ from torch import Tensor
 from benchmark.files import UserError, unknown
 from benchmark.model.encoding import Encoding, frequencies
 from benchmark.model.method import Method
-from benchmark.streams import Draws
+from benchmark.streams import POSITIONS, Draws
 
 
 class Randomized1D(Method):
     title = "Randomized 1-D"
+    paper = "2305.16843"
+    year = 2023
 
     @dataclass(frozen=True)
     class Options:
@@ -36,9 +40,12 @@ class Randomized1D(Method):
                 if getattr(self, name) not in choices:
                     raise unknown(f"randomized_1d {name}", getattr(self, name), choices)
 
+    @classmethod
+    def derive(cls, grids: Sequence[tuple[int, int]], options: Any) -> dict[str, Any]:
+        return {"l_max": options.l_max or max(h * w for h, w in grids)}
+
     def build(self) -> None:
-        sizes = [self.train_size, *self.protocol.cells[self.train_size]]
-        self.l_max = self.options.l_max or max(h * w for h, w in map(self.protocol.grid, sizes))
+        self.l_max = self.derived["l_max"]
         trained = self.train_grid[0] * self.train_grid[1]
         if self.l_max < trained:
             raise UserError(f"randomized_1d: l_max {self.l_max} is smaller than the training grid's {trained} tokens")
@@ -63,7 +70,7 @@ class Randomized1D(Method):
             order = torch.rand(self.l_max, generator=draws.generator, dtype=torch.float64).argsort()
             return order[:tokens].sort().values.to(self.device)
         if self.options.spacing == "random":
-            return Draws(self.seed, 0, (0, 1), 1, self.device).subsets(tokens, self.l_max)[0]
+            return Draws(self.seed, 0, (0, 1), 1, self.device, POSITIONS).subsets(tokens, self.l_max)[0]
         if tokens == 1:
             return torch.full((1,), (self.l_max - 1) / 2, dtype=torch.float64, device=self.device)
         return torch.arange(tokens, device=self.device).double() * (self.l_max - 1) / (tokens - 1)

@@ -14,6 +14,8 @@ from methods.rpe2d import MicroConditioner
 
 class RoPEAugmented(Extrapolation):
     title = "RoPE, augmented"
+    paper = "2503.18719"
+    year = 2025
     note = "the augmentation of RPE-2D, reimplemented from the abstract"
 
     @dataclass(frozen=True)
@@ -23,6 +25,6 @@ class RoPEAugmented(Extrapolation):
     def build(self) -> None:
         self.conditioner = MicroConditioner(self.protocol.core.width)
 
-    @property
-    def augmentation(self) -> tuple[str, dict[str, Any]]:
-        return "random_resize_crop", {"largest": self.options.resize}
+    @classmethod
+    def augmentation_of(cls, options: Any) -> tuple[str, dict[str, Any]]:
+        return "random_resize_crop", {"largest": options.resize}

@@ -15,6 +15,7 @@ Our choices, all of them options: H_max, the spacing at test, k, and the conditi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,8 @@ from methods.extrapolation import Extrapolation
 
 class RPE2D(Extrapolation):
     title = "RPE-2D"
+    paper = "2503.18719"
+    year = 2025
     note = "reimplemented from the abstract"
 
     @dataclass(frozen=True)
@@ -43,18 +46,22 @@ class RPE2D(Extrapolation):
             if self.spacing not in ("even", "random"):
                 raise unknown("rpe2d spacing", self.spacing, ("even", "random"))
 
+    @classmethod
+    def derive(cls, grids: Sequence[tuple[int, int]], options: Any) -> dict[str, Any]:
+        return {"h_max": options.h_max or max(map(max, grids))}
+
     def build(self) -> None:
-        self.h_max = self.options.h_max or self.largest_grid
+        self.h_max = self.derived["h_max"]
         if self.h_max < max(self.train_grid):
             raise UserError(f"rpe2d: h_max {self.h_max} is smaller than the training grid {self.train_grid}")
         if self.options.micro_conditioning:
             self.conditioner = MicroConditioner(self.protocol.core.width)
 
-    @property
-    def augmentation(self) -> tuple[str, dict[str, Any]]:
-        if not self.options.resize:
-            return super().augmentation
-        return "random_resize_crop", {"largest": self.options.resize}
+    @classmethod
+    def augmentation_of(cls, options: Any) -> tuple[str, dict[str, Any]]:
+        if not options.resize:
+            return super().augmentation_of(options)
+        return "random_resize_crop", {"largest": options.resize}
 
     def encode(self, grid_hw: tuple[int, int], *, time: float | None = None, draws: Draws | None = None) -> Encoding:
         if max(grid_hw) > self.h_max:

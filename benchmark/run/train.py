@@ -136,13 +136,10 @@ class Source:
 
 
 def augments(protocol: Protocol, name: str) -> bool:
-    """Whether a method's training changes pictures before it sees them, so that it cannot read latents of whole ones.
-
-    The method itself is asked, on a core as small as the contest's heads allow.
-    """
-    small = dataclasses.replace(protocol.core, width=4 * protocol.core.heads, depth=2, classes=1)
-    rules = dataclasses.replace(protocol, core=small)
-    return registry.build(registry.trained_name(name), rules, next(iter(protocol.cells)), 0).augmentation[0] != PLAIN
+    """Whether a method's training changes pictures before it sees them, so that it cannot read latents of whole ones."""
+    trained = registry.trained_name(name)
+    cls = registry.load(trained)
+    return cls.augmentation_of(cls.make_options(protocol.options.get(trained, {})))[0] != PLAIN
 
 
 def find_source(protocol: Protocol, name: str, train: str, run: Run, verbose: bool = True) -> Source:
@@ -187,11 +184,13 @@ def fingerprint(protocol: Protocol, name: str, train: str, seed: int, data_hash:
     """A hash of everything the training of method `name` depends on."""
     cls = registry.load(name)
     assert cls.trains_as is None
+    options = cls.make_options(protocol.options.get(name, {}))
     return digest(
         {
             "rules": protocol.training(train),
             "method": name,
-            "options": dataclasses.asdict(cls.make_options(protocol.options.get(name, {}))),
+            "options": dataclasses.asdict(options),
+            "derived": cls.derive(protocol.grids(train), options),
             "seed": seed,
             "data": data_hash,
             "code": code_key(*CODE, f"methods.{name}"),
