@@ -1,11 +1,12 @@
 """2-D ALiBi: attention falls with the distance between tokens, in every head at another rate; nothing else tells positions.
 
-Source: Press et al. 2022 (ALiBi, arXiv 2108.12409, section 3): logits minus m_h times the distance, m_h = 2^(-8h/H), h = 1 .. H; with the
-Euclidean distance on the grid as in CROMA (Fuller et al. 2023, arXiv 2311.00566), and the baseline of that name in LookHere's paper.
+Source: Press et al. 2022 (ALiBi, arXiv 2108.12409, section 3): logits minus m_h times the distance, m_h = 2^(-8h/H), h = 1 ..
+H; with the Euclidean distance on the grid as in CROMA (Fuller et al. 2023, arXiv 2311.00566), and the baseline of that name in
+LookHere's paper.
 
 Training: own. At another grid: the same rule; farther tokens than any in training weigh less still.
-Our choice: the paper's formula for every number of heads; the authors' code has other slopes where it is not a power of two. The
-distance is symmetric, so the core cannot tell left from right or up from down.
+Our choice: the paper's formula for every number of heads; the authors' code has other slopes where it is not a power of two.
+The distance is symmetric, so the core cannot tell left from right or up from down.
 """
 
 from __future__ import annotations

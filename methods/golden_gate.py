@@ -1,13 +1,13 @@
 """Golden Gate RoPE: every band measures position along a direction of its own, spread by the golden ratio.
 
-Source: Xiong 2025, https://jerryxio.ng/posts/nd-rope, the two-dimensional form: band j of head h turns by theta_j (x cos a + y sin a) with
-a = (h K/2 + j) pi / phi, phi = (1 + sqrt 5) / 2, so that neighbouring bands look along well separated directions and no two heads
-share them. All K/2 bands of a head serve both axes, where axial RoPE gives each axis half of them.
+Source: Xiong 2025, https://jerryxio.ng/posts/nd-rope, the two-dimensional form: band j of head h turns by theta_j (x cos a + y
+sin a) with a = (h K/2 + j) pi / phi, phi = (1 + sqrt 5) / 2, so that neighbouring bands look along well separated directions
+and no two heads share them. All K/2 bands of a head serve both axes, where axial RoPE gives each axis half of them.
 
 Training: own. At another grid: positions run on, as in extrapolation.
-Our choices: frequencies are theta_j = base^(-2j/K) radians a token, with the base of all rotary methods of the protocol, and positions
-are counted in tokens; the post spaces them between two tuned ends and scales pictures to [-1, 1], which at another grid would be
-interpolation. The post's option of bands that do not turn is left out.
+Our choices: frequencies are theta_j = base^(-2j/K) radians a token, with the base of all rotary methods of the protocol, and
+positions are counted in tokens; the post spaces them between two tuned ends and scales pictures to [-1, 1], which at another
+grid would be interpolation. The post's option of bands that do not turn is left out.
 """
 
 from __future__ import annotations

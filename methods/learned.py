@@ -1,10 +1,10 @@
 """Learned table: one trained vector a token, resized like an image to any other grid.
 
-Source: Dosovitskiy et al. 2021 (ViT, arXiv 2010.11929), section 3.2: two-dimensional interpolation of the pretrained table; here bicubic, as
-is usual in vision transformers (timm), without anti-aliasing.
+Source: Dosovitskiy et al. 2021 (ViT, arXiv 2010.11929), section 3.2: two-dimensional interpolation of the pretrained table;
+here bicubic, as is usual in vision transformers (timm), without anti-aliasing.
 
-Training: own; the table starts as normal numbers of deviation 0.02. At another grid: bicubic resize between
-token centres (align_corners=False). The table is what this method learns, so its size is that of the training grid.
+Training: own; the table starts as normal numbers of deviation 0.02. At another grid: bicubic resize between token centres
+(align_corners=False). The table is what this method learns, so its size is that of the training grid.
 """
 
 from __future__ import annotations

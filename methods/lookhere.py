@@ -1,18 +1,18 @@
 """LookHere: most heads look in one direction only, and attention falls with the distance; nothing else tells positions.
 
-Source: Fuller et al. 2024, arXiv 2405.13985, and the authors' code GreenCUBIC/lookhere (lookhere.py): a directed head sees the keys of its
-field of view, borders and its own place included, and every head's logits get minus global slope x layer slope x head slope x
-Euclidean distance. Fields of view (option `view`, degrees):
+Source: Fuller et al. 2024, arXiv 2405.13985, and the authors' code GreenCUBIC/lookhere (lookhere.py): a directed head sees the
+keys of its field of view, borders and its own place included, and every head's logits get minus global slope x layer slope x
+head slope x Euclidean distance. Fields of view (option `view`, degrees):
     180  four half planes: up, down, left, right
      90  four quadrants and the four cones around up, down, left and right
      45  eight halves of those cones
-Head slopes: 1/2 for directed heads (1/4, 1/8, ... for later heads in a direction that is taken already); 1/4, 1/16, 1/64, 1/256 for heads
-without direction. As in the code with 12 heads, eight are directed; with 6, four.
+Head slopes: 1/2 for directed heads (1/4, 1/8, ... for later heads in a direction that is taken already); 1/4, 1/16, 1/64, 1/256
+for heads without direction. As in the code with 12 heads, eight are directed; with 6, four.
 
 Training: own. At another grid: the same rule, which was made for larger pictures.
-Our choices: global slope 1 and layer slopes from 1.5 in the first block to 0.5 in the last (options; the values of the paper's models lie
-in their checkpoints, not in the code, and which of the code's direction sets each model had was not read either); with fewer heads
-than directions, the blocks take turns.
+Our choices: global slope 1 and layer slopes from 1.5 in the first block to 0.5 in the last (options; the values of the paper's
+models lie in their checkpoints, not in the code, and which of the code's direction sets each model had was not read either);
+with fewer heads than directions, the blocks take turns.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class LookHere(Method):
 
 
 def seen(view: str, grid_hw: tuple[int, int], device: torch.device | str | None = None) -> Tensor:
-    """Which key (column) a query (row) sees in a field of view: boolean [T, T]; a view such as "cone up left" is where both hold."""
+    """Which key (column) a query (row) sees in a field of view: boolean [T, T]; "cone up left" is where both hold."""
     y, x = token_yx(grid_hw, device)
     down, right = y[None, :] - y[:, None], x[None, :] - x[:, None]  # from query to key
     half = {"up": down <= 0, "down": down >= 0, "left": right <= 0, "right": right >= 0}

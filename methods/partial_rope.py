@@ -1,13 +1,13 @@
 """Partial RoPE: only a share of each axis' channels turns; the others compare content wherever they are.
 
-Source: partial rotary positions of language models (GPT-NeoX, Black et al. 2022, arXiv 2204.06745, a quarter of a head; `partial_rotary_factor`
-in transformers): the rotary width is r = share d, its frequencies are base^(-2j/r), and the other channels keep cos 1, sin 0. For
-images the technical report of Krea 2 (2026) names partial RoPE as better without training from 256 to 512 pixels, without duplicated
-objects, though not after training on at the larger size.
+Source: partial rotary positions of language models (GPT-NeoX, Black et al. 2022, arXiv 2204.06745, a quarter of a head;
+`partial_rotary_factor` in transformers): the rotary width is r = share d, its frequencies are base^(-2j/r), and the other
+channels keep cos 1, sin 0. For images the technical report of Krea 2 (2026) names partial RoPE as better without training from
+256 to 512 pixels, without duplicated objects, though not after training on at the larger size.
 
 Training: own. At another grid: positions run on, as in extrapolation.
-Our choices: half of each axis turns (option `share`; which share and which channels Krea used was not read), in the first channels
-of each axis' half.
+Our choices: half of each axis turns (option `share`; which share and which channels Krea used was not read), in the first
+channels of each axis' half.
 """
 
 from __future__ import annotations

@@ -34,7 +34,9 @@ class RIFLEx(Extrapolation):
 
     def build(self) -> None:
         if not -1 <= self.options.band < self.axis_width // 2:
-            raise UserError(f"{self.title}: band {self.options.band} is none of the {self.axis_width // 2} bands of an axis (or -1)")
+            raise UserError(
+                f"{self.title}: band {self.options.band} is none of the {self.axis_width // 2} bands of an axis (or -1)"
+            )
 
     def theta(self, trained: int, tested: int, time: float | None) -> Tensor:
         theta = self.plain()

@@ -1,12 +1,12 @@
 """RoPE-Mixed: every band of every head and block learns how far it turns with y and with x.
 
-Source: Heo et al. 2024, arXiv 2403.13298, section 3.2, and the authors' code naver-ai/rope-vit (models/vit_rope.py): angle = theta_y y + theta_x x
-with learned (theta_y, theta_x). Start: magnitudes 10^(-4k/K), k = 0 .. K/4 - 1, once in a direction drawn at random for each head and
-block and once perpendicular to it.
+Source: Heo et al. 2024, arXiv 2403.13298, section 3.2, and the authors' code naver-ai/rope-vit (models/vit_rope.py): angle =
+theta_y y + theta_x x with learned (theta_y, theta_x). Start: magnitudes 10^(-4k/K), k = 0 .. K/4 - 1, once in a direction drawn
+at random for each head and block and once perpendicular to it.
 
 Training: own, with the core's optimizer. At another grid: positions run on, as in the authors' code.
-Departure: the authors exempt the frequencies from weight decay; here the protocol's holds for all weights. The base of the start
-is theirs (option `base`) and not the protocol's, since it is a start.
+Departure: the authors exempt the frequencies from weight decay; here the protocol's holds for all weights. The base of the
+start is theirs (option `base`) and not the protocol's, since it is a start.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class RoPEMixed(Method):
         direction = 2 * math.pi * torch.rand(core.depth, core.heads, 1)
         across = direction + math.pi / 2
         x, y = (
-            torch.cat([magnitude * function(direction), magnitude * function(across)], dim=-1) for function in (torch.cos, torch.sin)
+            torch.cat([magnitude * function(direction), magnitude * function(across)], dim=-1)
+            for function in (torch.cos, torch.sin)
         )
         self.theta = nn.Parameter(torch.stack([y, x]))  # [2, blocks, H, K/2], radians a token
 

@@ -1,7 +1,7 @@
 """Sin-cos and RoPE together: DiT's table added to the tokens, and axial RoPE in every block.
 
-Source: LightningDiT (Yao et al. 2025, arXiv 2501.01423; hustvl/LightningDiT) and JiT (Li and He 2025), whose cores have
-both: absolute positions once, relative ones in attention. The parts are those of methods/sincos.py and methods/extrapolation.py.
+Source: LightningDiT (Yao et al. 2025, arXiv 2501.01423; hustvl/LightningDiT) and JiT (Li and He 2025), whose cores have both:
+absolute positions once, relative ones in attention. The parts are those of methods/sincos.py and methods/extrapolation.py.
 
 Training: own. At another grid: both run on.
 Departure: LightningDiT also changes the blocks (SwiGLU, RMSNorm); here the core is that of all rows.

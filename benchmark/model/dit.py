@@ -148,9 +148,7 @@ class Block(nn.Module):
         self.mlp = Mlp(width, int(width * mlp_ratio))
         self.adaLN_modulation = nn.Sequential(nn.Identity(), nn.Linear(width, 6 * width))  # SiLU: see Core.forward
 
-    def forward(
-        self, x: Tensor, c: Tensor, turns: Tensor | None, mask: Mask, bias: Tensor | None, scale: float | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, turns: Tensor | None, mask: Mask, bias: Tensor | None, scale: float | None) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(c).unsqueeze(1).chunk(6, dim=-1)
         x = x + gate_a * self.attn(modulate(self.norm1(x), shift_a, scale_a), turns, mask, bias, scale)
         return x + gate_m * self.mlp(modulate(self.norm2(x), shift_m, scale_m))

@@ -68,7 +68,9 @@ class Method(LightningModule):
 
     stem: nn.Module | None
     conditioner: nn.Module | None
-    encoder: Callable[[dict[str, Any]], dict[str, Any]] | None = None  # where pictures become latents on the way (data/latents.py)
+    encoder: Callable[[dict[str, Any]], dict[str, Any]] | None = (
+        None  # where pictures become latents on the way (data/latents.py)
+    )
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -107,9 +109,10 @@ class Method(LightningModule):
 
     @classmethod
     def derive(cls, grids: Sequence[tuple[int, int]], options: Any) -> dict[str, Any]:
-        """What the method takes from the sizes it will meet, as plain values such as {"h_max": 16}; an instance has it as `derived`.
+        """What the method takes from the sizes it will meet, as plain values such as {"h_max": 16}.
 
-        A training depends on it although neither its size nor `options` show it: it is part of the training's fingerprint.
+        An instance has it as `derived`. A training depends on it although neither its size nor `options` show it: it is part of
+        the training's fingerprint.
 
         Args:
             grids: tokens (h, w) at the training size and at every size that it is tested at (`Protocol.grids`).

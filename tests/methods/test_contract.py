@@ -272,3 +272,12 @@ def test_training_draws_are_per_sample_or_shared(name):
     encoding = method.encode((4, 6), draws=Draws(0, 5, (0, 4), 4))
     check(encoding, depth=2, tokens=24, batch=4)
     assert encoding.logit_scale == 1.0, "nothing is scaled at the training grid"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_training_grid_of_one_token_or_one_row(name):
+    for train in ("4x4", "4x16"):
+        protocol = small.contest({train: [train, "8x8"]})
+        method = small.fill(registry.load(name)(protocol, train)).eval()
+        assert small.loss(method).isfinite()
+        assert method.generate("8x8" if train == "4x4" else train, 0, [0, 1]).isfinite().all()

@@ -216,8 +216,8 @@ def test_attention_in_bfloat16_is_the_fused_kernels_function(tokens, gradients):
     with torch.set_grad_enabled(gradients):
         heads = torch.stack([mask, mask.T, torch.ones_like(mask)])
         bias = small.normal(2, 3, tokens, tokens)
-        for seen, added, scale in ((None, None, None), ("causal", None, None), (mask, None, 0.7), (mask, None, None),
-                                   (heads, None, None), (None, bias, 0.7), ("causal", bias, None), (heads, bias, None)):  # fmt: skip
+        cases = [(None, None, None), ("causal", None, None), (mask, None, 0.7), (mask, None, None), (heads, None, None)]
+        for seen, added, scale in [*cases, (None, bias, 0.7), ("causal", bias, None), (heads, bias, None)]:
             exact = attend(q, k, v, seen, added, scale)
             rounded = attend(q.bfloat16(), k.bfloat16(), v.bfloat16(), seen, added, scale)
             assert rounded.dtype == torch.bfloat16
