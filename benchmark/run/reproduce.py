@@ -130,7 +130,7 @@ def committed_of(rules: Protocol, method: str, folder: Path | str = record.FOLDE
 
 
 def figure(rules: Protocol, cell: Cell, metric: str, figures: published.Published) -> tuple[float | None, str]:
-    """(the paper's value for a cell, where it stands), where a published table names the contest as one of the same rules."""
+    """(the paper's value for a cell, where it stands), where a published table names the contest as one of these rules."""
     for source in figures.tables:
         trainings = [training for training, contest in source.contests.items() if contest == rules.name]
         if source.train != cell.train:

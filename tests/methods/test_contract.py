@@ -96,6 +96,15 @@ def test_says_where_it_was_published(name):
     assert any(cls.paper in path.read_text(encoding="utf-8").split('"""')[1] for path in told), "the docstring names it"
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_is_in_the_table_of_contents(name):
+    cls = registry.load(name)
+    (row,) = (
+        line for line in (ROOT / "methods" / "README.md").read_text(encoding="utf-8").splitlines() if f"| `{name}` |" in line
+    )
+    assert all(f"{part}" in row for part in (f"| {cls.title} |", cls.kind, cls.trains_as or "", cls.paper, cls.year))
+
+
 def test_titles_differ():
     titles = [registry.load(name).title for name in METHODS]
     assert len(set(titles)) == len(titles)
