@@ -1,6 +1,7 @@
 """Plain RoPE with RPE-2D's augmentation and micro-conditioning: what these bring without random positions.
 
-An attribution row for methods/rpe2d.py (arXiv 2503.18719): positions are those of plain RoPE, in training and, extrapolated, at test.
+An attribution row for methods/rpe2d.py (arXiv 2503.18719): positions are those of plain RoPE, in training and, extrapolated, at
+test.
 """
 
 from __future__ import annotations
