@@ -173,9 +173,13 @@ class Protocol:
         height, width = size_hw(size)
         return height // self.data.factor, width // self.data.factor
 
+    def grids(self, train: str) -> list[tuple[int, int]]:
+        """Tokens per axis at a training size and at every size that it is tested at."""
+        return [self.grid(size) for size in [train, *self.cells[train]]]
+
     def largest_grid(self, train: str) -> int:
         """Tokens on the longest axis of any size that a training is tested at (or trained at)."""
-        return max(max(self.grid(size)) for size in [train, *self.cells[train]])
+        return max(map(max, self.grids(train)))
 
     def most_tokens(self, train: str) -> int:
         """Tokens of the largest grid that a training is tested at (or trained at)."""

@@ -22,6 +22,8 @@ RULES = ("jin", "fitv2")
 
 class AttentionScale(Extrapolation):
     title = "Attention scale"
+    paper = "2306.08645"
+    year = 2023
     trains_as = "extrapolation"
 
     @dataclass(frozen=True)

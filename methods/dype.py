@@ -9,7 +9,7 @@ Training: plain RoPE (Extrapolation's checkpoint). At a smaller grid: plain RoPE
 Departures: at kappa = 0 the thresholds are zero and every band turns more often than that: plain RoPE, the limit; the public code
 divides by it, and just above it blends the wrong way round (its ramp is empty there). Ramps end at band d - 1 at the latest, as
 in FiT, and not at d / 2 as in that code: another number close to data only. The temperature follows the larger axis, as in
-our YaRN; the code takes each axis' own. With a DDPM objective t is the level over 1000.
+our YaRN; the code takes each axis' own. With a DDPM objective t is the flow's time of the same signal-to-noise ratio.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ FORMS = ("ntk", "yarn")
 
 class DyPE(NTKByParts):
     title = "DyPE"
+    paper = "2510.20766"
+    year = 2025
+    revision = 2  # under DDPM: the time of equal signal-to-noise ratio
     timed = True
 
     @dataclass(frozen=True)

@@ -22,6 +22,8 @@ from benchmark.model.method import Method
 
 class Extrapolation(Method):
     title = "Extrapolation"
+    paper = "2402.12376"
+    year = 2024
 
     @property
     def axis_width(self) -> int:

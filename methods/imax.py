@@ -21,6 +21,8 @@ from methods.extrapolation import Extrapolation
 
 class IMax(Extrapolation):
     title = "I-Max"
+    paper = "2410.07536"
+    year = 2024
     trains_as = "extrapolation"
 
     @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from methods.extrapolation import Extrapolation
 
 class Interpolation(Extrapolation):
     title = "Interpolation"
+    paper = "2306.15595"
+    year = 2023
     trains_as = "extrapolation"
 
     def theta(self, trained: int, tested: int, time: float | None) -> Tensor:

@@ -1,10 +1,10 @@
 """Learned table: one trained vector a token, resized like an image to any other grid.
 
-Source: Dosovitskiy et al. 2021 (ViT), section 3.2: two-dimensional interpolation of the pretrained table; here bicubic, as
-is usual in vision transformers (timm), without anti-aliasing.
+Source: Dosovitskiy et al. 2021 (ViT, arXiv 2010.11929), section 3.2: two-dimensional interpolation of the pretrained table;
+here bicubic, as is usual in vision transformers (timm), without anti-aliasing.
 
-Training: own; the table starts as normal numbers of deviation 0.02. At another grid: bicubic resize between
-token centres (align_corners=False). The table is what this method learns, so its size is that of the training grid.
+Training: own; the table starts as normal numbers of deviation 0.02. At another grid: bicubic resize between token centres
+(align_corners=False). The table is what this method learns, so its size is that of the training grid.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from benchmark.model.method import Method
 
 class Learned(Method):
     title = "Learned table"
+    paper = "2010.11929"
+    year = 2020
+    learns_positions = True
     grid_sized = ("table",)
 
     def build(self) -> None:
@@ -31,7 +34,3 @@ class Learned(Method):
             with torch.autocast(self.device.type, enabled=False):
                 table = F.interpolate(table.float(), grid_hw, mode="bicubic", align_corners=False)
         return Encoding(add=table[0].flatten(1).T)
-
-    def encoding(self, grid_hw: tuple[int, int], time: float | None = None) -> Encoding:
-        self._encodings.clear()  # the table may have been trained on since
-        return super().encoding(grid_hw, time)

@@ -1,16 +1,16 @@
 """LEDiT: no positional encoding; causal attention and one convolution give the order, at any size.
 
-Source: arXiv 2503.04344 v3 (text; no code is public). Blocks alternate self-attention and causal attention, starting with
-self-attention. The causal mask works in two dimensions; of the paper's four scan variants (d) is the default. One 3x3
-zero-padded convolution after patchify gives locality. Recipes:
+Source: arXiv 2503.04344 v3 (text; the authors' repository holds a README only, and the paper's supplement was not seen). Blocks
+alternate self-attention and causal attention, starting with self-attention. The causal mask works in two dimensions; of the
+paper's four scan variants (d) is the default. One 3x3 zero-padded convolution after patchify gives locality. Recipes:
     "finetune"  as printed: every second block is causal; with probability 0.1 a training step uses dilation 2 (padding 2, the
                 same weights), never at test. Meant for a pretrained DiT without its sin-cos table.
     "scratch"   the paper's refinement for training from scratch: LayerNorm after the convolution, a single causal layer, no
                 multi-dilation.
 
 Training: own. At another grid: the same rule builds the mask of that grid.
-Our readings: (d) "mask lower-right corner": query (y, x) may not see key (y', x') iff y' > y and x' > x; (b): sees only
-y' <= y and x' <= x; (c): (b) with the 3x3 neighbourhood unmasked. Not stated in the paper and chosen here: the convolution is
+Our readings: (d) "mask lower-right corner": query (y, x) may not see key (y', x') iff y' > y and x' > x; (b): sees only y' <= y
+and x' <= x; (c): (b) with the 3x3 neighbourhood unmasked. Not stated in the paper and chosen here: the convolution is
 depthwise, residual and starts at zero (options); the single causal layer of the from-scratch recipe is the second block.
 """
 
@@ -34,7 +34,9 @@ LAYERS = ("single", "alternating")
 
 class LEDiT(Method):
     title = "LEDiT"
-    note = "no public code"
+    note = "from the paper's text: the authors' repository holds a README only"
+    paper = "2503.04344"
+    year = 2025
 
     @dataclass(frozen=True)
     class Options:
@@ -71,24 +73,15 @@ class LEDiT(Method):
         return list(range(1, depth, 2)) if layers == "alternating" else [1][: depth - 1]
 
     def encode(self, grid_hw: tuple[int, int], *, time: float | None = None, draws: Draws | None = None) -> Encoding:
-        if self.stem is not None:
-            finetuned = self.options.recipe == "finetune"
-            self.stem.dilation = 2 if finetuned and draws is not None and draws.once() < self.options.dilated else 1
+        dilates = self.stem is not None and self.options.recipe == "finetune" and draws is not None
+        stem = {"dilation": 2} if dilates and draws.once() < self.options.dilated else {}
         causal = self.causal_blocks()
         mask = "causal" if self.options.scan == "raster" else self.mask(grid_hw) if causal else None
-        return Encoding(mask=[mask if block in causal else None for block in range(self.protocol.core.depth)])
-
-    def encoding(self, grid_hw: tuple[int, int], time: float | None = None) -> Encoding:
-        if self.stem is not None:
-            self.stem.dilation = 1  # a cached encoding must not meet the dilation of the last training step
-        return super().encoding(grid_hw, time)
+        return Encoding(mask=[mask if block in causal else None for block in range(self.protocol.core.depth)], stem=stem)
 
     def mask(self, grid_hw: tuple[int, int]) -> Tensor:
         """Which key (column) a query (row) may see: boolean [T, T], made once a grid."""
-        key = ("mask", grid_hw, self.device)
-        if key not in self._encodings:
-            self._encodings[key] = scan_mask(self.options.scan, grid_hw, self.device)
-        return self._encodings[key]
+        return self.once("mask", grid_hw, lambda: scan_mask(self.options.scan, grid_hw, self.device))
 
 
 def scan_mask(scan: str, grid_hw: tuple[int, int], device: torch.device | str | None = None) -> Tensor:
@@ -110,13 +103,13 @@ class Locality(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, padding=1, groups=width if depthwise else 1)
         self.norm = nn.LayerNorm(width, eps=1e-6) if norm else None
-        self.residual, self.dilation = residual, 1
+        self.residual = residual
         if residual:
             nn.init.zeros_(self.conv.weight)
             nn.init.zeros_(self.conv.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, dilation: int = 1) -> Tensor:
         # Padding equal to the dilation keeps the grid.
-        y = F.conv2d(x, self.conv.weight, self.conv.bias, padding=self.dilation, dilation=self.dilation, groups=self.conv.groups)
+        y = F.conv2d(x, self.conv.weight, self.conv.bias, padding=dilation, dilation=dilation, groups=self.conv.groups)
         y = x + y if self.residual else y
         return y if self.norm is None else self.norm(y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

@@ -1,6 +1,7 @@
 """NoPE: no positional encoding at all; a floor of the tables.
 
-The core is then blind to the order of its tokens: only the patches' content and its neighbours' statistics remain.
+Source: Haviv et al. 2022, arXiv 2203.16634, for language models, whose causal mask tells the order; here there is none, and the
+core is blind to the order of its tokens: only the patches' content and its neighbours' statistics remain.
 
 Training: own. At another grid: nothing changes.
 """
@@ -14,6 +15,8 @@ from benchmark.model.method import Method
 
 class NoPE(Method):
     title = "NoPE"
+    paper = "2203.16634"
+    year = 2022
 
     def encode(self, grid_hw: tuple[int, int], *, time: float | None = None, draws: Draws | None = None) -> Encoding:
         return Encoding()

@@ -16,6 +16,8 @@ from methods.extrapolation import Extrapolation
 
 class NTK(Extrapolation):
     title = "NTK"
+    paper = "2309.00071"
+    year = 2023
     trains_as = "extrapolation"
 
     def theta(self, trained: int, tested: int, time: float | None) -> Tensor:

@@ -19,6 +19,8 @@ from methods.ntk import NTK
 
 class NTKByParts(NTK):
     title = "NTK-by-parts"
+    paper = "2309.00071"
+    year = 2023
 
     @dataclass(frozen=True)
     class Options:

@@ -20,10 +20,13 @@ from benchmark.files import UserError, unknown
 from benchmark.model.draws import Draws
 from benchmark.model.encoding import Encoding, frequencies
 from benchmark.model.method import Method
+from benchmark.streams import POSITIONS
 
 
 class Randomized1D(Method):
     title = "Randomized 1-D"
+    paper = "2305.16843"
+    year = 2023
 
     @dataclass(frozen=True)
     class Options:
@@ -62,7 +65,7 @@ class Randomized1D(Method):
             order = torch.rand(self.l_max, generator=draws.generator, dtype=torch.float64).argsort()
             return order[:tokens].sort().values.to(self.device)
         if self.options.spacing == "random":
-            return Draws(self.seed, 0, (0, 1), 1, self.device).subsets(tokens, self.l_max)[0]
+            return Draws(self.seed, 0, (0, 1), 1, self.device, POSITIONS).subsets(tokens, self.l_max)[0]
         if tokens == 1:
             return torch.full((1,), (self.l_max - 1) / 2, dtype=torch.float64, device=self.device)
         return torch.arange(tokens, device=self.device).double() * (self.l_max - 1) / (tokens - 1)

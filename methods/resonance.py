@@ -1,12 +1,13 @@
 """Resonance: bands are first moved to whole numbers of turns on the training grid, then stretched by parts.
 
-Source: UltraFlux (W2GenAI-Lab/UltraFlux, transformer_flux_visionyarn.py), after Resonance RoPE (Wang et al. 2024,
-arXiv 2403.00071): r = L theta / (2 pi); where r >= 1, theta = 2 pi round(r) / L. Then NTK by parts on the moved bands, where the
-NTK frequency of a band is theta^(ln base' / ln base), and YaRN's temperature.
+Source: UltraFlux (https://github.com/W2GenAI-Lab/UltraFlux, transformer_flux_visionyarn.py), after Resonance RoPE (Wang et al.
+2024, arXiv 2403.00071): r = L theta / (2 pi); where r >= 1, theta = 2 pi round(r) / L. Then NTK by parts on the moved bands,
+where the NTK frequency of a band is theta^(ln base' / ln base), and YaRN's temperature.
 
 Training: plain RoPE (Extrapolation's checkpoint). At the training grid or a smaller one: plain RoPE, as in the code.
-Departure: the code counts the turns of 1 / theta instead of theta and rounds bands below one turn up to one; here a band is
-moved by what it turns, and slower ones stay. The temperature follows the larger axis, as in our YaRN.
+As in the authors' code of today: a band is moved by what it turns, and bands below one turn stay (an earlier version counted
+the turns of 1 / theta and rounded slow bands up to one). Departures: ramps end at band d - 1 at the latest, as in FiT, and not
+at d / 2 as in that code; the temperature follows the larger axis, as in our YaRN.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from methods.ntk_by_parts import NTKByParts
 
 class Resonance(NTKByParts):
     title = "Resonance"
+    paper = "https://github.com/W2GenAI-Lab/UltraFlux"
+    year = 2025
 
     @dataclass(frozen=True)
     class Options(NTKByParts.Options):

@@ -1,6 +1,7 @@
 """Plain RoPE with RPE-2D's augmentation and micro-conditioning: what these bring without random positions.
 
-An attribution row for methods/rpe2d.py: positions are those of plain RoPE, in training and, extrapolated, at test.
+An attribution row for methods/rpe2d.py (arXiv 2503.18719): positions are those of plain RoPE, in training and, extrapolated, at
+test.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ class RoPEAugmented(Extrapolation):
     title = "RoPE, augmented"
     augments = "resize"
     revision = 2
+    paper = "2503.18719"
+    year = 2025
     note = "the augmentation of RPE-2D, reimplemented from the abstract"
 
     @dataclass(frozen=True)
@@ -26,6 +29,6 @@ class RoPEAugmented(Extrapolation):
     def build(self) -> None:
         self.conditioner = MicroConditioner(self.protocol.core.width, relative=True)
 
-    @property
-    def augmentation(self) -> tuple[str, dict[str, Any]]:
-        return "random_resize_crop", {"largest": self.options.resize, "uncropped": self.options.uncropped}
+    @classmethod
+    def augmentation_of(cls, options: Any) -> tuple[str, dict[str, Any]]:
+        return "random_resize_crop", {"largest": options.resize, "uncropped": options.uncropped}

@@ -37,6 +37,8 @@ CONDITIONINGS = ("relative", "pixels")
 class RPE2D(Extrapolation):
     title = "RPE-2D"
     revision = 2
+    paper = "2503.18719"
+    year = 2025
     note = "reimplemented from the abstract"
     augments = "resize"
 
@@ -61,11 +63,11 @@ class RPE2D(Extrapolation):
         if self.options.micro_conditioning:
             self.conditioner = MicroConditioner(self.protocol.core.width, self.options.conditioning == "relative")
 
-    @property
-    def augmentation(self) -> tuple[str, dict[str, Any]]:
-        if not self.options.resize:
-            return super().augmentation
-        return "random_resize_crop", {"largest": self.options.resize, "uncropped": self.options.uncropped}
+    @classmethod
+    def augmentation_of(cls, options: Any) -> tuple[str, dict[str, Any]]:
+        if not options.resize:
+            return super().augmentation_of(options)
+        return "random_resize_crop", {"largest": options.resize, "uncropped": options.uncropped}
 
     def encode(self, grid_hw: tuple[int, int], *, time: float | None = None, draws: Draws | None = None) -> Encoding:
         if max(grid_hw) > self.h_max:

@@ -1,7 +1,7 @@
 """Sin-cos: DiT's fixed table added to the tokens, extrapolated to any grid; a floor of the tables.
 
-Source: Peebles and Xie 2023 (DiT), the table of MAE: the first half of the channels encodes the column, each half is
-[sin | cos] with omega_k = 10000^(-k / (D / 4)). Positions are 0 .. grid - 1.
+Source: Peebles and Xie 2023 (DiT, arXiv 2212.09748), the table of MAE: the first half of the channels encodes the column, each
+half is [sin | cos] with omega_k = 10000^(-k / (D / 4)). Positions are 0 .. grid - 1.
 
 Training: own. At another grid: the same formula at the larger positions.
 """
@@ -15,6 +15,8 @@ from benchmark.model.method import Method
 
 class SinCos(Method):
     title = "Sin-cos"
+    paper = "2212.09748"
+    year = 2022
 
     def encode(self, grid_hw: tuple[int, int], *, time: float | None = None, draws: Draws | None = None) -> Encoding:
         y, x = token_yx(grid_hw, self.device)

@@ -15,6 +15,8 @@ from methods.sincos import SinCos
 
 class SinCosInterpolated(SinCos):
     title = "Sin-cos, interpolated"
+    paper = "2306.15595"
+    year = 2023
     trains_as = "sincos"
 
     def encode(self, grid_hw: tuple[int, int], *, time: float | None = None, draws: Draws | None = None) -> Encoding:

@@ -5,7 +5,7 @@ t < 0.3 with t = 0 noise, which is t > 0.7 here: theta / s; later: base s.
 
 Training: plain RoPE (Extrapolation's checkpoint). At a smaller grid: plain RoPE.
 Departure: the code has one s, the square root of the areas' ratio; here every axis has its own. With a DDPM objective t is the
-level over 1000.
+flow's time of the same signal-to-noise ratio, so that the change falls at level 426 of 1000.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from methods.extrapolation import Extrapolation
 
 class TASR(Extrapolation):
     title = "Time-aware RoPE"
+    paper = "2406.18583"
+    year = 2024
+    revision = 2  # under DDPM: the time of equal signal-to-noise ratio
     trains_as = "extrapolation"
     timed = True
 

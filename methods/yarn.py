@@ -23,6 +23,8 @@ from methods.extrapolation import Extrapolation
 
 class YaRN(Extrapolation):
     title = "YaRN"
+    paper = "2309.00071"
+    year = 2023
     trains_as = "extrapolation"
 
     @dataclass(frozen=True)

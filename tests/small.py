@@ -55,4 +55,4 @@ def batch(protocol: Protocol, train: str, step: int, count: int = 4) -> dict[str
 
 def loss(method: Method, step: int = 0, count: int = 4, **changes: Any) -> torch.Tensor:
     """The training loss of one step on `batch`."""
-    return method.training_step(batch(method.protocol, method.train_size, step, count) | changes)
+    return method.loss(batch(method.protocol, method.train_size, step, count) | changes)

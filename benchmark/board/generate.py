@@ -197,7 +197,7 @@ def _published(source: PublishedTable, figures: Published, boards: Boards) -> li
         cells = [escape(line.name), escape(line.training)]
         for size in source.sizes:
             cell = line.cells.get(size)
-            cells += ["–", "–"] if cell is None else [f"{cell[0]:g}", f"{cell[2]:g}"]
+            cells += [published.shown(cell, "fid"), published.shown(cell, "is")]
             cells += line.ours.get(size, ("–", "–")) if size in beside else ()
         rows.append(cells)
     text += _grid(header, rows)
@@ -210,7 +210,7 @@ def _published(source: PublishedTable, figures: Published, boards: Boards) -> li
             cells = [escape(line.name), escape(line.training)]
             for size in source.sizes:
                 cell = line.cells.get(size)
-                cells += ["–"] * 3 if cell is None else [f"{cell[1]:g}", f"{cell[3]:g}", f"{cell[4]:g}"]
+                cells += [published.shown(cell, metric) for metric in ("sfid", "precision", "recall")]
             rows.append(cells)
     return text + _grid(header, rows)
 

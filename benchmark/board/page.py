@@ -410,7 +410,7 @@ def _paper(source: PublishedTable, figures: Published, boards: Mapping[str, Tabl
         body += f'<tr><th scope="row" data-v="{_e(line.name)}">{_e(line.name)} <small>{_e(line.training)}</small></th>'
         for size in source.sizes:
             cell = line.cells.get(size)
-            texts = ["–", "–"] if cell is None else [f"{cell[0]:g}", f"{cell[2]:g}"]
+            texts = [published.shown(cell, "fid"), published.shown(cell, "is")]
             texts += line.ours.get(size, ("–", "–")) if size in beside else ()
             body += "".join(map(_number, texts))
         body += "</tr>\n"

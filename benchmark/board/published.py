@@ -35,7 +35,7 @@ class PublishedRow:
     name: str
     training: str
     ours: str  # the method of ours that it is, or ""
-    cells: dict[str, list[float] | None]
+    cells: dict[str, list[float | None] | None]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class PublishedTable:
     train: str
     samples: int
     protocol: str
-    contests: dict[str, str]  # training -> our contest of the same rules, whose numbers may stand beside the paper's
+    contests: dict[str, str]  # training -> our contest of these rules, whose numbers may stand beside the paper's
     rows: list[PublishedRow]
 
     @property
@@ -96,7 +96,7 @@ class Line:
 
     name: str
     training: str
-    cells: dict[str, list[float] | None]
+    cells: dict[str, list[float | None] | None]
     ours: dict[str, tuple[str, str]]  # size -> our FID and IS as text; empty before there are records
 
 
@@ -130,7 +130,7 @@ def load(path: Path | str = FILE) -> Published:
                 raise files.unknown(f"training in {where}", row.training, TRAININGS)
             for size, cell in row.cells.items():
                 protocol.size_hw(size)
-                if cell is not None and (len(cell) != len(METRICS) or not all(map(_is_number, cell))):
+                if cell is not None and (len(cell) != len(METRICS) or not all(v is None or _is_number(v) for v in cell)):
                     raise UserError(f"{where} at {size} must hold {len(METRICS)} numbers or null")
     rows = {item.id: [row.name for row in item.rows] for item in found.tables}
     for prediction in found.predictions:
@@ -163,14 +163,20 @@ def lines(source: PublishedTable, figures: Published, boards: Mapping[str, Table
             size: tuple(table.show(entries[metric, c], 2)[0] for metric in ("fid", "is")) for size, c in places[contest].items()
         }
 
-    shown = [Line(row.name, row.training, row.cells, ours(row.ours, source.contests.get(row.training))) for row in source.rows]
+    found = [Line(row.name, row.training, row.cells, ours(row.ours, source.contests.get(row.training))) for row in source.rows]
     for gap in figures.absent:
         if source.leaderboard in gap.leaderboards:
             for contest in places or [None]:
                 trainings = [training for training, name in source.contests.items() if name == contest]
                 label = f"no published number ({trainings[0]} here)" if trainings else "no published number"
-                shown.append(Line(gap.name, label, {}, ours(gap.ours, contest)))
-    return shown, [size for size in source.sizes if any(size in columns for columns in places.values())]
+                found.append(Line(gap.name, label, {}, ours(gap.ours, contest)))
+    return found, [size for size in source.sizes if any(size in columns for columns in places.values())]
+
+
+def shown(cell: list[float | None] | None, metric: str) -> str:
+    """One of a cell's numbers as text; a dash where the paper prints none."""
+    value = None if cell is None else cell[METRICS.index(metric)]
+    return "–" if value is None else f"{value:g}"
 
 
 def _is_number(value: Any) -> bool:
@@ -230,7 +236,7 @@ def agreements(board: Table, published: Published, metric: str = "fid") -> list[
     For the contests that claim to predict it.
     """
     if board.rules.switches != protocol.Switches():
-        return []  # the papers' contest had them off
+        return []  # the order is claimed of the contests without switches, although LEDiT's rows of the paper had theirs on
     found = []
     for prediction in published.predictions:
         if not fnmatch.fnmatchcase(board.rules.name, prediction.contests):
@@ -239,7 +245,8 @@ def agreements(board: Table, published: Published, metric: str = "fid") -> list[
         rows = {row.name: row for row in source.rows}
         for size in source.sizes:
             cells = {ours: rows[name].cells.get(size) for ours, name in prediction.methods.items()}
-            theirs = {ours: cell[METRICS.index(metric)] for ours, cell in cells.items() if cell}
+            place = METRICS.index(metric)
+            theirs = {ours: cell[place] for ours, cell in cells.items() if cell and cell[place] is not None}
             wanted = Column("beyond", source.train, size)
             for column in board.pairs:
                 if column.is_square and column.ratio_label == wanted.ratio_label:

@@ -216,7 +216,6 @@ def _method(name: str, size: str, device: str):
     config = CoreConfig(**checkpoint.SIZES[size]._asdict(), patch=2, channels=4, classes=CLASSES)
     rules = Protocol("speed", "", {"256x256": ["256x256", "320x320"]}, Data(representation="latents", factor=8), config)
     method = registry.build(name, rules, "256x256", 0).to(device)
-    method.log = lambda *_, **__: None  # there is no trainer
     if device == "cuda":
         method.core.compile()
     return method
@@ -231,7 +230,7 @@ def _train_once(method, batch: int, device: str) -> Callable[[], None]:
 
     def learn() -> None:
         with _precision("bf16", device):
-            loss = method.training_step(data | {"step": next(count)})
+            loss = method.loss(data | {"step": next(count)})
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

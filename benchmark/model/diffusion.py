@@ -39,6 +39,10 @@ class FlowMatching:
         t = uniform if self.density == "uniform" else torch.special.ndtri(uniform.clamp(1e-6, 1 - 1e-6)).sigmoid()
         return shifted(t, self.shift)
 
+    def noise_level(self, time: float) -> float:
+        """t in [0, 1] for a time on the core's scale of 0 .. 1000."""
+        return time / 1000
+
     def loss(self, predict: Predict, data: Tensor, uniform: Tensor, noise: Tensor) -> Tensor:
         """Mean squared error of the velocity, a scalar.
 
@@ -118,6 +122,15 @@ class DDPM:
     def times(self, uniform: Tensor) -> Tensor:
         """Training times in [0, 1), of which level = floor(1000 t)."""
         return uniform
+
+    def noise_level(self, time: float) -> float:
+        """The flow's t in [0, 1] whose signal-to-noise ratio a level has, for methods whose rule is written for flows.
+
+        (1 - t) / t = sqrt(abar) / sqrt(1 - abar) gives t = sqrt(1 - abar) / (sqrt(abar) + sqrt(1 - abar)): level 426 of 1000 is
+        t = 0.70.
+        """
+        signal, noise = (math.sqrt(part) for part in (self.alphas_bar[int(time)], 1 - self.alphas_bar[int(time)]))
+        return noise / (signal + noise)
 
     def loss(self, predict: Predict, data: Tensor, uniform: Tensor, noise: Tensor) -> Tensor:
         """mse(eps) + L_vlb (Nichol and Dhariwal 2021, eq. 16, on DiT's scale: levels / 1000 = 1). Arguments as for the flow."""

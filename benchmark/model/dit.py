@@ -58,7 +58,7 @@ class Core(nn.Module):
         nn.init.zeros_(self.final_layer.linear.weight)
         nn.init.zeros_(self.final_layer.linear.bias)
 
-    def forward(self, x: Tensor, time: Tensor, label: Tensor, encoding: Encoding, stem: Callable[[Tensor], Tensor] | None = None,
+    def forward(self, x: Tensor, time: Tensor, label: Tensor, encoding: Encoding, stem: Callable[..., Tensor] | None = None,
                 condition: Tensor | None = None) -> Tensor:  # fmt: skip
         """The network's prediction.
 
@@ -67,7 +67,7 @@ class Core(nn.Module):
             time: [B] noise level on DiT's scale of 0 .. 1000.
             label: [B] int64.
             encoding: where the tokens are.
-            stem: a map [B, D, h, w] -> same, after patchify.
+            stem: a map [B, D, h, w] -> same, after patchify; called with `encoding.stem` as keyword arguments too.
             condition: [B, D], added to the timestep and class embedding.
 
         Returns:
@@ -78,12 +78,12 @@ class Core(nn.Module):
         x = self.x_embedder(x)  # [B, D, h, w]
         grid_hw = x.shape[-2:]
         if stem is not None:
-            x = stem(x)
+            x = stem(x, **encoding.stem)
         # The residual stream has the parameters' precision: float32 under autocast.
         x = x.flatten(2).transpose(1, 2).to(self.x_embedder.proj.weight.dtype, memory_format=torch.contiguous_format)  # [B, T, D]
         if encoding.add is not None:
             x = x + encoding.add.to(x.dtype)
-        turns = None if encoding.rotary is None else torch.stack(encoding.rotary, dim=-1)  # [..., T, K/2, 2]
+        turns = encoding.turns(len(self.blocks))
         c = self.t_embedder(time) + self.y_embedder(label)  # [B, D]
         if condition is not None:
             c = c + condition
@@ -92,7 +92,8 @@ class Core(nn.Module):
         scale = None if encoding.logit_scale == 1.0 else encoding.logit_scale / math.sqrt(self.blocks[0].attn.head_width)
         for index, block in enumerate(self.blocks):
             mask = encoding.mask[index] if encoding.mask is not None else None
-            x = block(x, c, turns, mask, scale)
+            bias = encoding.bias[index] if encoding.bias is not None else None
+            x = block(x, c, turns[index], mask, bias, scale)
         return self.unpatchify(self.final_layer(x, c), grid_hw)
 
     def unpatchify(self, x: Tensor, grid_hw: tuple[int, int]) -> Tensor:
@@ -147,9 +148,9 @@ class Block(nn.Module):
         self.mlp = Mlp(width, int(width * mlp_ratio))
         self.adaLN_modulation = nn.Sequential(nn.Identity(), nn.Linear(width, 6 * width))  # SiLU: see Core.forward
 
-    def forward(self, x: Tensor, c: Tensor, turns: Tensor | None, mask: Mask, scale: float | None) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, turns: Tensor | None, mask: Mask, bias: Tensor | None, scale: float | None) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(c).unsqueeze(1).chunk(6, dim=-1)
-        x = x + gate_a * self.attn(modulate(self.norm1(x), shift_a, scale_a), turns, mask, scale)
+        x = x + gate_a * self.attn(modulate(self.norm1(x), shift_a, scale_a), turns, mask, bias, scale)
         return x + gate_m * self.mlp(modulate(self.norm2(x), shift_m, scale_m))
 
 
@@ -162,14 +163,14 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, turns: Tensor | None, mask: Mask, scale: float | None) -> Tensor:
+    def forward(self, x: Tensor, turns: Tensor | None, mask: Mask, bias: Tensor | None, scale: float | None) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, self.head_width)).permute(2, 0, 3, 1, 4)  # [3, B, H, T, K]
         q, k, v = qkv if turns is None else (*rotate(qkv[:2], turns), qkv[2])
-        return self.proj(attend(q, k, v, mask, scale).transpose(1, 2).flatten(2))
+        return self.proj(attend(q, k, v, mask, bias, scale).transpose(1, 2).flatten(2))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float | None) -> Tensor:
-    """softmax(q k' scale) v over [B, H, T, K]; `scale` None is 1 / sqrt(K).
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, bias: Tensor | None, scale: float | None) -> Tensor:
+    """softmax(q k' scale + bias) v over [B, H, T, K], where the mask is true; `scale` None is 1 / sqrt(K).
 
     In PyTorch's fused kernels, with one exception: the CPU's bfloat16 kernel takes two to ten times as long as plain
     matrix products on short sequences (torch 2.15; T = 64: 22 ms and 2 ms with gradients), and leads from about T = 1000.
@@ -181,11 +182,27 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float | None) -> 
         with torch.autocast("cpu", enabled=False):
             q, k, v = (part.flatten(0, 1) for part in (q * scale, k, v))
             logits = torch.bmm(q, k.transpose(1, 2))
+            if bias is not None:
+                logits = (logits.unflatten(0, heads) + bias.to(logits.dtype)).flatten(0, 1)
             if mask is not None:
-                seen = torch.ones(logits.shape[1:], dtype=torch.bool).tril() if causal else mask
+                seen = lower_triangle(logits) if causal else mask
+                if seen.dim() == 3:  # a mask a head
+                    seen = seen.repeat(heads[0], 1, 1)
                 logits = logits.masked_fill_(~seen, -math.inf)
             return torch.bmm(logits.softmax(-1), v).unflatten(0, heads)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=None if causal else mask, is_causal=causal, scale=scale)
+    if bias is not None:  # the kernels take one of a mask, a bias and "causal": the mask becomes part of the bias
+        if mask is not None:
+            bias = bias.masked_fill(~(lower_triangle(bias) if causal else mask), -math.inf)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None].to(q.dtype), scale=scale)
+    seen = None if causal else mask
+    if seen is not None and seen.dim() == 3:
+        seen = seen[None]  # the kernels want two dimensions or four
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal, scale=scale)
+
+
+def lower_triangle(logits: Tensor) -> Tensor:
+    """The causal mask of logits [..., T, T]: boolean [T, T], true on and below the diagonal."""
+    return torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril()
 
 
 def gelu(x: Tensor) -> Tensor:

@@ -6,14 +6,15 @@ Shapes: B batch, H heads, T tokens (row by row), D width of the core, K width of
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 Mask = Tensor | Literal["causal"] | None
+Tables = tuple[Tensor, Tensor]  # cos and sin
 
 
 @dataclass
@@ -22,23 +23,43 @@ class Encoding:
 
     Attributes:
         add: [T, D] or [B, T, D], added to the tokens once.
-        rotary: (cos, sin), each [T, K/2] or [B, 1, T, K/2]; entry k turns channels (2k, 2k + 1) of q and k. A table holds
-            each angle once, although it serves two channels: the copies would only be multiplied in vain.
-        mask: one entry a block: None, "causal" (raster order, in the fused kernel), or boolean [T, T], true where a
-            query (row) may look at a key (column).
-        logit_scale: a factor on the attention logits, on top of 1 / sqrt(K).
+        rotary: (cos, sin), each [T, K/2], [1, H, T, K/2] or [B, 1, T, K/2]; entry k turns channels (2k, 2k + 1) of q and k. A
+            table holds each angle once, although it serves two channels: the copies would only be multiplied in vain. One
+            pair for all blocks, or a list with a pair for each block.
+        mask: one entry a block: None, "causal" (raster order, in the fused kernel), or boolean [T, T] or [H, T, T], true
+            where a query (row) may look at a key (column).
+        bias: one entry a block: None, or float [H, T, T] (or [1, T, T] for all heads), added to the logits after their scale.
+            The core takes one entry at a time, so a sequence may make them when they are asked for.
+        logit_scale: a factor on the attention logits, on top of 1 / sqrt(K). It does not touch the bias.
+        stem: keyword arguments of the method's stem at this step.
+
+    No field has both a batch axis and two axes of tokens: T x T numbers a sample would not fit.
     """
 
     add: Tensor | None = None
-    rotary: tuple[Tensor, Tensor] | None = None
+    rotary: Tables | list[Tables] | None = None
     mask: Sequence[Mask] | None = None
+    bias: Sequence[Tensor | None] | None = None
     logit_scale: float = 1.0
+    stem: Mapping[str, Any] = field(default_factory=dict)
+
+    def turns(self, depth: int) -> list[Tensor | None]:
+        """What each of `depth` blocks turns q and k by: cos and sin side by side, [..., T, K/2, 2]."""
+        if not isinstance(self.rotary, list):
+            return [None if self.rotary is None else torch.stack(self.rotary, dim=-1)] * depth
+        return [torch.stack(tables, dim=-1) for tables in self.rotary]
 
 
 def token_yx(grid_hw: tuple[int, int], device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
     """Row and column of every token, row by row: two integer tensors [T]."""
     y, x = torch.meshgrid(*(torch.arange(n, device=device) for n in grid_hw), indexing="ij")
     return y.flatten(), x.flatten()
+
+
+def distances(grid_hw: tuple[int, int], device: torch.device | str | None = None) -> Tensor:
+    """The Euclidean distance between any two tokens of a grid, in tokens: float64 [T, T]."""
+    y, x = (position.double() for position in token_yx(grid_hw, device))
+    return torch.hypot(y[:, None] - y, x[:, None] - x)
 
 
 def frequencies(width: int, base: float, device: torch.device | str | None = None) -> Tensor:
@@ -54,7 +75,7 @@ def frequencies(width: int, base: float, device: torch.device | str | None = Non
     return base**-exponent
 
 
-def rotary(rows: Tensor, columns: Tensor, theta_y: Tensor, theta_x: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+def rotary(rows: Tensor, columns: Tensor, theta_y: Tensor, theta_x: Tensor, scale: float = 1.0) -> Tables:
     """Axial rotary tables: the first half of a head turns with y, the second with x (FiT, rope.py).
 
     Args:

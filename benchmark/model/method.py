@@ -1,6 +1,6 @@
 """Method: core + objective as a LightningModule. A strategy for positions is a subclass that answers `encode`.
 
-A file in methods/ holds one or a few such classes; the contract every one of them keeps is tests/test_contract.py.
+A file in methods/ holds one or a few such classes; the contract every one of them keeps is tests/methods/test_contract.py.
 """
 
 from __future__ import annotations
@@ -31,16 +31,20 @@ class Method(LightningModule):
     Class attributes that a strategy sets:
         title: the name in tables.
         note: what a reader of its row must know, such as "reimplemented from the abstract".
+        paper: where it was published: an arXiv number such as "2309.00071", or a URL.
+        year: of that publication; of an arXiv number, the year in it.
+        kind: "trained", or "training-free" where it uses another method's checkpoint. Follows from `trains_as`.
         revision: raised when the meaning of its numbers changes (benchmark/revision.py); records of lower ones are stale.
         augments: the name of the option that turns on an augmentation of pictures in training; "" for none.
         trains_as: the name of the method whose checkpoint it uses; None is its own. Such a method is training-free, and
             equals the other one exactly at the training grid.
         timed: whether `encode` looks at the noise level in sampling.
+        learns_positions: whether `encode` uses trained parameters, so that what it gave before a step is stale after it.
         grid_sized: names of parameters that the training grid sizes, because they are what the method learns.
         Options: a dataclass of hyper-parameters with defaults.
 
-    Module slots, made in `__init__` of the strategy where it has them:
-        stem: a module [B, D, h, w] -> same, after patchify.
+    Module slots, made in `build` of the strategy where it has them:
+        stem: a module [B, D, h, w] -> same, after patchify; it is also given `Encoding.stem` as keyword arguments.
         conditioner: a module [B, 6] (the batch's `crop`) -> [B, D], added to the timestep and class embedding.
 
     Args:
@@ -52,10 +56,14 @@ class Method(LightningModule):
 
     title: ClassVar[str] = ""
     note: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    year: ClassVar[int] = 0
+    kind: ClassVar[str] = "trained"
     revision: ClassVar[int] = 1
     augments: ClassVar[str] = ""
     trains_as: ClassVar[str | None] = None
     timed: ClassVar[bool] = False
+    learns_positions: ClassVar[bool] = False
     grid_sized: ClassVar[tuple[str, ...]] = ()
 
     @dataclasses.dataclass(frozen=True)
@@ -64,7 +72,13 @@ class Method(LightningModule):
 
     stem: nn.Module | None
     conditioner: nn.Module | None
-    encoder: Callable[[dict[str, Any]], dict[str, Any]] | None = None  # where pictures become latents on the way (recipe.py)
+    encoder: Callable[[dict[str, Any]], dict[str, Any]] | None = (
+        None  # where pictures become latents on the way (data/latents.py)
+    )
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.kind = "training-free" if cls.trains_as else "trained"
 
     def __init__(self, protocol: Protocol, train: str, seed: int = 0, options: Mapping[str, Any] | None = None) -> None:
         super().__init__()
@@ -76,6 +90,7 @@ class Method(LightningModule):
         core = dataclasses.asdict(protocol.core)
         self.rope_base = core.pop("rope_base")
         self._encodings: dict[tuple, Encoding] = {}
+        self._kept: dict[tuple, Any] = {}
         # Not class attributes: those would hide the modules, which torch finds only after them.
         self.stem = self.conditioner = None
         # Weights are a function of the seed, and building them leaves the caller's random state alone.
@@ -96,6 +111,11 @@ class Method(LightningModule):
         except OmegaConfBaseException as error:
             raise UserError(f"{cls.title}: {str(error).splitlines()[0]}") from None
 
+    @classmethod
+    def augmentation_of(cls, options: Any) -> tuple[str, dict[str, Any]]:
+        """The reader's augmentation in training under some options: its name and its own options (benchmark/data/batches.py)."""
+        return "center_crop", {}
+
     def build(self) -> None:
         """Makes what the strategy adds to the core: slots, learned tables. Called once, under the run's seed."""
 
@@ -114,8 +134,8 @@ class Method(LightningModule):
 
     @property
     def augmentation(self) -> tuple[str, dict[str, Any]]:
-        """The reader's augmentation in training: its name and options (benchmark/data.py)."""
-        return "center_crop", {}
+        """`augmentation_of` this method's options."""
+        return self.augmentation_of(self.options)
 
     @property
     def head_width(self) -> int:
@@ -130,14 +150,21 @@ class Method(LightningModule):
     def encoding(self, grid_hw: tuple[int, int], time: float | None = None) -> Encoding:
         """`encode` for sampling, made once a grid (and noise level), with the protocol's attention scale."""
         key = (grid_hw, time if self.timed else None, self.device)
-        if key not in self._encodings:
-            if self.timed:
+        if self.learns_positions or key not in self._encodings:
+            if self.timed or self.learns_positions:
                 self._encodings.clear()
             encoding = self.encode(grid_hw, time=time if self.timed else None)
             tokens, trained = (h * w for h, w in (grid_hw, self.train_grid))
             scale = attention_scale(self.protocol.switches.attention_scale, tokens, trained)
             self._encodings[key] = dataclasses.replace(encoding, logit_scale=encoding.logit_scale * scale)
         return self._encodings[key]
+
+    def once(self, name: str, grid_hw: tuple[int, int], make: Callable[[], Any]) -> Any:
+        """What `make` returns, made once a grid and device: masks and biases, which every step of a training needs again."""
+        key = (name, grid_hw, self.device)
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
 
     def predict(self, x: Tensor, time: Tensor, label: Tensor, encoding: Encoding, crop: Tensor | None) -> Tensor:
         """The core's output [B, C', H, W] for x [B, C, H, W], time [B] on 0 .. 1000, label [B], crop [B, 6]."""
@@ -149,7 +176,13 @@ class Method(LightningModule):
         return batch if self.encoder is None else self.encoder(batch)
 
     def training_step(self, batch: dict[str, Any], batch_index: int = 0) -> Tensor:
-        """The objective's loss on a batch of the reader (benchmark/data.py)."""
+        """`loss`, logged."""
+        loss = self.loss(batch)
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def loss(self, batch: dict[str, Any]) -> Tensor:
+        """The objective's loss on a batch of the reader (benchmark/data/batches.py). It needs no trainer."""
         data, label = batch["image"], batch["label"]
         draws = Draws(self.seed, batch["step"], batch["rows"], len(data), data.device)
         if "std" in batch:  # latents: the autoencoder's posterior is sampled anew at every step
@@ -163,9 +196,7 @@ class Method(LightningModule):
         def predict(x: Tensor, time: Tensor) -> Tensor:
             return self.predict(x, time, label, encoding, batch["crop"])
 
-        loss = self.objective.loss(predict, data, uniform, noise)
-        self.log("loss", loss, prog_bar=True)
-        return loss
+        return self.objective.loss(predict, data, uniform, noise)
 
     @property
     def learning_rate(self) -> float:
@@ -217,7 +248,7 @@ class Method(LightningModule):
         seen: list[float] = []
 
         def predict(x: Tensor, time: Tensor) -> Tensor:
-            seen.append(float(time[0]) / 1000)
+            seen.append(self.objective.noise_level(float(time[0])))
             return torch.zeros(len(x), x.shape[1] * self.objective.outputs, *x.shape[2:])
 
         self.objective.sample(
@@ -240,7 +271,7 @@ class Method(LightningModule):
         target = torch.tensor([*size_hw(size), 0, 0, *size_hw(size)], dtype=torch.float32, device=self.device)
 
         def predict(x: Tensor, time: Tensor, label: Tensor) -> Tensor:
-            encoding = self.encoding(grid_hw, float(time[0]) / 1000 if self.timed else None)
+            encoding = self.encoding(grid_hw, self.objective.noise_level(float(time[0])) if self.timed else None)
             return self.predict(x, time, label, encoding, target.expand(len(x), 6))
 
         return predict

@@ -146,7 +146,8 @@ for text, said in (
     ("count: many\n", "count must be"), ("count: -1\n", "count must be"), ("size: 64\n", "size must be"),
     ("size: 64x64\n", "size must be"), ("size: [64.5, 64]\n", "size"), ("size: [0, 64]\n", "size"), ("size: [64]\n", "size"),
     ("size: [1000000, 1000000]\n", "size"), ("range: [0]\n", "range"), ("splits: 3\n", "splits"), ("licence: [a]\n", "licence"),
-    ("colour: red\n", "unknown setting of the card"), ("count: .inf\n", "count must be"), ("description: {a: b}\n", "description"),
+    ("colour: red\n", "unknown setting of the card"),
+    ("count: .inf\n", "count must be"), ("description: {a: b}\n", "description"),
 ):  # fmt: skip
     case(f"card: {text.strip()[:40]}", said, carded(DRAWN + text))
 case("card: a thousand million pictures", "on disk", carded("kind: shapes\nclasses: 8\nsize: [64, 64]\ncount: 1000000000\n"))
@@ -297,7 +298,8 @@ case("tar: a pipe as the tar", "no regular file", shards_of(lambda data: os.mkfi
 case("parquet: text", "not a whole parquet", shards_of(lambda data: (data / "x.parquet").write_bytes(b"hello" * 1000)))
 for pattern, said in (("x-{0..999999999}.tar", "more than"), ("x-{0..", "not there"), ("{" * 3000, ""), ("x-{a,b", ""),
                       ("x-{a,b}{c,d}.tar", "not there"), ("{0..99999}{0..99999}.tar", "more than"), ("y" * 5000, "not there"),
-                      ("x-{" + "9" * 400 + ".." + "1" * 400 + "}.tar", "more than"), ("{" + ",".join("ab" * 3000) + "}", "more than"),
+                      ("x-{" + "9" * 400 + ".." + "1" * 400 + "}.tar", "more than"),
+                      ("{" + ",".join("ab" * 3000) + "}", "more than"),
                       ("x-{0..5..0}.tar", ""), ("file.txt", "not there")):  # fmt: skip
     case(f"DATA {pattern[:24]}", said, shards_of(lambda data, pattern=pattern: str(data / pattern)))
 case("DATA of a drawn data set", "must stay empty", [*TRAIN, "--data", "/tmp"])
@@ -322,7 +324,8 @@ BASE = Path("base")  # a complete smoke run, made by whoever runs these: shards/
 for key in ("shards", "count", "kind", "classes", "fingerprint", "index", "card", "format"):
     case(f"manifest without {key}", "manifest", manifest(lambda value, key=key: value.pop(key) and None))
 for key, to in (("shards", 3), ("shards", [{}]), ("count", "many"), ("count", 10**30), ("count", 1), ("kind", "words"),
-                ("classes", 0), ("classes", 3), ("classes", -1), ("card", "../../evil"), ("fingerprint", 7), ("format", 99)):  # fmt: skip
+                ("classes", 0), ("classes", 3), ("classes", -1), ("card", "../../evil"), ("fingerprint", 7),
+                ("format", 99)):  # fmt: skip
     case(f"manifest with {key} {str(to)[:12]}", "", manifest(lambda value, key=key, to=to: value.update({key: to})))
 case(
     "manifest: shard that climbs", "shards.0.name", manifest(lambda value: value["shards"][0].update(name="../../etc/passwd.tar"))

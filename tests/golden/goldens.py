@@ -36,6 +36,13 @@ FLOW, DDPM = {}, {"name": "ddpm"}
 LOSSES = {
     "extrapolation": ("extrapolation", {}, FLOW),
     "extrapolation ddpm": ("extrapolation", {}, DDPM),
+    "alibi_2d": ("alibi_2d", {}, FLOW),
+    "golden_gate": ("golden_gate", {}, FLOW),
+    "lookhere": ("lookhere", {}, FLOW),
+    "partial_rope": ("partial_rope", {}, FLOW),
+    "rope_mixed": ("rope_mixed", {}, FLOW),
+    "sincos_rope": ("sincos_rope", {}, FLOW),
+    "spiral_rope": ("spiral_rope", {}, FLOW),
     "learned": ("learned", {}, FLOW),
     "ledit": ("ledit", {}, FLOW),
     "ledit_causal": ("ledit_causal", {}, FLOW),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 
 import pytest
 import small
@@ -12,11 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmark import registry
-from benchmark.files import UserError
+from benchmark.files import ROOT, UserError
 from benchmark.model.draws import Draws
 from benchmark.model.method import Method
 
-pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 METHODS = registry.names()
 GRIDS = [(4, 6), (6, 4), (8, 12), (1, 1), (1, 7), (5, 1), (12, 12)]
 
@@ -36,10 +36,36 @@ def run(method: Method, grid_hw: tuple[int, int], time: float = 0.5) -> torch.Te
         return method.predict(x, torch.full((2,), 1000 * time), torch.tensor([0, 3]), encoding, crop)
 
 
+def turns(encoding) -> list[torch.Tensor]:
+    """The cosines and sines of an encoding: one pair, or one a block."""
+    rotary = encoding.rotary or ()
+    return [table for pair in rotary for table in pair] if isinstance(rotary, list) else list(rotary)
+
+
 def tables(encoding) -> list[torch.Tensor]:
     """Every tensor of an encoding."""
-    found = [encoding.add, *(encoding.rotary or ()), *(encoding.mask or ())]
+    found = [encoding.add, *turns(encoding), *(encoding.mask or ()), *(encoding.bias or ())]
     return [item for item in found if isinstance(item, torch.Tensor)]
+
+
+def check(encoding, depth: int, tokens: int, batch: int | None = None) -> None:
+    """The shapes that the seam allows, for heads of 16 channels, two of them: nothing of size T x T has a batch axis."""
+    square = (tokens, tokens)
+    assert encoding.logit_scale > 0
+    for field in (encoding.mask, encoding.bias):
+        assert field is None or len(field) == depth
+    assert not isinstance(encoding.rotary, list) or len(encoding.rotary) == depth
+    for mask in encoding.mask or ():
+        if isinstance(mask, torch.Tensor):
+            assert mask.dtype == torch.bool
+            assert mask.shape in {square, (2, *square)}
+            assert mask.any(-1).all(), "a query that sees nothing"
+    for bias in encoding.bias or ():
+        assert bias is None or bias.shape in {(2, *square), (1, *square)}
+    allowed = {(tokens, 8), (1, 2, tokens, 8)} | ({(batch, 1, tokens, 8)} if batch else set())
+    assert all(table.shape in allowed for table in turns(encoding))
+    assert encoding.add is None or encoding.add.shape in {(tokens, 32)} | ({(batch, tokens, 32)} if batch else set())
+    assert all(table.isfinite().all() for table in tables(encoding) if table.is_floating_point())
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -50,9 +76,33 @@ def test_says_what_it_is(name):
     assert len(text) > 30
     assert text.endswith(".")
     assert cls.trains_as is None or registry.load(cls.trains_as).trains_as is None
+    assert cls.kind == ("trained" if cls.trains_as is None else "training-free")
     assert dataclasses.is_dataclass(cls.Options)
     with pytest.raises(UserError, match=r"unknown option .* .nonsense."):
         cls.make_options({"nonsense": 1})
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_says_where_it_was_published(name):
+    cls = registry.load(name)
+    if number := re.fullmatch(r"(\d\d)\d\d\.\d{5}", cls.paper):
+        assert cls.year == 2000 + int(number[1]), "the year of an arXiv number"
+    else:
+        assert re.match(r"https://\S+$", cls.paper), f"an arXiv number or a URL, not '{cls.paper}'"
+        assert 2017 <= cls.year <= 2026
+    # A strategy of another paper than the one whose file it builds on says so itself.
+    folder = ROOT / "methods"
+    told = [folder / f"{base.__module__.split('.')[1]}.py" for base in cls.__mro__ if base.__module__.startswith("methods.")]
+    assert any(cls.paper in path.read_text(encoding="utf-8").split('"""')[1] for path in told), "the docstring names it"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_is_in_the_table_of_contents(name):
+    cls = registry.load(name)
+    (row,) = (
+        line for line in (ROOT / "methods" / "README.md").read_text(encoding="utf-8").splitlines() if f"| `{name}` |" in line
+    )
+    assert all(f"{part}" in row for part in (f"| {cls.title} |", cls.kind, cls.trains_as or "", cls.paper, cls.year))
 
 
 def test_titles_differ():
@@ -162,8 +212,8 @@ def test_two_ranks_train_on_the_numbers_of_one(name):
     halves = []
     for first in (0, 2):
         part = {key: value[first : first + 2] for key, value in whole.items() if key in ("image", "label", "crop", "key")}
-        halves.append(method.training_step(part | {"step": 0, "rows": (first, 4)}))
-    torch.testing.assert_close(torch.stack(halves).mean(), method.training_step(whole), rtol=1e-5, atol=1e-6)
+        halves.append(method.loss(part | {"step": 0, "rows": (first, 4)}))
+    torch.testing.assert_close(torch.stack(halves).mean(), method.loss(whole), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -173,9 +223,13 @@ def test_everything_is_made_on_the_methods_device(name):
     assert all(table.device.type == "meta" for table in tables(method.encoding(method.train_grid, 0.5)))
     batch = small.batch(method.protocol, "16x24", 0)
     moved = {key: value.to("meta") if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
-    loss = method.training_step(moved)
+    loss = method.loss(moved)
     loss.backward()
     assert loss.device.type == "meta"
+
+
+def turned_by_gradients(encoding) -> bool:
+    return any(table.requires_grad for table in tables(encoding))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -183,8 +237,21 @@ def test_a_copy_is_whole(name):
     """Weight averaging copies the module between steps, with whatever it has cached."""
     method = build(name).train()
     small.loss(method).backward()
-    run(method.eval(), (8, 12))
+    assert not turned_by_gradients(method.eval().encoding((8, 12), 0.5)) or method.learns_positions
+    run(method, (8, 12))
     assert torch.equal(run(copy.deepcopy(method), (8, 12)), run(method, (8, 12)))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_learned_is_not_cached(name):
+    """An encoding made before a step of training is not the one used after it."""
+    method = build(name)
+    before = run(method, (8, 12))
+    with torch.no_grad():
+        for key, parameter in method.named_parameters():
+            if not key.startswith(("core.", "stem.", "conditioner.")):
+                parameter.add_(0.5)
+    assert torch.equal(before, run(method, (8, 12))) != method.learns_positions
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -205,18 +272,21 @@ def test_encoding_of_any_grid(name, h, w):
     for time in (0.0, 0.5, 1.0):
         with torch.no_grad():
             encoding = method.encoding((h, w), time)
-        assert encoding.logit_scale > 0
-        assert encoding.mask is None or len(encoding.mask) == 1
-        for table in tables(encoding):
-            assert table.isfinite().all() if table.is_floating_point() else table.any(-1).all()
-        for table in encoding.rotary or ():
-            assert table.shape == (h * w, 8)
+        check(encoding, depth=1, tokens=h * w)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_training_draws_are_per_sample_or_shared(name):
     method = build(name).train()
     encoding = method.encode((4, 6), draws=Draws(0, 5, (0, 4), 4))
-    for table in encoding.rotary or ():
-        assert table.shape in {(24, 8), (4, 1, 24, 8)}
+    check(encoding, depth=2, tokens=24, batch=4)
     assert encoding.logit_scale == 1.0, "nothing is scaled at the training grid"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_training_grid_of_one_token_or_one_row(name):
+    for train in ("4x4", "4x16"):
+        protocol = small.contest({train: [train, "8x8"]})
+        method = small.fill(registry.load(name)(protocol, train)).eval()
+        assert small.loss(method).isfinite()
+        assert method.generate("8x8" if train == "4x4" else train, 0, [0, 1]).isfinite().all()

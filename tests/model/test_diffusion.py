@@ -288,3 +288,15 @@ def test_noise_of_an_image_depends_on_seed_and_index():
     assert mixed_seed(1, 2) != mixed_seed(2, 1)
     bits = np.unpackbits(np.array(seeds, dtype=">u8").view(np.uint8)).reshape(-1, 64)[:, 1:].mean(0)
     assert np.abs(bits - 0.5).max() < 0.1
+
+
+def test_noise_levels():
+    """t = 0 is data, t = 1 is noise; a DDPM level is the flow's time of the same signal-to-noise ratio."""
+    flow, ddpm = (objective(name) for name in ("flow", "ddpm"))
+    assert [flow.noise_level(t) for t in (0.0, 426.0, 1000.0)] == [0, 0.426, 1]
+    assert ddpm.noise_level(0.0) == pytest.approx(math.sqrt(1e-4) / (math.sqrt(1e-4) + math.sqrt(1 - 1e-4)))
+    assert ddpm.noise_level(426.0) == pytest.approx(0.70, abs=2e-3)
+    assert 0.99 < ddpm.noise_level(999.0) < 1
+    for level in (1, 300, 426, 800):
+        t, abar = ddpm.noise_level(float(level)), ddpm.alphas_bar[level].item()
+        assert (1 - t) ** 2 / t**2 == pytest.approx(abar / (1 - abar))

@@ -70,8 +70,8 @@ def layer_norm(x: np.ndarray) -> np.ndarray:
     return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
 
 
-def by_definition(weights, x, time, label, grid_hw, heads, patch, out, add, angle, mask, scale, condition):
-    """One image through the model, token by token, in float64. angle: [T, K/2]; mask: one [T, T] or None a block."""
+def by_definition(weights, x, time, label, grid_hw, heads, patch, out, add, angle, mask, bias, scale, condition):
+    """One image through the model, token by token, in float64. angle: [blocks, H, T, K/2]; mask, bias: [blocks, H, T, T]."""
     w = {key: value.detach().double().numpy() for key, value in weights.items()}
 
     def linear(name, value):
@@ -91,15 +91,15 @@ def by_definition(weights, x, time, label, grid_hw, heads, patch, out, add, angl
     c = linear("t_embedder.mlp.2", silu(linear("t_embedder.mlp.0", wave)))
     c = silu(c + w["y_embedder.embedding_table.weight"][label] + condition)
     width = z.shape[1]
-    for i, seen in enumerate(mask):
+    for i in range(len(mask)):
         parts = linear(f"blocks.{i}.adaLN_modulation.1", c).reshape(6, width)
         qkv = linear(f"blocks.{i}.attn.qkv", layer_norm(z) * (1 + parts[1]) + parts[0]).reshape(len(z), 3, heads, -1)
         mixed = np.zeros((len(z), heads, width // heads))
         for head in range(heads):
             q, k = (qkv[:, j, head, 0::2] + 1j * qkv[:, j, head, 1::2] for j in (0, 1))
-            q, k = q * np.exp(1j * angle), k * np.exp(1j * angle)
-            logits = (q @ k.conj().T).real * scale / math.sqrt(width // heads)
-            weight = np.exp(logits) * (1 if seen is None else seen)
+            q, k = q * np.exp(1j * angle[i, head]), k * np.exp(1j * angle[i, head])
+            logits = (q @ k.conj().T).real * scale / math.sqrt(width // heads) + bias[i, head]
+            weight = np.exp(logits) * mask[i, head]
             mixed[:, head] = weight / weight.sum(1, keepdims=True) @ qkv[:, 2, head]
         z = z + parts[2] * linear(f"blocks.{i}.attn.proj", mixed.reshape(len(z), width))
         hidden = linear(f"blocks.{i}.mlp.fc1", layer_norm(z) * (1 + parts[4]) + parts[3])
@@ -129,22 +129,59 @@ def test_rectangles_equal_the_definition(grid_hw, patch):
     with torch.no_grad():
         ours = model(image, time, label, encoding, None, condition)
     angle = np.array([[*(y * theta_y.double().numpy()), *(x * theta_x.double().numpy())] for y in range(h) for x in range(w)])
-    masks = [None, seen.numpy(), np.tril(np.ones((tokens, tokens)))]
+    every = np.ones((depth, heads, tokens, tokens))
+    masks = every * np.stack([every[0, 0], seen.numpy(), np.tril(every[0, 0])])[:, None]
+    angle = np.broadcast_to(angle, (depth, heads, *angle.shape))
     for i in range(2):
         exact = by_definition(model.state_dict(), image[i].numpy(), time[i].item(), label[i].item(), grid_hw, heads, patch, 8,
-                              add.numpy(), angle, masks, 1.3, condition[i].numpy())  # fmt: skip
+                              add.numpy(), angle, masks, 0 * every, 1.3, condition[i].numpy())  # fmt: skip
         np.testing.assert_allclose(ours[i].numpy(), exact, rtol=1e-4, atol=1e-4 * exact.std())
+
+
+@pytest.mark.parametrize(("grid_hw", "patch"), [((3, 5), 2), ((5, 2), 4), ((1, 1), 2)])
+def test_fields_of_every_head_and_block_equal_the_definition(grid_hw, patch):
+    """Turns, masks and biases that differ between heads and blocks, in every combination that a block may have."""
+    tokens, depth, heads, width = math.prod(grid_hw), 5, 2, 32
+    model = small.fill(core(width, depth, heads, patch), 0.2)
+    square = (tokens, tokens)
+    seen = torch.from_numpy(np.random.Generator(np.random.Philox(5)).random((heads, *square)) < 0.5) | torch.eye(tokens).bool()
+    bias, angle = small.normal(6, depth, heads, *square), small.normal(7, depth, heads, tokens, width // heads // 2)
+    encoding = Encoding(
+        rotary=[(each.cos()[None], each.sin()[None]) for each in angle],
+        mask=[seen, seen, "causal", seen[0], None],
+        bias=[None, bias[1], bias[2], bias[3], bias[4, :1]],
+        logit_scale=0.8,
+    )
+    image, time, label = small.normal(4, 2, 4, *(patch * n for n in grid_hw)), torch.tensor([3.0, 777]), torch.tensor([10, 4])
+    with torch.no_grad():
+        ours = model(image, time, label, encoding)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = model(image, time, label, encoding).float()
+    added = bias.clone()
+    added[0], added[4] = 0, bias[4, :1]
+    masks = np.ones((depth, heads, *square))
+    masks[0] = masks[1] = seen.numpy()
+    masks[2] = np.tril(np.ones(square))
+    masks[3] = seen[0].numpy()
+    for i in range(2):
+        exact = by_definition(model.state_dict(), image[i].numpy(), time[i].item(), label[i].item(), grid_hw, heads, patch, 8,
+                              0, angle.double().numpy(), masks, added.double().numpy(), 0.8, np.zeros(width))  # fmt: skip
+        np.testing.assert_allclose(ours[i].numpy(), exact, rtol=1e-4, atol=1e-4 * exact.std())
+        assert np.square(rounded[i].numpy() - exact).mean() < (0.03 * exact.std()) ** 2
 
 
 def test_stem_sees_the_grid():
     model, seen = core(), []
 
-    def stem(x):
+    def stem(x, factor=1):
         seen.append(x)
-        return 2 * x
+        return factor * x
 
     image = small.normal(1, 1, 4, 6, 10)
-    model(image, torch.zeros(1), torch.zeros(1, dtype=torch.long), Encoding(), stem)
+    small.fill(model)
+    plain, told = (model(image, torch.zeros(1), torch.zeros(1, dtype=torch.long), encoding, stem)
+                   for encoding in (Encoding(), Encoding(stem={"factor": 2})))  # fmt: skip
+    assert not torch.equal(plain, told), "what the encoding says at a step reaches the stem"
     assert seen[0].shape == (1, 32, 3, 5)
     torch.testing.assert_close(seen[0], torch.nn.functional.conv2d(image, *model.x_embedder.proj.parameters(), stride=2))
 
@@ -177,12 +214,15 @@ def test_attention_in_bfloat16_is_the_fused_kernels_function(tokens, gradients):
     q, k, v = small.normal(1, 3, 2, 3, tokens, 16)
     mask = torch.ones(tokens, tokens, dtype=torch.bool).tril()
     with torch.set_grad_enabled(gradients):
-        for seen, scale in ((None, None), ("causal", None), (mask, 0.7), (mask, None)):
-            exact = attend(q, k, v, seen, scale)
-            rounded = attend(q.bfloat16(), k.bfloat16(), v.bfloat16(), seen, scale)
+        heads = torch.stack([mask, mask.T, torch.ones_like(mask)])
+        bias = small.normal(2, 3, tokens, tokens)
+        cases = [(None, None, None), ("causal", None, None), (mask, None, 0.7), (mask, None, None), (heads, None, None)]
+        for seen, added, scale in [*cases, (None, bias, 0.7), ("causal", bias, None), (heads, bias, None)]:
+            exact = attend(q, k, v, seen, added, scale)
+            rounded = attend(q.bfloat16(), k.bfloat16(), v.bfloat16(), seen, added, scale)
             assert rounded.dtype == torch.bfloat16
-            assert (rounded.float() - exact).abs().max() < 0.05
-    assert torch.equal(attend(q, k, v, "causal", None), attend(q, k, v, mask, None)) or tokens == 64
+            assert (rounded.float() - exact).abs().max() < (0.05 if added is None else 0.1)
+    assert torch.equal(attend(q, k, v, "causal", None, None), attend(q, k, v, mask, None, None)) or tokens == 64
 
 
 def test_gelu_is_one_function():

@@ -1,0 +1,43 @@
+"""Golden Gate RoPE: every band measures position along a direction of its own, spread by the golden ratio.
+
+Source: Xiong 2025, https://jerryxio.ng/posts/nd-rope, the two-dimensional form: band j of head h turns by theta_j (x cos a + y
+sin a) with a = (h K/2 + j) pi / phi, phi = (1 + sqrt 5) / 2, so that neighbouring bands look along well separated directions
+and no two heads share them. All K/2 bands of a head serve both axes, where axial RoPE gives each axis half of them.
+
+Training: own. At another grid: positions run on, as in extrapolation.
+Our choices: frequencies are theta_j = base^(-2j/K) radians a token, with the base of all rotary methods of the protocol, and
+positions are counted in tokens; the post spaces them between two tuned ends and scales pictures to [-1, 1], which at another
+grid would be interpolation. The post's option of bands that do not turn is left out.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from benchmark.model.draws import Draws
+from benchmark.model.encoding import Encoding, frequencies, token_yx
+from benchmark.model.method import Method
+
+SPACING = math.pi * (math.sqrt(5) - 1) / 2  # pi / phi, in radians from one band's direction to the next one's
+
+
+class GoldenGate(Method):
+    title = "Golden Gate RoPE"
+    paper = "https://jerryxio.ng/posts/nd-rope"
+    year = 2025
+
+    @dataclass(frozen=True)
+    class Options:
+        heads_differ: bool = True  # off: every head has the directions of the first
+
+    def encode(self, grid_hw: tuple[int, int], *, time: float | None = None, draws: Draws | None = None) -> Encoding:
+        theta = frequencies(self.head_width, self.rope_base, self.device)  # [K/2]
+        heads = self.protocol.core.heads if self.options.heads_differ else 1
+        number = torch.arange(heads * len(theta), device=self.device).view(heads, 1, len(theta)).double()
+        direction = number * SPACING  # [H, 1, K/2]
+        y, x = (position.double()[:, None] for position in token_yx(grid_hw, self.device))  # [T, 1]
+        angle = theta * (x * direction.cos() + y * direction.sin())  # [H, T, K/2]
+        return Encoding(rotary=(angle.cos().float()[None], angle.sin().float()[None]))

@@ -1,0 +1,43 @@
+"""Partial RoPE: only a share of each axis' channels turns; the others compare content wherever they are.
+
+Source: partial rotary positions of language models (GPT-NeoX, Black et al. 2022, arXiv 2204.06745, a quarter of a head;
+`partial_rotary_factor` in transformers): the rotary width is r = share d, its frequencies are base^(-2j/r), and the other
+channels keep cos 1, sin 0. For images the technical report of Krea 2 (2026) names partial RoPE as better without training from
+256 to 512 pixels, without duplicated objects, though not after training on at the larger size.
+
+Training: own. At another grid: positions run on, as in extrapolation.
+Our choices: half of each axis turns (option `share`; which share and which channels Krea used was not read), in the first
+channels of each axis' half.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmark.files import UserError
+from benchmark.model.encoding import frequencies
+from methods.extrapolation import Extrapolation
+
+
+class PartialRoPE(Extrapolation):
+    title = "Partial RoPE"
+    paper = "2204.06745"
+    year = 2022
+
+    @dataclass(frozen=True)
+    class Options:
+        share: float = 0.5  # of an axis' bands that turn
+
+        def __post_init__(self) -> None:
+            if not 0 < self.share <= 1:
+                raise UserError(f"partial_rope turns a share of the bands in (0, 1], not {self.share}")
+
+    def plain(self, base: float | None = None) -> Tensor:
+        """The frequencies of the bands that turn, then zeros: float64 [d / 2]."""
+        bands = self.axis_width // 2
+        turning = max(1, round(self.options.share * bands))
+        still = torch.zeros(bands - turning, dtype=torch.float64, device=self.device)
+        return torch.cat([frequencies(2 * turning, base or self.rope_base, self.device), still])
