@@ -355,7 +355,7 @@ def contest(rules: protocol.Protocol, methods: list[str], seed: int, run) -> Non
     """Runs methods through every stage, then shows the table and what was written."""
     from rich.console import Console
 
-    from benchmark.board import generate
+    from benchmark.board import ranking
     from benchmark.results import record
     from benchmark.run import local
 
@@ -363,7 +363,7 @@ def contest(rules: protocol.Protocol, methods: list[str], seed: int, run) -> Non
     written = local.finish(rules, run)
     folder = local.records_folder(rules, run)
     values = [record.read(path, rules) for path in sorted((folder / rules.name).glob("*/*.json"))]
-    Console(width=None if sys.stdout.isatty() else 160).print(generate.rich_table(rules, values))
+    Console(width=None if sys.stdout.isatty() else 160).print(ranking.rich_table(rules, values))
     progress.say(f"records  {folder / rules.name}")
     progress.say(f"samples  {run.out / 'cells' / rules.name} (grid.png in each)")
     for path in written:

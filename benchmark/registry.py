@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import functools
 import importlib
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,6 +91,63 @@ def _revision(source: str, changed: int) -> int:
                 if isinstance(item, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "revision" for t in item.targets):
                     found = max(found, ast.literal_eval(item.value))
     return found
+
+
+@dataclass(frozen=True)
+class About:
+    """What a method's file says of itself: class attributes, or what its docstring and its bases tell where they are absent."""
+
+    title: str
+    paper: str  # an address, or ""
+    year: int | None
+    kind: str  # "trained" or "training-free", or what the class says
+    trains_as: str
+
+
+def about(name: str) -> About:
+    """What a method's file says of itself. Read without importing torch."""
+    said = _declared(check(name), tuple((FOLDER / f"{other}.py").stat().st_mtime_ns for other in names()))
+    text = Path(FOLDER / f"{name}.py").read_text(encoding="utf-8")
+    # Where a class does not declare its paper, the first that its docstring cites is taken.
+    paper = str(said.get("paper") or "") or next(iter(re.findall(r"arXiv \d{4}\.\d{4,5}", text)), "")
+    number = re.search(r"\d{4}\.\d{4,5}(v\d+)?", paper)
+    if not paper.startswith("https://"):
+        paper = f"https://arxiv.org/abs/{number[0]}" if number else ""
+    year = said.get("year") or (2000 + int(number[0][:2]) if number else None)
+    trains_as = str(said.get("trains_as") or name)
+    kind = str(said.get("kind") or ("trained" if trains_as == name else "training-free"))
+    return About(str(said.get("title") or name), paper, int(year) if year else None, kind, trains_as)
+
+
+@functools.cache
+def _declared(name: str, changed: tuple[int, ...]) -> dict[str, object]:
+    """The plain class attributes of a method, its bases' in methods/ included, as Python would inherit them.
+
+    `changed`, when the files of methods/ were last written, keeps the cache right.
+    """
+    tree = ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8"))
+    modules = {alias.asname or alias.name: node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)
+               for alias in node.names}  # fmt: skip
+    found: dict[str, dict[str, object]] = {}
+    for node in tree.body:
+        if not isinstance(node, ast.ClassDef):
+            continue
+        for base in map(ast.unparse, node.bases):
+            module = modules.get(base, "")
+            if base in found:
+                inherited = found[base]
+            elif module.startswith("methods."):
+                inherited = _declared(module.removeprefix("methods."), changed)
+            elif (module, base) == ("benchmark.model.method", "Method"):
+                inherited = {}
+            else:
+                continue  # not a method: a layer of the network, say
+            own = {ast.unparse(target): item.value.value for item in node.body
+                   if isinstance(item, ast.Assign | ast.AnnAssign) and isinstance(item.value, ast.Constant)
+                   for target in (item.targets if isinstance(item, ast.Assign) else [item.target])}  # fmt: skip
+            found[node.name] = {**inherited, **own}
+            break
+    return list(found.values())[-1] if found else {}
 
 
 def describe(name: str) -> str:

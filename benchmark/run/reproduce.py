@@ -78,8 +78,9 @@ def expected(value: float, seeds: Sequence[float]) -> bool:
     count = len(seeds)
     if count < 2:
         return False
-    point = table.STUDENT[min(count - 1, len(table.STUDENT)) - 1]
-    return abs(value - float(np.mean(seeds))) <= point * float(np.std(seeds, ddof=1)) * math.sqrt(1 + 1 / count)
+    return abs(value - float(np.mean(seeds))) <= table.student(count - 1) * float(np.std(seeds, ddof=1)) * math.sqrt(
+        1 + 1 / count
+    )
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def committed_of(rules: Protocol, method: str, folder: Path | str = record.FOLDE
 def figure(rules: Protocol, cell: Cell, metric: str, figures: published.Published) -> tuple[float | None, str]:
     """(the paper's value for a cell, where it stands), where a published table names the contest as one of the same rules."""
     for source in figures.tables:
-        trainings = [training for training, contest in source.contests.items() if contest == rules.name]
+        trainings = [training for training, name in source.here.items() if name == rules.name]
         if source.train != cell.train:
             continue
         for row in source.rows:
