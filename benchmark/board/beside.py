@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from benchmark import files
 from benchmark.board import published
 from benchmark.board.grid import NOT_RUN, Cell, Grid, Head, Line, decimals, number, shown
@@ -97,8 +99,6 @@ def switches(board: Table, boards: Tables) -> Grid | None:
 
 def parts(board: Table, path: Path | str = PARTS) -> list[Grid]:
     """What the parts of a method bring: rows that differ from it in one part, as the file of parts lists them."""
-    import yaml  # 0.1 s that only a board needs
-
     try:
         listed = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         listed = {str(all_of): {str(name): str(what) for name, what in members.items()} for all_of, members in listed.items()}

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from benchmark import files, protocol
-from benchmark.board import plots, published, table, view
+from benchmark.board import published, table, view
 from benchmark.board.grid import escape
 from benchmark.board.published import Published
 from benchmark.board.table import Table
@@ -41,16 +42,9 @@ FRONT_START, FRONT_END = "<!-- table: made by `make leaderboards` -->\n", "<!-- 
 
 def _notes(text: str) -> Markup:
     """Notes written by hand, as HTML; markup inside them is shown and never run."""
-    from markdown_it import MarkdownIt
-
     made = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
     made = re.sub(r"<(/?)h[1-6]>", r"<\1h4>", made)
     return Markup(made.replace("<table>", '<div class="scroll" tabindex="0"><table>').replace("</table>", "</table></div>"))
-
-
-def _one_line(text: str) -> str:
-    """A picture's text as a part of an attribute or of a caption."""
-    return " ".join(text.split())
 
 
 def environment() -> jinja2.Environment:
@@ -60,7 +54,7 @@ def environment() -> jinja2.Environment:
         autoescape=lambda name: name is not None and name.endswith(".html.jinja"),
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    made.filters |= {"md": escape, "notes": _notes, "one_line": _one_line, "inline": lambda svg: Markup(plots.inline(svg))}
+    made.filters |= {"md": escape, "page_notes": _notes}
     made.globals |= {"marker": MARKER, "repository": view.repository()}
     return made
 

@@ -13,16 +13,18 @@ import io
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import matplotlib
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmark.board import table
 from benchmark.board.table import Entry, Row, Table
 from benchmark.results.record import METRICS
-
-if TYPE_CHECKING:
-    from matplotlib.artist import Artist
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 CAPTIONS = {
     "tradeoff": "FID at the training size against FID beyond it",
@@ -113,8 +115,6 @@ class _Canvas:
     """A figure whose panels have fixed places, so that the legend beside them can be cut off."""
 
     def __init__(self, panels: int, style: Mapping[str, Look]) -> None:
-        from matplotlib.figure import Figure  # the package takes a second to import
-
         self.panels, self.style, self.artists = panels, style, 0
         wide = panels * WIDTH
         self.figure = Figure(figsize=(wide + LEGEND, HEIGHT), layout="none")
@@ -131,7 +131,7 @@ class _Canvas:
             return
         drawn = axes.errorbar(
             xs, ys, xerr=xerr, yerr=yerr, color=look.colour, marker=look.marker, linestyle=look.dash if line else "none",
-            linewidth=1.7, markersize=5.5 if line else 7, elinewidth=1.1, capsize=2, zorder=2,
+            linewidth=1.7, markersize=5.5 if line else 7, elinewidth=1.3, zorder=2,
         )  # fmt: skip
         self._sign([drawn.lines[0], *drawn.lines[1], *drawn.lines[2]], row)
 
@@ -143,8 +143,6 @@ class _Canvas:
 
     def legend(self, rows: Sequence[Row]) -> None:
         """The legend beside the plot, in the order of rows."""
-        from matplotlib.lines import Line2D
-
         known = [row for row in rows if row.method in self.style]
         looks = [self.style[row.method] for row in known]
         handles = [Line2D([], [], color=look.colour, marker=look.marker, linestyle=look.dash, markersize=5) for look in looks]
@@ -172,8 +170,6 @@ def _bars(entries: Sequence[Entry]) -> list[tuple[float, ...]]:
 
 def _plain_log(axis: Any) -> None:
     """A logarithmic axis with plain numbers at 1, 2, 5, 10, ..."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
@@ -324,8 +320,6 @@ def inline(text: str) -> str:
 
 def draw(board: Table, style: Mapping[str, Look]) -> dict[str, tuple[str, str, str]]:
     """The plots that a protocol has data for: "<protocol>-<kind>" -> (caption, what it says, SVG)."""
-    import matplotlib
-
     firsts = [metric for metric in board.metrics if not METRICS[metric].section]
     makers: dict[str, tuple[str, str, Callable[[], Figure | None]]] = {
         metric: (f"{METRICS[metric].title} against the ratio of test to training size", BY_RATIO,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from benchmark import files, protocol
 from benchmark.board.table import Column, Entry, Table
@@ -91,8 +92,6 @@ class Published:
 @functools.cache
 def load(path: Path | str = FILE) -> Published:
     """Reads the file; a UserError says what is wrong with it."""
-    import yaml
-
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         tables = [

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import rich.table
+from rich.text import Text
 
 from benchmark import protocol
 from benchmark.board import table
@@ -14,9 +16,6 @@ from benchmark.protocol import Protocol
 from benchmark.results import record
 from benchmark.results.record import Record
 
-if TYPE_CHECKING:
-    import rich.table
-
 
 def rich_table(rules: Protocol | str, records: Iterable[Record]) -> rich.table.Table:
     """The compact table for a terminal: FID with IS below it, a row a method, best in bold.
@@ -24,9 +23,6 @@ def rich_table(rules: Protocol | str, records: Iterable[Record]) -> rich.table.T
     Args:
         rules: the protocol or its name; records of others are left out.
     """
-    import rich.table
-    from rich.text import Text
-
     rules = protocol.load(rules) if isinstance(rules, str) else rules
     board = table.build(rules, records)
     used = "".join(row.marks for row in board.rows)

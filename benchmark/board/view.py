@@ -6,16 +6,21 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image, UnidentifiedImageError
 
 from benchmark import files, registry
-from benchmark.board import beside, plots
+from benchmark.board import beside
 from benchmark.board.beside import Papers, Tables
 from benchmark.board.grid import Cell, Grid, Head, Line, decimals, shown
-from benchmark.board.plots import Look
 from benchmark.board.published import Absent, Published
 from benchmark.board.table import MARKS, Column, Row, Table, different, far
 from benchmark.files import UserError
 from benchmark.results.record import METRICS
+
+if TYPE_CHECKING:
+    from benchmark.board.plots import Look
 
 SECOND = "sfid"  # its rank stands beside the headline's
 PICTURES = (".webp", ".png")
@@ -60,6 +65,7 @@ class Plot:
     caption: str
     note: str
     svg: str
+    inline: str  # the same for the inside of a page
 
 
 @dataclass(frozen=True)
@@ -313,8 +319,6 @@ def _picture(folder: Path, name: str) -> str:
 
 def picture_size(path: Path) -> tuple[int, int]:
     """(width, height) of a picture, without decoding it."""
-    from PIL import Image, UnidentifiedImageError  # tables alone need no pictures
-
     try:
         with Image.open(path) as image:
             return image.size
@@ -366,7 +370,9 @@ def _rows(board: Table) -> Iterable[Row]:
     return (row for row in board.rows if row.complete and len(row.seeds) > 1)
 
 
-def _build(name: str, boards: Tables, figures: Published, notes: str, grids: Path, style: Mapping[str, Look]) -> Board:
+def _build(
+    name: str, boards: Tables, figures: Published, notes: str, grids: Path, style: Mapping[str, Look], plots: list[Plot]
+) -> Board:
     board = boards[name]
     title = title_of(name, board, figures)
     papers = {"absent": beside.absent(name, figures), "papers": beside.papers(name, figures, boards)}
@@ -387,17 +393,21 @@ def _build(name: str, boards: Tables, figures: Published, notes: str, grids: Pat
         name, title, rules.sample.count, rules.score.detector, rules.hash, len(board.records), leader, verdict(board),
         facts(board), [(mark, meaning) for mark, meaning in MARKS.items() if mark in used], methods, _about(methods),
         [_measure(board, methods, metric) for metric in board.metrics], _front(board, methods),
-        [Plot(name, *drawn) for name, drawn in plots.draw(board, style).items()], _gallery(board, methods, grids),
+        plots, _gallery(board, methods, grids),
         [*([side] if side else []), *beside.parts(board)], beside.agreement(board, figures), notes.strip(), **papers,
     )  # fmt: skip
 
 
 def build(boards: Tables, figures: Published, out_folder: Path) -> list[Board]:
     """Every leaderboard, in the order of `boards`; hand-written notes and sample grids lie in `out_folder`."""
+    from benchmark.board import plots  # matplotlib takes a second, which those who import this for less need not wait for
+
     style = plots.looks(board for board in boards.values() if board and board.rows)
     found = []
     for name in boards:
         note = out_folder / "notes" / f"{name}.md"
         text = note.read_text(encoding="utf-8") if note.is_file() else ""
-        found.append(_build(name, boards, figures, text, out_folder / "grids", style))
+        drawn = plots.draw(boards[name], style) if boards[name] and boards[name].rows else {}
+        pictures = [Plot(plot, *told, plots.inline(told[-1])) for plot, told in drawn.items()]
+        found.append(_build(name, boards, figures, text, out_folder / "grids", style, pictures))
     return found
