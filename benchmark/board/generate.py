@@ -63,19 +63,8 @@ def _page(made: jinja2.Environment, boards: list[view.Board]) -> str:
     """The page in one file that needs no network; its content policy forbids every script but its own."""
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return made.get_template("page.html.jinja").render(
-        boards=boards, style=Markup(style), script=Markup(script), digest=digest, dashes=_dashes(boards)
-    )
-
-
-def _dashes(boards: list[view.Board]) -> dict[str, str]:
-    """{method: its line's dashes} as SVG wants them, for the legend of a page."""
-    looks = {item.method: item.look for board in boards for item in board.methods if item.look}
-    plain = {"-": "", "--": "5 3", "-.": "6 2 1 2"}
-    return {
-        method: plain[look.dash] if isinstance(look.dash, str) else " ".join(map(str, look.dash[1]))
-        for method, look in looks.items()
-    }
+    page = made.get_template("page.html.jinja")
+    return page.render(boards=boards, style=Markup(style), script=Markup(script), digest=digest)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

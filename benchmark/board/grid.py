@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from benchmark.board.table import Entry
 
@@ -52,8 +52,6 @@ class Grid:
     heads: list[Head]
     rows: list[Line]
     text: str = ""
-    key: str = ""  # the table's name in the page's address
-    links: dict[str, str] = field(default_factory=dict)  # words of the text that link to somewhere
 
 
 def escape(text: str) -> str:

@@ -85,6 +85,14 @@ class Look:
     dash: Any
     shift: float  # from -1 to 1: its place in a bunch at one x
 
+    @property
+    def css(self) -> tuple[str, str]:
+        """(colour, dashes of a line) as a page's legend wants them."""
+        dashes = (
+            {"-": "", "--": "5 3", "-.": "6 2 1 2"}[self.dash] if isinstance(self.dash, str) else " ".join(map(str, self.dash[1]))
+        )
+        return self.colour.replace(INK, "currentColor"), dashes
+
 
 def looks(boards: Iterable[Table]) -> dict[str, Look]:
     """A look for the methods that stand out: every protocol's own, and the best of each.
@@ -246,12 +254,10 @@ def _cost(board: Table, style: Mapping[str, Look]) -> Figure | None:
     trains = list(dict.fromkeys(column.train for column in board.pairs))
     pairs = [(column.train, column.test) for column in board.pairs]
     one = len(trains) == 1
-    places = ["training" if one else f"training\n{train}" for train in trains]
-    places += [column.test if one else f"{column.train}\n→ {column.test}" for column in board.pairs]
-    canvas = _Canvas(max(1, round(len(places) / 10)), style)
-    axes = canvas.axes[0] if len(canvas.axes) == 1 else canvas.figure.add_subplot(canvas.axes[0].get_gridspec()[:])
-    for other in canvas.axes if len(canvas.axes) > 1 else ():
-        other.remove()
+    places = ["training" if one else f"training {train}" for train in trains]
+    places += [column.test if one else f"{column.train} → {column.test}" for column in board.pairs]
+    canvas = _Canvas(1, style)
+    axes = canvas.axes[0]
     for row in board.rows:
         minutes: dict[int, list[float]] = {}
         for record in row.records:
@@ -265,7 +271,7 @@ def _cost(board: Table, style: Mapping[str, Look]) -> Figure | None:
             canvas.draw(axes, row, [cell + 0.28 * shift for cell in means], list(means.values()), line=False)
     axes.set_yscale("log")
     _plain_log(axes.yaxis)
-    axes.set_xticks(range(len(places)), places, rotation=30 if one else 0, ha="right" if one else "center", fontsize=8)
+    axes.set_xticks(range(len(places)), places, rotation=30, ha="right", fontsize=8 if len(places) < 12 else 6)
     axes.set_xlim(-0.6, len(places) - 0.4)
     for edge in range(len(places) - 1):
         axes.axvline(edge + 0.5, color=INK, alpha=0.12, linewidth=0.8)

@@ -43,13 +43,6 @@ def group(train: str, test: str) -> str:
     return "beyond" if any(bigger) else "below"
 
 
-def ratio_label(train: str, test: str) -> str:
-    """ "2x", or "2x by 1.5x" (height by width) where the axes grow differently."""
-    sizes = zip(protocol.size_hw(test), protocol.size_hw(train), strict=True)
-    height, width = (f"{test_axis / axis:.3g}x" for test_axis, axis in sizes)
-    return height if height == width else f"{height} by {width}"
-
-
 @dataclass(frozen=True)
 class Column:
     """A train -> test pair, or the mean over the pairs of one group (then `train` and `test` are empty)."""
@@ -69,7 +62,10 @@ class Column:
 
     @property
     def ratio_label(self) -> str:
-        return ratio_label(self.train, self.test)
+        """ "2x", or "2x by 1.5x" (height by width) where the axes grow differently."""
+        sizes = zip(protocol.size_hw(self.test), protocol.size_hw(self.train), strict=True)
+        height, width = (f"{test_axis / axis:.3g}x" for test_axis, axis in sizes)
+        return height if height == width else f"{height} by {width}"
 
     @property
     def is_square(self) -> bool:

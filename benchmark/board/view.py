@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,9 +15,9 @@ from benchmark.board import beside
 from benchmark.board.beside import Papers, Tables
 from benchmark.board.grid import Cell, Grid, Head, Line, decimals, shown
 from benchmark.board.published import Absent, Published
-from benchmark.board.table import MARKS, Column, Row, Table, different, far
+from benchmark.board.table import MARKS, Column, Table, different, far
 from benchmark.files import UserError
-from benchmark.results.record import METRICS
+from benchmark.results.record import METRICS, Metric
 
 if TYPE_CHECKING:
     from benchmark.board.plots import Look
@@ -52,10 +52,7 @@ class Measure:
     """A measure's table, with what it means."""
 
     metric: str
-    title: str
-    arrow: str
-    meaning: str
-    section: str
+    known: Metric
     grid: Grid
 
 
@@ -129,7 +126,7 @@ class Board:
         """The measures by the heading that they stand under; "" first."""
         found: dict[str, list[Measure]] = {"": []}
         for measure in self.measures:
-            found.setdefault(measure.section, []).append(measure)
+            found.setdefault(measure.known.section, []).append(measure)
         return found
 
     @property
@@ -277,10 +274,7 @@ def _measure(board: Table, methods: Sequence[Method], metric: str) -> Measure:
         cells += [shown(row.entries[metric, column], places) for column in columns]
         cells += [_seeds(item), _paper(item)] if main else []
         rows.append(Line(cells, row.method))
-    title = f"{known.title} {known.arrow}"
-    return Measure(
-        metric, known.title, known.arrow, known.meaning, known.section, Grid(title, heads, rows, known.meaning, metric)
-    )
+    return Measure(metric, known, Grid(f"{known.title} {known.arrow}", heads, rows))
 
 
 def _front(board: Table, methods: Sequence[Method], most: int = 8) -> Grid | None:
@@ -361,20 +355,11 @@ def _gallery(board: Table, methods: Sequence[Method], grids: Path) -> Gallery | 
 # Everything at once
 
 
-def title_of(name: str, board: Table | None, figures: Published) -> str:
-    """What a leaderboard is called."""
-    return (board.protocol.title if board else figures.leaderboards[name]) or name
-
-
-def _rows(board: Table) -> Iterable[Row]:
-    return (row for row in board.rows if row.complete and len(row.seeds) > 1)
-
-
 def _build(
     name: str, boards: Tables, figures: Published, notes: str, grids: Path, style: Mapping[str, Look], plots: list[Plot]
 ) -> Board:
     board = boards[name]
-    title = title_of(name, board, figures)
+    title = (board.protocol.title if board else figures.leaderboards[name]) or name
     papers = {"absent": beside.absent(name, figures), "papers": beside.papers(name, figures, boards)}
     papers = papers if figures.of(name) else {}
     if board is None or not board.rows:
@@ -383,14 +368,12 @@ def _build(
         return Board(name, title, planned=board is not None, **known, **papers)
     rules = board.protocol
     methods = _methods(board, style)
-    first = next((row for row in _rows(board) if "fid" in board.metrics), None)
-    leader = ""
-    if first:
-        leader = f"{first.title} ({shown(first.entries['fid', board.headline], _places(board, 'fid')).text})"
+    have = [row for row in board.rows if row.complete and len(row.seeds) > 1 and "fid" in board.metrics]
+    leader = [f"{row.title} ({shown(row.entries['fid', board.headline], _places(board, 'fid')).text})" for row in have[:1]]
     used = "".join(item.marks for item in methods)
     side = beside.switches(board, boards)
     return Board(
-        name, title, rules.sample.count, rules.score.detector, rules.hash, len(board.records), leader, verdict(board),
+        name, title, rules.sample.count, rules.score.detector, rules.hash, len(board.records), "".join(leader), verdict(board),
         facts(board), [(mark, meaning) for mark, meaning in MARKS.items() if mark in used], methods, _about(methods),
         [_measure(board, methods, metric) for metric in board.metrics], _front(board, methods),
         plots, _gallery(board, methods, grids),
