@@ -7,10 +7,8 @@ leaderboards/published.yaml, leaderboards/notes, leaderboards/grids and what the
 from __future__ import annotations
 
 import base64
-import csv
 import difflib
 import hashlib
-import io
 import json
 import re
 from collections.abc import Sequence
@@ -18,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import pandas as pd
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
@@ -88,14 +87,6 @@ def long_rows(board: Table) -> list[dict[str, Any]]:
     return rows
 
 
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return stream.getvalue()
-
-
 def _json(rows: Sequence[dict[str, Any]]) -> str:
     """What pandas.read_json(..., orient="split") reads, with one row a line, so that git shows what changed."""
     lines = ",\n".join(json.dumps(list(row.values()), allow_nan=False) for row in rows)
@@ -128,7 +119,10 @@ def render(records: Sequence[Record], figures: Published, out_folder: Path) -> d
         texts[f"{board.name}.md"] = re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
         if board.methods:
             rows = long_rows(tables[board.name])
-            texts |= {f"{board.name}.csv": _csv(rows), f"{board.name}.json": _json(rows)}
+            texts |= {
+                f"{board.name}.csv": pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"),
+                f"{board.name}.json": _json(rows),
+            }
     readme = out_folder.parent / "README.md"
     if readme.is_file():
         texts["../README.md"] = _front(readme.read_text(encoding="utf-8"), made, boards)

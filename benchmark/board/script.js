@@ -121,7 +121,7 @@ const show = () => {
     if (item.type === "checkbox") item.checked = Boolean(value);
     else if (item !== document.activeElement || item.type !== "search")
       item.value = value || tab.querySelector(".samples")?.dataset[item.dataset.state] || "";
-    if (item.selectedIndex === -1) item.selectedIndex = 0;
+    if (item.selectedIndex === -1 && !value) item.selectedIndex = 0;
   }
   for (const box of all("[data-group]", tab)) box.checked = !list("hide").includes(box.dataset.group);
   for (const item of all("details[data-open]", tab)) item.open = list("open").includes(item.dataset.open);

@@ -162,15 +162,15 @@ def verdict(board: Table) -> str:
     single = len(complete) - len(have)
     of = f"Of the {len(have)} rows with several seeds, " if single else ""
     what = f"{'mean ' if column.is_mean else ''}FID {column.group} the training size"
-    told = f"{of}{first.title} has the lowest {what}: {value.text}{f' ({value.detail})' if value.detail else ''}."
+    told = f"{of}{first.title} has the lowest {what}, {value.text}{f' ({value.detail})' if value.detail else ''}"
     near = [row.title for row in have[1:] if not different(entries[row.method], entries[first.method])]
     if near:
-        told += f" Not shown to differ from it: {'; '.join(near)}."
+        told += f"; not shown to differ from it: {' and '.join(near)}"
     if len(have) > 1 + len(near):
-        told += f" The last is {last.title}, {shown(entries[last.method], places).text}."
+        told += f"; the last is {last.title}, {shown(entries[last.method], places).text}"
     if single:
-        told += f" {single} row{'s' if single > 1 else ''} of one seed {'are' if single > 1 else 'is'} not judged."
-    return told
+        told += f" ({single} row{'s' if single > 1 else ''} of one seed {'are' if single > 1 else 'is'} not judged)"
+    return f"{told}."
 
 
 def facts(board: Table) -> list[tuple[str, str]]:

@@ -23,10 +23,10 @@ def test_a_verdict_names_rows_of_several_seeds_only(rules: protocol.Protocol) ->
     several = {(name, seed): (1, fid + seed, fid) for name, fid in (("a", 20.0), ("b", 50.0)) for seed in range(3)}
     told = view.verdict(board_of(rules, several | {("lucky", 0): (1, 1, 1)}))
     assert told == (
-        "Of the 2 rows with several seeds, a has the lowest mean FID beyond the training size: 20.5 (± 0.5). "
-        "The last is b, 50.5. 1 row of one seed is not judged."
+        "Of the 2 rows with several seeds, a has the lowest mean FID beyond the training size, 20.5 (± 0.5); "
+        "the last is b, 50.5 (1 row of one seed is not judged)."
     )
-    assert view.verdict(board_of(rules, several)).startswith("a has the lowest mean FID beyond the training size: 20.5 (± 0.5).")
+    assert view.verdict(board_of(rules, several)).startswith("a has the lowest mean FID beyond the training size, 20.5 (± 0.5);")
     alone = {("lucky", 0): (1, 1, 1), ("other", 0): (1, 2, 2)}
     assert view.verdict(board_of(rules, alone)) == "No verdict: no complete row has more than one seed yet."
     one = {key: row for key, row in several.items() if key[0] == "a"}
@@ -36,7 +36,7 @@ def test_a_verdict_names_rows_of_several_seeds_only(rules: protocol.Protocol) ->
 
 def test_a_verdict_names_what_is_not_shown_to_differ(rules: protocol.Protocol) -> None:
     rows = {(name, seed): (1, fid + seed, fid) for name, fid in (("a", 20.0), ("same", 20.0), ("b", 50.0)) for seed in range(3)}
-    assert "Not shown to differ from it: same. The last is b, 50.5." in view.verdict(board_of(rules, rows))
+    assert "; not shown to differ from it: same; the last is b, 50.5." in view.verdict(board_of(rules, rows))
 
 
 def test_rows_are_ranked_by_fid_and_by_sfid(home: Path, rules: protocol.Protocol) -> None:
