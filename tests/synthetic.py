@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from benchmark import files, protocol, registry, revision
+from benchmark.board import table
 from benchmark.protocol import Protocol
 from benchmark.results import record
 
@@ -120,3 +122,17 @@ def tiny(folder: Path, rules: Protocol) -> None:
     same, twice, _ = rules.pairs()
     record.write(value_of(rules, "rpe2d", same, 0, 12.5, top1={"value": 0.75}), folder)
     record.write(value_of(rules, "rpe2d", twice, 0, None), folder)
+
+
+def board_of(rules: Protocol, fids: dict[tuple[str, int], tuple[float | None, ...]], **scores: Any) -> table.Table:
+    """A table of made-up FIDs: {(method, seed): one FID per cell; None failed, NaN not run}."""
+    found = []
+    for (method, seed), row in fids.items():
+        for pair, fid in zip(rules.pairs(), row, strict=True):
+            if fid is None or not math.isnan(fid):
+                found.append(record.from_value(value_of(rules, method, pair, seed, fid, **scores), rules))
+    return table.build(rules, found)
+
+
+def entry(board: table.Table, method: str, place: int, metric: str = "fid") -> table.Entry:
+    return next(row for row in board.rows if row.method == method).entries[metric, board.columns[place]]

@@ -1,38 +1,54 @@
-"""Plots of a contest as SVG text: the same records give the same bytes.
+"""Plots of a protocol as SVG text: the same records give the same bytes.
 
 Text stays text, and everything that is not a method's colour is drawn in `currentColor`, so that a plot follows the
-light or dark theme of where it is shown. Every method has its own colour, marker and line style: no plot needs colour.
+light or dark theme of where it is shown. A method has the same colour, marker and line style in every plot of every
+protocol; methods without a colour are grey, and say their names under the pointer.
 """
 
 from __future__ import annotations
 
+import hashlib
+import html
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import matplotlib
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmark.board import table
-from benchmark.board.table import Column, Entry, Row, Table
+from benchmark.board.table import Entry, Row, Table
 from benchmark.results.record import METRICS
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 CAPTIONS = {
-    "fid": "FID against the ratio of test to training size",
-    "is": "Inception score against the ratio of test to training size",
     "tradeoff": "FID at the training size against FID beyond it",
     "cost": "Minutes for a training and for each cell",
 }
+NOTES = {
+    "tradeoff": "To the left: better at the size it was trained at. Further down: better beyond it. On the dashed line a method "
+    "is as good beyond as it was before; the higher above the line, the more it loses by growing.",
+    "cost": "Sampling and scoring take longer at larger sizes for every method alike; a method above the others in a column "
+    "costs more.",
+}
+BY_RATIO = "Dashed: the training size. Bars: ± one standard deviation over seeds; with one seed, the 95 % interval over images."
 INK = "#010203"  # stands for currentColor while matplotlib draws
 THEME = "<style>:root{color:#1f2328}@media (prefers-color-scheme:dark){:root{color:#d1d7e0}}</style>"
-# Okabe and Ito's colours (a lighter blue; no black and yellow, which vanish on one of the grounds); then purple, ink and brown.
-COLOURS = ("#1a7fc4", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", INK, "#a5673f")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
-DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (8, 2)), (0, (2, 2)), (0, (4, 1, 1, 1)))
+# All can be seen on white and on black. The first is also that of plots with a single line.
+COLOURS = (
+    "#1a7fc4", "#d55e00", "#009e73", "#cc6fa8", "#e0a100", "#8465c9", "#a5673f", "#26b0c9", "#d0394f", "#8aa32a", "#6d86a8", INK,
+)  # fmt: skip
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h")
+DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (8, 2)), (0, (2, 2)), (0, (4, 1, 1, 1)),
+          (0, (6, 1)), (0, (1, 2)), (0, (3, 2, 1, 2)))  # fmt: skip
+BEST = 4  # complete rows of a protocol that have a colour besides its own methods
 OTHER = "#8b949e"
+WIDTH, HEIGHT, LEGEND = 4.6, 3.3, 2.1  # inches: a panel, and what the legend takes beside it
 RC = {
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -46,7 +62,7 @@ RC = {
     "axes.spines.right": False,
     "axes.linewidth": 0.8,
     "axes.axisbelow": True,
-    "axes.titlesize": 11,
+    "axes.titlesize": 10,
     "xtick.color": INK,
     "ytick.color": INK,
     "xtick.minor.visible": False,
@@ -54,44 +70,97 @@ RC = {
     "grid.alpha": 0.12,
     "grid.linewidth": 0.8,
     "legend.frameon": False,
-    "legend.fontsize": 9.5,
+    "legend.fontsize": 9,
     "figure.constrained_layout.use": True,
 }
+QUIET = {"color": OTHER, "marker": ".", "linestyle": "-", "linewidth": 1.0, "markersize": 4, "alpha": 0.5, "zorder": 1}
 
 
 @dataclass(frozen=True)
 class Look:
-    """How a method is drawn."""
+    """How a method is drawn wherever it is drawn in colour."""
 
     colour: str
     marker: str
     dash: Any
-    label: str  # "" for a method among the others
     shift: float  # from -1 to 1: its place in a bunch at one x
 
+    @property
+    def css(self) -> tuple[str, str]:
+        """(colour, dashes of a line) as a page's legend wants them."""
+        dashes = (
+            {"-": "", "--": "5 3", "-.": "6 2 1 2"}[self.dash] if isinstance(self.dash, str) else " ".join(map(str, self.dash[1]))
+        )
+        return self.colour.replace(INK, "currentColor"), dashes
 
-def looks(board: Table, most: int = len(COLOURS)) -> dict[str, Look]:
-    """A look for every method; the contest's own, then those with most seeds, then the best have theirs, the rest a quiet one.
 
-    Looks go by the order of names, so that a method keeps its own when ranks change.
+def looks(boards: Iterable[Table]) -> dict[str, Look]:
+    """A look for the methods that stand out: every protocol's own, and the best of each.
+
+    A method's colour follows from its name, and from the other names only where two names ask for the same: in the order of
+    names, the later takes the next that is free. So a method keeps its colour when ranks change.
     """
-    place = {row.method: rank for rank, row in enumerate(board.rows)}
-    own = board.rules.methods
-    order = sorted(board.rows, key=lambda row: (row.method not in own, row.missing > 0, -len(row.seeds), place[row.method]))
-    first = order[:most]
-    named = sorted(row.method for row in first)
-    titles = {row.method: row.title for row in board.rows}
+    asking: dict[str, tuple[bool, int]] = {}
+    for board in boards:
+        complete = [row.method for row in board.rows if row.complete]
+        for place, row in enumerate(board.rows):
+            own = row.method in board.protocol.methods
+            if own or row.method in complete[:BEST]:
+                asking[row.method] = min(asking.get(row.method, (True, place)), (not own, place))
+    chosen = sorted(asking, key=lambda method: (asking[method], method))[: len(COLOURS)]
+    free = list(range(len(COLOURS)))
     found = {}
-    for row in board.rows:
-        if row.method in named:
-            number = named.index(row.method)
-            shift = 0.0 if len(named) == 1 else 2 * number / (len(named) - 1) - 1
-            label = titles[row.method] if len(titles[row.method]) <= 32 else titles[row.method][:31] + "…"
-            label = f" {label}" if label.startswith("_") else label  # matplotlib keeps those out of legends
-            found[row.method] = Look(COLOURS[number], MARKERS[number], DASHES[number], label, shift)
-        else:
-            found[row.method] = Look(OTHER, ".", "-", "", 0.0)
+    for number, method in enumerate(sorted(chosen)):
+        wanted = int(hashlib.sha256(method.encode()).hexdigest()[:8], 16) % len(COLOURS)
+        slot = min(free, key=lambda item: (item - wanted) % len(COLOURS))
+        free.remove(slot)
+        shift = 2 * number / (len(chosen) - 1) - 1 if len(chosen) > 1 else 0.0
+        found[method] = Look(COLOURS[slot], MARKERS[slot], DASHES[slot], shift)
     return found
+
+
+class _Canvas:
+    """A figure whose panels have fixed places, so that the legend beside them can be cut off."""
+
+    def __init__(self, panels: int, style: Mapping[str, Look]) -> None:
+        self.panels, self.style, self.artists = panels, style, 0
+        wide = panels * WIDTH
+        self.figure = Figure(figsize=(wide + LEGEND, HEIGHT), layout="none")
+        self.axes = self.figure.subplots(1, panels, sharey=True, squeeze=False)[0]
+        total = wide + LEGEND
+        self.figure.subplots_adjust(0.62 / total, 0.55 / HEIGHT, (wide - 0.15) / total, 1 - 0.32 / HEIGHT, wspace=0.08)
+
+    def draw(self, axes: Axes, row: Row, xs: Sequence[float], ys: Sequence[float], xerr=None, yerr=None, line=True) -> None:
+        """A row's points, with bars where it has a look of its own."""
+        look = self.style.get(row.method)
+        if look is None:
+            given = QUIET | ({} if line else {"linestyle": "none", "markersize": 6})
+            self._sign(axes.plot(xs, ys, **given), row)
+            return
+        drawn = axes.errorbar(
+            xs, ys, xerr=xerr, yerr=yerr, color=look.colour, marker=look.marker, linestyle=look.dash if line else "none",
+            linewidth=1.7, markersize=5.5 if line else 7, elinewidth=1.3, zorder=2,
+        )  # fmt: skip
+        self._sign([drawn.lines[0], *drawn.lines[1], *drawn.lines[2]], row)
+
+    def _sign(self, artists: Iterable[Artist], row: Row) -> None:
+        """Notes on artists whose they are; `svg` turns that into a name under the pointer."""
+        for artist in artists:
+            artist.set_gid(f"method--{row.method}--{self.artists}")
+            self.artists += 1
+
+    def legend(self, rows: Sequence[Row]) -> None:
+        """The legend beside the plot, in the order of rows."""
+        known = [row for row in rows if row.method in self.style]
+        looks = [self.style[row.method] for row in known]
+        handles = [Line2D([], [], color=look.colour, marker=look.marker, linestyle=look.dash, markersize=5) for look in looks]
+        labels = [row.title if len(row.title) <= 26 else f"{row.title[:25]}…" for row in known]
+        if others := len(rows) - len(known):
+            handles.append(Line2D([], [], **{key: value for key, value in QUIET.items() if key != "zorder"}))
+            labels.append(f"{others} other{'s' if others > 1 else ''}")
+        edge = self.panels * WIDTH / (self.panels * WIDTH + LEGEND)
+        shown = self.figure.legend(handles, labels, loc="upper left", bbox_to_anchor=(edge, 0.97), handlelength=2.8)
+        shown.set_gid("legend")
 
 
 def _reach(entry: Entry) -> tuple[float, float]:
@@ -103,118 +172,67 @@ def _reach(entry: Entry) -> tuple[float, float]:
     return 0.0, 0.0
 
 
-def _line(axes: Axes, look: Look, xs: Sequence[float], entries: Sequence[Entry]) -> None:
-    bars = list(zip(*map(_reach, entries), strict=True))
-    quiet = not look.label
-    axes.errorbar(
-        xs, [entry.value for entry in entries], yerr=None if quiet else bars, color=look.colour, marker=look.marker,
-        linestyle=look.dash, linewidth=0.9 if quiet else 1.8, markersize=3 if quiet else 6, alpha=0.55 if quiet else 1,
-        elinewidth=1.2, capsize=2.5, label=look.label or "_", zorder=1 if quiet else 2,
-    )  # fmt: skip
-
-
-def _legend(figure: Figure, axes: Axes, order: Sequence[str], others: int) -> None:
-    """The legend beside the plot, from the best down; `order` are labels."""
-    from matplotlib.lines import Line2D
-
-    handles, labels = axes.get_legend_handles_labels()
-    known = dict(zip(labels, handles, strict=True))
-    kept = [label for label in order if label in known]
-    handles = [known[label] for label in kept]
-    if others:
-        handles.append(Line2D([], [], color=OTHER, marker=".", linewidth=0.9, alpha=0.55))
-        kept.append(f"{others} other{'s' if others > 1 else ''}")
-    figure.legend(handles, kept, loc="outside right upper", handlelength=3.2)
-
-
-def _ratio_ticks(axes: Axes, ratios: Sequence[float]) -> None:
-    from matplotlib.ticker import NullLocator
-
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(ratios, [f"{ratio:.3g}x" for ratio in ratios])
-    axes.xaxis.set_minor_locator(NullLocator())
+def _bars(entries: Sequence[Entry]) -> list[tuple[float, ...]]:
+    return list(zip(*map(_reach, entries), strict=True))
 
 
 def _plain_log(axis: Any) -> None:
     """A logarithmic axis with plain numbers at 1, 2, 5, 10, ..."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
-def _by_ratio(board: Table, metric: str) -> Figure | None:
-    from matplotlib.figure import Figure
-
+def _by_ratio(board: Table, metric: str, style: Mapping[str, Look]) -> Figure | None:
     trains = list(dict.fromkeys(column.train for column in board.pairs))
     panels = {
         train: sorted((c for c in board.pairs if c.train == train and c.is_square), key=lambda column: column.ratio)
         for train in trains
     }
     panels = {train: squares for train, squares in panels.items() if len(squares) > 1}
-    if metric not in board.metrics or not panels:
+    entries = [row.entries[metric, column].value for row in board.rows for squares in panels.values() for column in squares]
+    if not any(value is not None for value in entries):
         return None
-    style = looks(board)
-    figure = Figure(figsize=(3.6 + 4.2 * len(panels), 4.4))
-    spread = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    sign = 1 if METRICS[metric].arrow == "↓" else -1
-    last: dict[str, float] = {}
-    for axes, (train, squares) in zip(spread, panels.items(), strict=True):
+    canvas = _Canvas(len(panels), style)
+    for axes, (train, squares) in zip(canvas.axes, panels.items(), strict=True):
         for row in board.rows:
             found = [(column, row.entries[metric, column]) for column in squares]
             found = [(column, entry) for column, entry in found if entry.value is not None]
             if found:
-                look = style[row.method]
-                xs = [column.ratio * 2 ** (0.02 * look.shift) for column, _ in found]
-                _line(axes, look, xs, [entry for _, entry in found])
-                last.setdefault(look.label, sign * found[-1][1].value)
-        _ratio_ticks(axes, [column.ratio for column in squares])
+                shift = style[row.method].shift if row.method in style else 0.0
+                xs = [column.ratio * 2 ** (0.02 * shift) for column, _ in found]
+                ys = [entry.value for _, entry in found]
+                canvas.draw(axes, row, xs, ys, yerr=_bars([entry for _, entry in found]))
+        axes.set_xscale("log", base=2)
+        axes.set_xticks([column.ratio for column in squares], [f"{column.ratio:.3g}x" for column in squares])
+        axes.minorticks_off()
         axes.axvline(1, color=INK, linewidth=0.8, alpha=0.35, linestyle=(0, (4, 3)), zorder=0)
         axes.set_xlabel("test size / training size, per axis")
         axes.set_title(f"trained at {train}")
         axes.grid(axis="y")
-        if metric == "fid" and all(entry.value > 0 for row in board.rows for entry in _values(row, metric, squares)):
+        if METRICS[metric].arrow == "↓" and all(value is None or value > 0 for value in entries):
             axes.set_yscale("log")
             _plain_log(axes.yaxis)
-    spread[0].set_ylabel(f"{METRICS[metric].title} {METRICS[metric].arrow}")
-    order = sorted((label for label in last if label), key=lambda label: last[label])
-    _legend(figure, spread[0], order, sum(not style[row.method].label for row in board.rows))
-    return figure
+    canvas.axes[0].set_ylabel(f"{METRICS[metric].title} {METRICS[metric].arrow}")
+    canvas.legend(board.rows)
+    return canvas.figure
 
 
-def _values(row: Row, metric: str, columns: Sequence[Column]) -> list[Entry]:
-    return [entry for column in columns if (entry := row.entries[metric, column]).value is not None]
-
-
-def _tradeoff(board: Table) -> Figure | None:
-    from matplotlib.figure import Figure
-
+def _tradeoff(board: Table, style: Mapping[str, Look]) -> Figure | None:
     at = [column for column in board.pairs if column.group == "at"]
-    if "fid" not in board.metrics or not at:
-        return None
-    far = table.far(board.pairs, at[0].train)
+    far = table.far(board.pairs, at[0].train) if at and "fid" in board.metrics else None
     if far is None:
         return None
-    style = looks(board)
-    figure = Figure(figsize=(7.8, 4.4))
-    axes = figure.subplots()
-    order = []
-    for row in sorted(board.rows, key=lambda row: (row.entries["fid", far].value or 0.0, row.method)):
+    canvas = _Canvas(1, style)
+    axes = canvas.axes[0]
+    for row in board.rows:
         x, y = row.entries["fid", at[0]], row.entries["fid", far]
-        if x.value is None or y.value is None or x.value <= 0 or y.value <= 0:
-            continue
-        look = style[row.method]
-        quiet = not look.label
-        axes.errorbar(
-            [x.value], [y.value], xerr=None if quiet else [[item] for item in _reach(x)],
-            yerr=None if quiet else [[item] for item in _reach(y)], color=look.colour, marker=look.marker,
-            markersize=5 if quiet else 8, alpha=0.55 if quiet else 1, elinewidth=1.2, capsize=2.5, linestyle="none",
-            label=look.label or "_", zorder=1 if quiet else 2,
-        )  # fmt: skip
-        order.append(look.label)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+        if x.value is not None and y.value is not None and x.value > 0 and y.value > 0:
+            canvas.draw(axes, row, [x.value], [y.value], _bars([x]), _bars([y]), line=False)
+    if not canvas.artists:
+        return None
+    axes.set(xscale="log", yscale="log")
+    axes.margins(0.08, 0.16)  # room for the words in the corners
     _plain_log(axes.xaxis)
     _plain_log(axes.yaxis)
     low = max(axes.get_xlim()[0], axes.get_ylim()[0])
@@ -222,43 +240,38 @@ def _tradeoff(board: Table) -> Figure | None:
     if low < high:
         axes.plot([low, high], [low, high], color=INK, linewidth=0.8, alpha=0.35, linestyle=(0, (4, 3)), zorder=0)
     axes.grid()
-    axes.set_xlabel(f"FID ↓ at the training size, {' → '.join((at[0].train, at[0].test))}")
-    axes.set_ylabel(f"FID ↓ at {far.ratio_label}, {' → '.join((far.train, far.test))}")
-    _legend(figure, axes, [label for label in order if label], sum(not style[row.method].label for row in board.rows))
-    return figure
+    words = {"ha": "left", "fontsize": 8, "alpha": 0.6, "transform": axes.transAxes}
+    axes.text(0.02, 0.98, "good where it was trained only", va="top", **words)
+    axes.text(0.02, 0.02, "good at both", va="bottom", **words)
+    axes.text(0.98, 0.02, "holds beyond, at a price before", va="bottom", **words | {"ha": "right"})
+    axes.set_xlabel(f"← better   FID at the training size, {at[0].test}")
+    axes.set_ylabel(f"← better   FID at {far.ratio_label}, {far.test}")
+    canvas.legend(board.rows)
+    return canvas.figure
 
 
-def _cost(board: Table) -> Figure | None:
-    from matplotlib.figure import Figure
-
-    style = looks(board)
+def _cost(board: Table, style: Mapping[str, Look]) -> Figure | None:
     trains = list(dict.fromkeys(column.train for column in board.pairs))
-    if len(trains) == 1:
-        places = ["training", *(column.test for column in board.pairs)]
-    else:
-        places = [f"training\n{train}" for train in trains] + [f"{c.train}\n→ {c.test}" for c in board.pairs]
-    figure = Figure(figsize=(max(7.8, 2.4 + 0.68 * len(places)), 4.4))
-    axes = figure.subplots()
-    total: dict[str, float] = {}
+    pairs = [(column.train, column.test) for column in board.pairs]
+    one = len(trains) == 1
+    places = ["training" if one else f"training {train}" for train in trains]
+    places += [column.test if one else f"{column.train} → {column.test}" for column in board.pairs]
+    canvas = _Canvas(1, style)
+    axes = canvas.axes[0]
     for row in board.rows:
         minutes: dict[int, list[float]] = {}
         for record in row.records:
-            hours = record.value["hours"]
-            cell = len(trains) + [(c.train, c.test) for c in board.pairs].index(record.pair)
-            minutes.setdefault(cell, []).append(60 * (hours["sample"] + hours["score"]))
-            if record.value["training"]["hours"] is not None:
-                minutes.setdefault(trains.index(record.train), []).append(60 * record.value["training"]["hours"])
+            hours, training = record.value["hours"], record.value["training"]["hours"]
+            minutes.setdefault(len(trains) + pairs.index(record.pair), []).append(60 * (hours["sample"] + hours["score"]))
+            if training is not None:
+                minutes.setdefault(trains.index(record.train), []).append(60 * training)
         means = {cell: sum(values) / len(values) for cell, values in sorted(minutes.items()) if sum(values) > 0}
-        look = style[row.method]
-        quiet = not look.label
-        axes.plot(
-            [cell + 0.28 * look.shift for cell in means], list(means.values()), color=look.colour, marker=look.marker,
-            linestyle="none", markersize=3 if quiet else 6, alpha=0.55 if quiet else 1, label=look.label or "_",
-        )  # fmt: skip
-        total[look.label] = sum(means.values())
+        if means:
+            shift = style[row.method].shift if row.method in style else 0.0
+            canvas.draw(axes, row, [cell + 0.28 * shift for cell in means], list(means.values()), line=False)
     axes.set_yscale("log")
     _plain_log(axes.yaxis)
-    axes.set_xticks(range(len(places)), places)
+    axes.set_xticks(range(len(places)), places, rotation=30, ha="right", fontsize=8 if len(places) < 12 else 6)
     axes.set_xlim(-0.6, len(places) - 0.4)
     for edge in range(len(places) - 1):
         axes.axvline(edge + 0.5, color=INK, alpha=0.12, linewidth=0.8)
@@ -266,49 +279,68 @@ def _cost(board: Table) -> Figure | None:
     axes.set_ylabel("minutes")
     machines = sorted({record.value["hardware"]["name"] for record in board.records})
     where = machines[0] if len(machines) == 1 else f"{len(machines)} kinds of machine"
-    axes.set_title(f"sampling and scoring N = {board.rules.sample.count:,}, on {where}")
-    order = [label for label in sorted(total, key=lambda label: total[label]) if label]
-    _legend(figure, axes, order, sum(not style[row.method].label for row in board.rows))
-    return figure
+    axes.set_title(f"N = {board.protocol.sample.count:,}, on {where if len(where) <= 40 else where[:39] + '…'}")
+    canvas.legend(board.rows)
+    return canvas.figure
 
 
-def svg(figure: Figure, name: str, caption: str) -> str:
-    """The figure as SVG text without a date, version or size in points, in the theme's own colours."""
+# ---------------------------------------------------------------------------------------------------------------------
+# As text
+
+
+def svg(figure: Figure, name: str, caption: str, titles: Mapping[str, str] | None = None) -> str:
+    """The figure as SVG text without a date, version or size in points, in the theme's own colours.
+
+    Args:
+        titles: the names of methods, which what is theirs shows under the pointer.
+    """
     stream = io.StringIO()
     metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
     figure.savefig(stream, format="svg", metadata=metadata, transparent=True)
     text = stream.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor").replace("'DejaVu Sans', sans-serif", "system-ui, sans-serif")
     text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
+
+    def sign(found: re.Match[str]) -> str:
+        title = html.escape((titles or {})[found[2]])
+        return f'{found[1]} data-m="{found[2]}"><title>{title}</title>'
+
+    text = re.sub(r'(<g id="method--([a-z0-9_]+)--\d+")>', sign, text)
     # Several plots share one page: an id belongs to its plot.
     text = re.sub(r'(id="|href="#|url\(#)', rf"\1{name}-", text)
-    text = text.replace("<svg", f'<svg role="img" aria-label="{caption}"', 1)
+    text = text.replace("<svg", f'<svg role="img" aria-label="{html.escape(caption)}"', 1)
     head, _, rest = text.partition(">")
     return f"{head}>{THEME}{rest}"
 
 
-def inline(svg: str) -> str:
-    """A plot for the inside of a page, which has a theme of its own."""
-    return svg.replace(THEME, "", 1)
+def inline(text: str) -> str:
+    """A plot for the inside of a page, which has a theme and a legend of its own."""
+    text = text.replace(THEME, "", 1)
+    legend = re.search(r'<g id="[\w-]*legend">', text)
+    if legend is None:
+        return text
+    before, (_, end, after) = text[: legend.start()], text[legend.end() :].partition(" </g>\n <defs>")
+    wide = re.search(r'viewBox="0 0 ([\d.]+) ', before)
+    return before.replace(wide[0], f'viewBox="0 0 {float(wide[1]) - 72 * LEGEND:g} ', 1) + end + after
 
 
-def draw(board: Table) -> dict[str, str]:
-    """The plots that a contest has data for: "<protocol>-<kind>" -> SVG, kinds as in CAPTIONS."""
-    import matplotlib
-
-    makers: dict[str, Callable[[], Figure | None]] = {
-        "fid": lambda: _by_ratio(board, "fid"),
-        "is": lambda: _by_ratio(board, "is"),
-        "tradeoff": lambda: _tradeoff(board),
-        "cost": lambda: _cost(board),
-    }
+def draw(board: Table, style: Mapping[str, Look]) -> dict[str, tuple[str, str, str]]:
+    """The plots that a protocol has data for: "<protocol>-<kind>" -> (caption, what it says, SVG)."""
+    firsts = [metric for metric in board.metrics if not METRICS[metric].section]
+    makers: dict[str, tuple[str, str, Callable[[], Figure | None]]] = {
+        metric: (f"{METRICS[metric].title} against the ratio of test to training size", BY_RATIO,
+                 lambda metric=metric: _by_ratio(board, metric, style)) for metric in firsts
+    }  # fmt: skip
+    for kind, make in (("tradeoff", _tradeoff), ("cost", _cost)):
+        makers[kind] = CAPTIONS[kind], NOTES[kind], lambda make=make: make(board, style)
+    titles = {row.method: row.title for row in board.rows}
     drawn = {}
-    for kind, make in makers.items():
-        name = f"{board.rules.name}-{kind}"
+    for kind, (caption, note, make) in makers.items():
+        name = f"{board.protocol.name}-{kind}"
         with matplotlib.rc_context():
             matplotlib.rcdefaults()
             matplotlib.rcParams.update(RC | {"svg.hashsalt": name})
             figure = make()
             if figure is not None:
-                drawn[name] = svg(figure, name, CAPTIONS[kind])
+                drawn[name] = caption, note, svg(figure, name, caption, titles)
     return drawn

@@ -1,4 +1,4 @@
-"""The papers' own figures, and how far the order of a small contest of ours agrees with theirs.
+"""The papers' own figures, and how far the order of a small protocol of ours agrees with theirs.
 
 Figures live in leaderboards/published.yaml with their paper and table; nothing in it was measured here.
 """
@@ -8,19 +8,18 @@ from __future__ import annotations
 import fnmatch
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from benchmark import files, protocol
-from benchmark.board import table
-from benchmark.board.table import Column, Side, Table
+from benchmark.board.table import Column, Entry, Table
 from benchmark.files import UserError
-from benchmark.results.record import METRICS as RECORDED
 
 FILE = files.ROOT / "leaderboards" / "published.yaml"
 METRICS = ("fid", "sfid", "is", "precision", "recall")  # the order of a cell's numbers
@@ -48,7 +47,7 @@ class PublishedTable:
     train: str
     samples: int
     protocol: str
-    contests: dict[str, str]  # training -> our contest of these rules, whose numbers may stand beside the paper's
+    here: dict[str, str]  # training -> our protocol of the same rules, whose numbers may stand beside the paper's
     rows: list[PublishedRow]
 
     @property
@@ -71,9 +70,9 @@ class Absent:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Which contests (a pattern) are compared with which table's order; `methods` maps our names to its rows."""
+    """Which protocols (a pattern) are compared with which table's order; `methods` maps our names to its rows."""
 
-    contests: str
+    protocols: str
     table: str
     methods: dict[str, str]
 
@@ -90,21 +89,9 @@ class Published:
         return [item for item in self.tables if item.leaderboard == leaderboard]
 
 
-@dataclass(frozen=True)
-class Line:
-    """A row to show: a paper's, or one for a method whose paper's numbers are not here (without cells)."""
-
-    name: str
-    training: str
-    cells: dict[str, list[float | None] | None]
-    ours: dict[str, tuple[str, str]]  # size -> our FID and IS as text; empty before there are records
-
-
 @functools.cache
 def load(path: Path | str = FILE) -> Published:
     """Reads the file; a UserError says what is wrong with it."""
-    import yaml
-
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         tables = [
@@ -130,7 +117,9 @@ def load(path: Path | str = FILE) -> Published:
                 raise files.unknown(f"training in {where}", row.training, TRAININGS)
             for size, cell in row.cells.items():
                 protocol.size_hw(size)
-                if cell is not None and (len(cell) != len(METRICS) or not all(v is None or _is_number(v) for v in cell)):
+                if cell is not None and (
+                    len(cell) != len(METRICS) or not all(value is None or _is_number(value) for value in cell)
+                ):
                     raise UserError(f"{where} at {size} must hold {len(METRICS)} numbers or null")
     rows = {item.id: [row.name for row in item.rows] for item in found.tables}
     for prediction in found.predictions:
@@ -140,43 +129,6 @@ def load(path: Path | str = FILE) -> Published:
             if name not in rows[prediction.table]:
                 raise files.unknown(f"row in {path}", name, rows[prediction.table])
     return found
-
-
-def lines(source: PublishedTable, figures: Published, boards: Mapping[str, Table | None]) -> tuple[list[Line], list[str]]:
-    """The rows to show of a published table, with ours beside them, and the sizes that have columns of ours.
-
-    Args:
-        boards: our tables by contest; only those that have records count.
-    """
-    places: dict[str, dict[str, Column]] = {}  # contest -> size -> column
-    for contest in dict.fromkeys(source.contests.values()):
-        board = boards.get(contest)
-        if board is not None and board.rows:
-            places[contest] = {c.test: c for c in board.pairs if c.train == source.train and c.test in source.sizes}
-
-    def ours(method: str, contest: str | None) -> dict[str, tuple[str, str]]:
-        rows = {row.method: row for row in boards[contest].rows} if contest in places else {}
-        if method not in rows:
-            return {}
-        entries = rows[method].entries
-        return {
-            size: tuple(table.show(entries[metric, c], 2)[0] for metric in ("fid", "is")) for size, c in places[contest].items()
-        }
-
-    found = [Line(row.name, row.training, row.cells, ours(row.ours, source.contests.get(row.training))) for row in source.rows]
-    for gap in figures.absent:
-        if source.leaderboard in gap.leaderboards:
-            for contest in places or [None]:
-                trainings = [training for training, name in source.contests.items() if name == contest]
-                label = f"no published number ({trainings[0]} here)" if trainings else "no published number"
-                found.append(Line(gap.name, label, {}, ours(gap.ours, contest)))
-    return found, [size for size in source.sizes if any(size in columns for columns in places.values())]
-
-
-def shown(cell: list[float | None] | None, metric: str) -> str:
-    """One of a cell's numbers as text; a dash where the paper prints none."""
-    value = None if cell is None else cell[METRICS.index(metric)]
-    return "–" if value is None else f"{value:g}"
 
 
 def _is_number(value: Any) -> bool:
@@ -233,13 +185,13 @@ def chance(count: int, tau: float) -> float:
 def agreements(board: Table, published: Published, metric: str = "fid") -> list[Agreement]:
     """How our order by a measure agrees with the published one by the same measure, at each size ratio.
 
-    For the contests that claim to predict it.
+    For the protocols that claim to predict it.
     """
-    if board.rules.switches != protocol.Switches():
-        return []  # the order is claimed of the contests without switches, although LEDiT's rows of the paper had theirs on
+    if board.protocol.switches != protocol.Switches():
+        return []  # the order is claimed of protocols without switches, although LEDiT's rows of the paper had theirs on
     found = []
     for prediction in published.predictions:
-        if not fnmatch.fnmatchcase(board.rules.name, prediction.contests):
+        if not fnmatch.fnmatchcase(board.protocol.name, prediction.protocols):
             continue
         source = next(item for item in published.tables if item.id == prediction.table)
         rows = {row.name: row for row in source.rows}
@@ -254,32 +206,6 @@ def agreements(board: Table, published: Published, metric: str = "fid") -> list[
     return found
 
 
-def by_measure(board: Table, published: Published) -> Side | None:
-    """Kendall's tau for every measure that the paper prints, as a table; None where there is no order to compare."""
-    found = {metric: agreements(board, published, metric) for metric in METRICS if metric in board.metrics}
-    found = {metric: items for metric, items in found.items() if any(item.tau is not None for item in items)}
-    if not found:
-        return None
-    ratios = list(dict.fromkeys(item.ratio for items in found.values() for item in items))
-    count = max(len(item.methods) for items in found.values() for item in items)
-    rows = []
-    for metric, items in found.items():
-        cells = {item.ratio: item for item in items if item.tau is not None}
-        row = [(f"{RECORDED[metric].title} {RECORDED[metric].arrow}", "", False)]
-        for ratio in ratios:
-            item = cells.get(ratio)
-            ends = f"{item.interval[0]:.2f} to {item.interval[1]:.2f}" if item and item.interval else ""
-            row.append((f"{item.tau:.2f}", ends, False) if item else ("–", "", False))
-        rows.append(row)
-    text = (
-        "Kendall's tau between the paper's order by a measure and the order here by the same measure: all that the paper prints. "
-        "Their detector is Inception. Intervals are over images and seeds, or over seeds alone where a measure has no resamples; "
-        f"none knows which methods were compared. By chance, an order of {count} has a tau of 0.6 or more in "
-        f"{chance(count, 0.6):.0%} of all cases, of 0.8 or more in {chance(count, 0.8):.0%}."
-    )
-    return Side("Which measures predict?", text, ["By", *ratios], 1, rows)
-
-
 def _agreement(
     board: Table, column: Column, source: PublishedTable, size: str, theirs: dict[str, float], metric: str
 ) -> Agreement:
@@ -287,7 +213,7 @@ def _agreement(
     have = {method: entry for method, entry in entries.items() if entry.value is not None}
     methods = sorted((method for method in theirs if method in have), key=lambda method: theirs[method])
     order = [theirs[method] for method in methods]
-    # A method's extra seed would compare the draw of a seed rather than methods.
+    # A method's extra seed would compare seeds rather than methods.
     seeds = sorted(set.intersection(*(set(have[method].by_seed) for method in methods))) if methods else []
     own = [[have[method].by_seed[seed] for seed in seeds] or [have[method].value] for method in methods]
     values = np.array([math.fsum(items) / len(items) for items in own])
@@ -301,7 +227,7 @@ def _agreement(
     )  # fmt: skip
 
 
-def _centred(entry: table.Entry) -> dict[int, np.ndarray]:
+def _centred(entry: Entry) -> dict[int, np.ndarray]:
     """Replicates whose mean is the value of their seed: resampling moves some statistics, and only the spread is wanted.
 
     A measure without replicates has its values alone.
@@ -312,7 +238,7 @@ def _centred(entry: table.Entry) -> dict[int, np.ndarray]:
 
 
 def _interval(order: list[float], replicates: list[dict[int, np.ndarray]]) -> tuple[float, float] | None:
-    """The middle 95 % of tau over draws of images and of seeds (with replacement, of the seeds that all methods have)."""
+    """The middle 95 % of tau over images and seeds, both chosen with replacement (of the seeds that all methods have)."""
     seeds = sorted(set.intersection(*(set(item) for item in replicates)))
     if not seeds:
         return None

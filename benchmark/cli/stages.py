@@ -34,8 +34,8 @@ boards, local, place, plans, reproduction, sampling, slurm, stages, training = (
     lazy.module(f"benchmark.run.{name}")
     for name in ("boards", "local", "place", "plan", "reproduce", "sample", "slurm", "stages", "train")
 )
-generation, latent, indexes, flops = map(
-    lazy.module, ("benchmark.board.generate", "benchmark.data.latents", "benchmark.data.index", "benchmark.model.flops")
+latent, rankings, indexes, flops = map(
+    lazy.module, ("benchmark.data.latents", "benchmark.board.ranking", "benchmark.data.index", "benchmark.model.flops")
 )
 record = lazy.module("benchmark.results.record")
 app = typer.Typer()
@@ -112,7 +112,7 @@ def show_board(protocol: Protocol, run) -> None:
         values += [
             item for item in (record.read(path, protocol) for path in committed) if record.location(item.value) not in ours
         ]
-    console().print(generation.rich_table(protocol, values))
+    console().print(rankings.rich_table(protocol, values))
     progress.say(f"records  {folder / protocol.name}")
     progress.say(f"samples  {run.out / 'cells' / protocol.name} (grid.png in each)")
     if written:

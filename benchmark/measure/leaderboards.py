@@ -1,6 +1,6 @@
 """How long `make leaderboards` takes with many records: `python -m benchmark.measure.leaderboards [count]`, 2,000 by default.
 
-The committed records are copied with further seeds, contest by contest in the committed shares, until there are `count`.
+The committed records are copied with further seeds, protocol by protocol in the committed shares, until there are `count`.
 A record is written as it is read, so the copies are as large as the real ones; they are never part of a table.
 """
 
@@ -19,7 +19,7 @@ from benchmark.results import record
 
 
 def copies(folder: Path, count: int) -> int:
-    """Writes `count` records below `folder`, and returns how many contests they belong to."""
+    """Writes `count` records below `folder`, and returns how many protocols they belong to."""
     values = [json.loads(path.read_text()) for path in sorted(record.FOLDER.rglob("*.json"))]
     for place in range(count):
         value = values[place % len(values)]
@@ -30,7 +30,7 @@ def copies(folder: Path, count: int) -> int:
 def main(count: int) -> None:
     with tempfile.TemporaryDirectory() as home:
         out = Path(home) / "leaderboards"
-        contests = copies(out / "records", count)
+        protocols = copies(out / "records", count)
         for name in ("notes", "grids"):
             shutil.copytree(generate.FOLDER / name, out / name)
         start = time.perf_counter()
@@ -38,7 +38,7 @@ def main(count: int) -> None:
         taken = time.perf_counter() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         torch = "with" if "torch" in sys.modules else "without"
-        print(f"{count} records, {contests} contests: {len(written)} files in {taken:.1f} s {torch} torch, peak {peak:.2f} GiB")
+        print(f"{count} records, {protocols} protocols: {len(written)} files in {taken:.1f} s {torch} torch, peak {peak:.2f} GiB")
 
 
 if __name__ == "__main__":

@@ -38,28 +38,44 @@ LIBRARIES = ("torch", "torchvision", "lightning", "torchmetrics", "timm", "diffu
 
 @dataclass(frozen=True)
 class Metric:
-    """A measure: its title, which way is better ("↓" or "↑"), and the values that are possible."""
+    """A measure: its title, which way is better ("↓" or "↑"), the values that are possible, and how tables show it."""
 
     title: str
     arrow: str
     low: float = -HUGE
     high: float = HUGE
     required: bool = False  # with low, high and replicates
+    meaning: str = ""  # in a sentence, above its table
+    section: str = ""  # the heading that its table stands under; "" for the measures that come first
 
 
+QUALITY, STRUCTURE = "Further measures of quality", "Structure"
 METRICS = {
-    "fid": Metric("FID", "↓", low=0, required=True),
-    "is": Metric("IS", "↑", low=1, required=True),
-    "sfid": Metric("sFID", "↓", low=0),
-    "precision": Metric("Precision", "↑", low=0, high=1),
-    "recall": Metric("Recall", "↑", low=0, high=1),
-    "kid": Metric("KID", "↓"),  # unbiased, so a little below zero is possible
-    "fid_inf": Metric("FID∞", "↓"),  # extrapolated, so a little below zero is possible
-    "spectrum": Metric("Spectrum", "↓", low=0),
-    "top1": Metric("Top-1", "↑", low=0, high=1),
-    "objects": Metric("Object error", "↓", low=0),
-    "loss": Metric("Denoising loss", "↓", low=0),
-}
+    "fid": Metric("FID", "↓", low=0, required=True, meaning="Fréchet distance between features of samples and of real images."),
+    "is": Metric("IS", "↑", low=1, required=True, meaning="Inception score: how clear and varied the classes of samples are."),
+    "sfid": Metric("sFID", "↓", low=0, meaning="FID of spatial features: layout rather than content."),
+    "precision": Metric("Precision", "↑", 0, 1, meaning="The share of samples that look like real images.", section=QUALITY),
+    "recall": Metric("Recall", "↑", 0, 1, meaning="The share of real images that the samples cover.", section=QUALITY),
+    # KID and FID∞ may lie a little below zero: one is unbiased, the other extrapolated.
+    "kid": Metric("KID", "↓", meaning="Kernel distance, which does not depend on N on average.", section=QUALITY),
+    "fid_inf": Metric("FID∞", "↓", meaning="FID extrapolated to infinitely many samples.", section=QUALITY),
+    "spectrum": Metric(
+        "Spectrum", "↓", low=0, section=STRUCTURE,
+        meaning="Distance of the radial power spectrum to the reference's: blur and ringing.",
+    ),
+    "top1": Metric(
+        "Top-1", "↑", 0, 1, section=STRUCTURE,
+        meaning="The share of samples in which the detector sees the class that was asked for.",
+    ),
+    "objects": Metric(
+        "Object error", "↓", low=0, section=STRUCTURE,
+        meaning="How far the number of objects that the detector sees is from the one that there should be: copies and losses.",
+    ),
+    "loss": Metric(
+        "Denoising loss", "↓", low=0,
+        meaning="The training loss on held-out images of the test size, the same noise for every method; nothing is sampled.",
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

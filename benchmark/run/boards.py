@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from benchmark.board import generate
+from benchmark.board import generate, ranking
 from benchmark.files import ROOT, UserError, atomic
 from benchmark.identity import cells_of
 from benchmark.protocol import Protocol, size_hw
@@ -82,6 +82,6 @@ def submit(protocol: Protocol, method: str, seed: int, run: Run) -> tuple[list[P
         shutil.copyfile(source / path, BOARDS / "records" / path)
     grids = keep_grids(protocol, method, seed, run, BOARDS)
     written = generate.generate()
-    changes = generate.ranking_changes(before, BOARDS / "records")
+    changes = ranking.ranking_changes(before, BOARDS / "records")
     shutil.rmtree(before)
     return [*(BOARDS / "records" / path for path in paths), *grids, *written], changes

@@ -77,8 +77,9 @@ def expected(value: float, seeds: Sequence[float]) -> bool:
     count = len(seeds)
     if count < 2:
         return False
-    point = table.STUDENT[min(count - 1, len(table.STUDENT)) - 1]
-    return abs(value - float(np.mean(seeds))) <= point * float(np.std(seeds, ddof=1)) * math.sqrt(1 + 1 / count)
+    return abs(value - float(np.mean(seeds))) <= table.student(count - 1) * float(np.std(seeds, ddof=1)) * math.sqrt(
+        1 + 1 / count
+    )
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def committed_of(protocol: Protocol, method: str, folder: Path | str = record.FO
 def figure(protocol: Protocol, cell: Cell, metric: str, figures: published.Published) -> tuple[float | None, str]:
     """(the paper's value for a cell, where it stands), where a published table names the protocol as its own."""
     for source in figures.tables:
-        trainings = [training for training, name in source.contests.items() if name == protocol.name]
+        trainings = [training for training, name in source.here.items() if name == protocol.name]
         if source.train != cell.train:
             continue
         for row in source.rows:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 import shutil
@@ -16,7 +18,7 @@ import pytest
 from synthetic import TINY, contests, tiny, value_of
 
 from benchmark import files, protocol
-from benchmark.board import generate, page, plots
+from benchmark.board import generate, plots, view
 from benchmark.files import UserError
 from benchmark.results import record
 
@@ -52,6 +54,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 grid = folder / "grids" / "shapes-tiny" / method / f"{pair[0]}-{pair[1]}-s0.png"
                 grid.parent.mkdir(parents=True, exist_ok=True)
                 grid.write_bytes(png(2 * height, 4 * width))
+        real = folder / "grids" / "shapes-tiny" / "real" / "32x32.png"
+        real.parent.mkdir()
+        real.write_bytes(png(64, 128))
         generate.generate(folder / "records", folder)
     return folder.parent
 
@@ -104,41 +109,64 @@ def test_the_page_is_one_file_without_a_network_and_well_formed(home: Path) -> N
     assert "@import" not in text
     assert not re.search(r"url\((?!#)", text)
     images = [attributes for tag, attributes in parts.found if tag == "img"]
-    assert len(images) == 6
+    assert len(images) == 3  # two methods and the real images, at the size that is shown first
     assert all((home / str(image["src"])).is_file() and image["alt"] for image in images)
     names = [attributes["id"] for _, attributes in parts.found if "id" in attributes]
     assert len(names) == len(set(names))
-    targets = [str(a["href"])[1:] for tag, a in parts.found if tag == "a" and str(a.get("href")).startswith("#")]
-    assert set(targets) <= set(names)
+    tabs = {attributes["data-tab"] for _, attributes in parts.found if "data-tab" in attributes}
+    targets = {str(a["href"])[1:] for tag, a in parts.found if tag == "a" and str(a.get("href")).startswith("#")} - {"main"}
+    assert {re.fullmatch(r"tab=([\w-]+)(&at=\w+)?", target)[1] for target in targets} == tabs
+
+
+def test_the_policy_knows_the_script_by_its_hash(home: Path) -> None:
+    text = (home / "index.html").read_text()
+    script = (Path(generate.__file__).parent / "script.js").read_bytes()
+    digest = base64.b64encode(hashlib.sha256(script).digest()).decode()
+    assert f"default-src 'none'; img-src 'self' file: data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in text
+    assert f"<script>{script.decode()}</script>" in text
 
 
 def test_the_page_shows_the_same_numbers_as_the_table(home: Path) -> None:
     text = (home / "index.html").read_text()
-    assert '<td class="g-beyond best" data-v="20"><b>20.0</b><small>19.2 to 20.8</small></td>' in text
-    assert '<td class="g-beyond" data-v="41">41.0<small>± 1.4</small></td>' in text
+    assert '<td class="g-beyond best" data-v="20.0"><b>20.0</b><small>19.2 to 20.8</small></td>' in text
+    assert '<td class="g-beyond" data-v="41.0">41.0<small>± 1.4</small></td>' in text
     assert '<td class="g-beyond none">failed</td>' in text
     assert "no number from its paper exists here" in text
 
 
+def test_rows_link_to_their_paper_and_their_file(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (home / "index.html").read_text()
+    assert '<a href="../methods/ledit.py">LEDiT</a>' in text
+    assert '<a href="https://arxiv.org/abs/2503.04344">2025</a><small>trained</small>' in text
+    monkeypatch.setattr(view, "repository", lambda: "https://example.org/posbench/blob/main/")
+    monkeypatch.setattr(plots, "draw", lambda board, style: {})
+    generate.generate(home / "records", home)
+    text = (home / "index.html").read_text()
+    assert '<a href="https://example.org/posbench/blob/main/methods/ledit.py">LEDiT</a>' in text
+    assert '<a href="https://example.org/posbench/blob/main/CONTRIBUTING.md">' in text
+
+
 def test_a_grid_that_is_no_picture_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grid = home / "grids" / "shapes-tiny" / "yarn" / "16x16-32x32-s0.png"
-    assert page.png_size(grid) == (64, 128)
-    grid.write_bytes(b"GIF89a")
-    monkeypatch.setattr(plots, "draw", lambda board: {})
-    with pytest.raises(UserError, match=r"s0\.png is not a PNG"):
+    assert view.picture_size(grid) == (128, 64)
+    (home / "grids" / "shapes-tiny" / "ledit" / "16x16-32x32-s0.png").write_bytes(b"GIF89a")
+    monkeypatch.setattr(plots, "draw", lambda board, style: {})
+    with pytest.raises(UserError, match=r"s0\.png is not a picture"):
         generate.generate(home / "records", home)
 
 
-def test_the_samples_of_the_seed_that_most_methods_have_are_open(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_samples_of_the_seed_that_most_methods_have_are_shown(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = home / "grids" / "shapes-tiny"
-    for name in ("16x16-16x16", "16x16-32x32", "16x16-16x32"):
-        (folder / "ledit" / f"{name}-s0.png").rename(folder / "yarn" / f"{name}-s1.png")
-    record.write(value_of(protocol.load("shapes-tiny"), "ledit", ("16x16", "32x32"), 1, 20.0), home / "records")
-    (folder / "ledit" / "16x16-32x32-s1.png").write_bytes((folder / "yarn" / "16x16-32x32-s1.png").read_bytes())
-    monkeypatch.setattr(plots, "draw", lambda board: {})
+    (folder / "yarn" / "16x16-32x32-s1.png").write_bytes((folder / "yarn" / "16x16-32x32-s0.png").read_bytes())
+    monkeypatch.setattr(plots, "draw", lambda board, style: {})
     generate.generate(home / "records", home)
-    seeds = re.findall(r'<details class="seed"( open)?><summary>Training seed (\d)', (home / "index.html").read_text())
-    assert seeds == [(" open", "0"), ("", "1"), ("", "0"), (" open", "1"), (" open", "0"), ("", "1")]
+    assert 'data-size="16x16-32x32" data-seed="0"' in (home / "index.html").read_text()
+    (folder / "ledit" / "16x16-32x32-s0.png").rename(folder / "yarn" / "16x16-16x32-s1.png")
+    generate.generate(home / "records", home)
+    assert 'data-size="16x16-32x32" data-seed="0"' in (home / "index.html").read_text()  # as many: the first
+    (folder / "yarn" / "16x16-32x32-s0.png").unlink()
+    generate.generate(home / "records", home)
+    assert 'data-size="16x16-32x32" data-seed="1"' in (home / "index.html").read_text()
 
 
 def test_a_page_without_anything_is_still_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +176,7 @@ def test_a_page_without_anything_is_still_a_page(tmp_path: Path, monkeypatch: py
 
 
 DRIVER = """<!doctype html><title>driver</title>
-<iframe id="page" src="index.html" width="WIDTH" height="900"></iframe><pre id="out"></pre>
+<iframe id="page" src="index.htmlHASH" width="WIDTH" height="900"></iframe><pre id="out"></pre>
 <script>
 const frame = document.getElementById("page");
 frame.addEventListener("load", async () => {
@@ -160,101 +188,196 @@ frame.addEventListener("load", async () => {
 </script>"""
 
 
-def browse(home: Path, body: str, width: int = 1200) -> dict[str, Any]:
+def browse(home: Path, body: str, width: int = 1200, address: str = "") -> dict[str, Any]:
     """Runs a script against the page in a headless browser; what it puts into `out` comes back."""
-    files.write_text(home / "driver.html", DRIVER.replace("WIDTH", str(width)).replace("BODY", body))
+    files.write_text(home / "driver.html", DRIVER.replace("WIDTH", str(width)).replace("HASH", address).replace("BODY", body))
     command = [
         str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--allow-file-access-from-files",
+        "--enable-logging=stderr", "--v=0",
         f"--user-data-dir={home / 'profile'}", "--virtual-time-budget=20000", "--dump-dom", f"file://{home / 'driver.html'}",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     found = re.search(r'<pre id="out">RESULT(.*?)END</pre>', done.stdout, re.DOTALL)
     assert found, done.stderr[-2000:]
+    said = re.findall(r"INFO:CONSOLE.*", done.stderr)
     result = json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
     assert "error" not in result, result
-    return result
+    return result | {"console": said}
 
 
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+HELPERS = """
+  const tab = () => doc.querySelector("section.tab:not([hidden])");
+  const table = key => tab().querySelector(`th[data-key="${key}"]`).closest("table");
+  const names = (lead = table("rank")) => [...lead.tBodies[0].rows].filter(row => row.offsetParent).map(row => row.dataset.m);
+  const press = key => tab().querySelector(`th[data-key="${key}"] button`).click();
+  const set = (key, value) => {
+    const item = tab().querySelector(`[data-state="${key}"]`);
+    if (item.type === "checkbox") item.checked = value; else item.value = value;
+    item.dispatchEvent(new view.Event("input", {bubbles: true}));
+  };
+  const seen = what => [...tab().querySelectorAll(what)].filter(item => item.getClientRects().length).map(item => item.dataset.m);
+"""
 
 
 @needs_browser
-def test_sorting_filtering_themes_and_zoom_in_a_browser(home: Path) -> None:
-    result = browse(home, """
-      const section = doc.getElementById("shapes-tiny"), table = section.querySelector("table.sortable");
-      const names = () => [...table.tBodies[0].rows].filter(row => !row.hidden).map(row => row.cells[0].dataset.v);
-      const heads = [...table.tHead.rows[0].cells];
-      const press = place => heads[place].querySelector("button").click();
+def test_tabs_sorting_filter_and_their_state_in_the_address(home: Path) -> None:
+    result = browse(home, HELPERS + """
+      out.title = doc.title; out.tab = tab().dataset.tab;
       out.first = names();
-      out.ranked = heads.map(head => head.getAttribute("aria-sort"));
-      press(2); out.up = names(); out.state = heads.map(head => head.getAttribute("aria-sort"));
-      press(2); out.down = names(); out.flipped = heads[2].getAttribute("aria-sort");
-      press(3); out.missing_last = names().slice(-2);
-      press(0); out.by_name = names();
-      const words = section.querySelector("input[type=search]");
-      words.value = "yarn, LEDiT"; words.dispatchEvent(new view.Event("input", {bubbles: true}));
-      out.filtered = names(); out.count = section.querySelector("output").value;
-      out.figures = [...section.querySelectorAll(".grids figure")].filter(item => !item.hidden).length;
-      words.value = ""; section.querySelector("[data-complete]").click(); out.complete = names();
-      section.querySelector("[data-group=beyond]").click();
-      out.columns = heads.filter(head => !head.hidden).map(head => head.textContent.trim());
-      section.querySelector("[data-group=beyond]").click();
+      press("fid.16x16"); out.up = names(); out.address = view.location.hash;
+      out.state = tab().querySelector('th[data-key="fid.16x16"]').getAttribute("aria-sort");
+      tab().querySelector('[data-open="is"]').open = true; await wait();
+      out.together = names(table("is.32x32"));
+      out.opened = view.location.hash;
+      press("fid.16x16"); out.down = names();
+      press("fid.16x32"); out.missing_last = names().slice(-2);
+      press("is.32x32"); out.by_is = names();  // the larger the better: from the top down
+      out.sheets = seen("figure.sheet");
+      set("sort", ""); out.again = names();
+      set("q", "yarn, LEDiT"); out.filtered = names(); out.count = tab().querySelector("output").value;
+      out.lines = [...new Set(seen(".plots g[data-m]"))].sort(); out.figures = seen("figure.sheet");
+      out.keys = seen(".key-list li[data-m]").sort();
+      set("q", ""); set("kind", "trained"); out.trained = names();
+      set("kind", ""); set("seeds", "2"); out.seeds = names();
+      set("seeds", ""); set("since", "2025"); out.since = names();
+      set("since", ""); set("complete", true); out.complete = names();
+      tab().querySelector("button[type=reset]").click(); out.reset = names().length; out.clean = view.location.hash;
+      const heads = () => [...table("rank").tHead.rows[0].cells].filter(head => head.offsetParent).length;
+      out.columns = [heads()];
+      const box = tab().querySelector("[data-group=beyond]"); box.checked = false;
+      box.dispatchEvent(new view.Event("input", {bubbles: true})); out.columns.push(heads());
+      view.location.hash = "tab=imagenet-256"; await wait();
+      out.other = tab().dataset.tab; out.shown = doc.querySelectorAll("section.tab:not([hidden])").length;
+      out.current = doc.querySelector("nav [aria-current]").dataset.to;
+      const paper = () => [...tab().querySelector("tbody").rows].map(row => row.cells[0].dataset.v);
+      const before = paper();
+      tab().querySelectorAll("th[data-key] button")[2].click(); out.paper_moves = paper()[0] !== before[0];
+      out.numbers = [...tab().querySelector("tbody").rows].map(row => row.cells[2].dataset.v).filter(Boolean).map(Number);
+      view.location.hash = "shapes-tiny"; await wait(); out.old_links = tab().dataset.tab;
+      out.unreachable = [...doc.querySelectorAll("button, input, select, summary, .scroll, a[href]")]
+        .filter(item => item.tabIndex < 0).length;
+      out.unnamed = [...doc.querySelectorAll("input, select")].filter(item => !item.labels.length).length;
+    """)  # fmt: skip
+    assert result["console"] == []
+    assert result["title"] == "PosBench leaderboards"  # the attack did not run
+    assert result["tab"] == "shapes-tiny"
+    assert result["first"] == ["ledit", "yarn", "ntk", "attack", "rpe2d"]
+    assert result["up"] == result["together"] == ["ntk", "ledit", "yarn", "rpe2d", "attack"]
+    assert result["address"] == "#tab=shapes-tiny&sort=fid.16x16"
+    assert result["opened"] == "#tab=shapes-tiny&sort=fid.16x16&open=is"
+    assert result["state"] == "ascending"
+    assert result["down"] == result["up"][::-1]
+    assert result["missing_last"] == ["attack", "rpe2d"]
+    assert result["by_is"] == ["ledit", "yarn", "ntk", "attack", "rpe2d"]
+    assert result["sheets"] == ["ledit", "yarn"]
+    assert result["again"] == result["first"]
+    assert sorted(result["filtered"]) == result["figures"] == result["keys"] == result["lines"] == ["ledit", "yarn"]
+    assert result["count"] == "2 methods"
+    assert sorted(result["trained"]) == ["attack", "ledit", "rpe2d"]
+    assert result["seeds"] == ["yarn"]
+    assert result["since"] == ["ledit", "rpe2d"]
+    assert "rpe2d" not in result["complete"]
+    assert len(result["complete"]) == 4
+    assert result["reset"] == 5
+    assert result["clean"] == "#tab=shapes-tiny&open=is"
+    assert result["columns"] == [9, 7]
+    assert (result["other"], result["shown"], result["current"]) == ("imagenet-256", 1, "imagenet-256")
+    assert result["paper_moves"]
+    assert result["numbers"] == sorted(result["numbers"])
+    assert result["old_links"] == "shapes-tiny"
+    assert result["unreachable"] == result["unnamed"] == 0
+
+
+@needs_browser
+def test_an_address_shows_what_it_says(home: Path) -> None:
+    address = "#tab=shapes-tiny&q=yarn,ledit&sort=-name&hide=below,at&open=sfid&size=16x16-16x32&zoom=3&pick=ledit&at=samples"
+    result = browse(home, HELPERS + """
+      await wait();
+      out.names = names(); out.words = tab().querySelector("[data-state=q]").value;
+      out.open = [...tab().querySelectorAll("details[open][data-open]")].map(item => item.dataset.open);
+      out.boxes = [...tab().querySelectorAll("[data-group]")].map(box => [box.dataset.group, box.checked]);
+      out.size = tab().querySelector("[data-state=size]").value; out.sheets = seen("figure.sheet");
+      out.scrolled = view.scrollY > 200;
+    """, address=address)  # fmt: skip
+    assert result["console"] == []
+    assert (result["names"], result["words"]) == (["yarn", "ledit"], "yarn,ledit")
+    assert result["open"] == ["sfid"]
+    assert result["boxes"] == [["mean", True], ["beyond", True], ["at", False]]
+    assert result["size"] == "16x16-16x32"
+    assert result["sheets"] == ["ledit"]
+    assert result["scrolled"]
+
+
+@needs_browser
+def test_samples_at_native_size_times_a_whole_number_beside_the_real_ones(home: Path) -> None:
+    result = browse(home, HELPERS + """
+      const image = () => tab().querySelector("figure.sheet[data-m=ledit] img"), real = () => tab().querySelector("figure.real");
+      const settle = async () => { image().scrollIntoView(); await new Promise(done => setTimeout(done, 500)); };
+      set("zoom", "1"); await settle();
+      out.native = [image().naturalWidth, image().naturalHeight, image().width, image().height];
+      out.real = [real().offsetParent !== null, real().querySelector("img").getAttribute("src")];
+      set("zoom", "3"); await wait(); out.zoomed = [image().width, image().height, view.getComputedStyle(image()).imageRendering];
+      set("zoom", ""); await wait(); out.fit = [image().width / 128, image().height / 64];
+      set("size", "16x16-16x32"); await settle();
+      out.other = [image().getAttribute("src"), image().naturalHeight, image().height / image().naturalHeight];
+      out.no_real = real().offsetParent;
+      out.picked = seen("figure.sheet"); out.words = tab().querySelector(".picked").textContent;
+      tab().querySelector("[data-pick=yarn]").click(); out.one = seen("figure.sheet"); out.address = view.location.hash;
+      tab().querySelector("[data-none]").click(); out.none = seen("figure.sheet");
+      tab().querySelector("[data-all]").click(); out.all = seen("figure.sheet");
+    """)  # fmt: skip
+    assert result["console"] == []
+    assert result["native"] == [128, 64, 128, 64]
+    assert result["real"] == [True, "grids/shapes-tiny/real/32x32.png"]
+    assert result["zoomed"] == [384, 192, "pixelated"]
+    assert result["fit"] == [4, 4]
+    assert result["other"] == ["grids/shapes-tiny/ledit/16x16-16x32-s0.png", 32, 4]
+    assert result["no_real"] is None
+    assert (result["picked"], result["words"]) == (["ledit", "yarn"], "2 of 2")
+    assert (result["one"], result["none"], result["all"]) == (["ledit"], [], ["ledit", "yarn"])
+    assert "pick=ledit" in result["address"]
+
+
+@needs_browser
+def test_light_and_dark(home: Path) -> None:
+    result = browse(home, HELPERS + """
       const theme = doc.getElementById("theme"), ground = () => view.getComputedStyle(doc.body).backgroundColor;
       out.themes = [];
       for (let step = 0; step < 3; step++) {
         theme.click(); await wait(); out.themes.push([theme.textContent, doc.documentElement.dataset.theme || "", ground()]);
       }
-      const image = section.querySelector("details[open] .grids img");
-      image.scrollIntoView(); await new Promise(done => setTimeout(done, 500));
-      const zoom = section.querySelector("[data-zoom]");
-      out.native = [image.naturalWidth, image.naturalHeight, image.width, image.height];
-      zoom.value = "3"; zoom.dispatchEvent(new view.Event("input", {bubbles: true})); await wait();
-      out.zoomed = [image.width, image.height, view.getComputedStyle(image).imageRendering];
-      out.unreachable = [...doc.querySelectorAll("button, input, select, summary, .scroll, a[href]")]
-        .filter(item => item.tabIndex < 0).length;
-      out.unnamed = [...doc.querySelectorAll("input, select")].filter(item => !item.labels.length).length;
-      out.title = doc.title;
     """)  # fmt: skip
-    attack = ATTACK[:80]
-    assert result["first"] == ["LEDiT", "YaRN", "NTK-aware", attack, "RPE-2D"]
-    assert result["up"] == ["NTK-aware", "LEDiT", "YaRN", "RPE-2D", attack]
-    assert result["ranked"] == ["none", "ascending", "none", "none", "none"]  # the mean beyond, by which rows are in order
-    assert result["state"] == ["none", "none", "ascending", "none", "none"]
-    assert result["down"] == ["NTK-aware", "LEDiT", "YaRN", "RPE-2D", attack][::-1]
-    assert result["flipped"] == "descending"
-    assert result["missing_last"] == [attack, "RPE-2D"]
-    assert sorted(result["by_name"]) == sorted(result["first"])
-    assert sorted(result["filtered"]) == ["LEDiT", "YaRN"]
-    assert result["count"] == "2 methods"
-    assert result["figures"] == 6
-    assert "RPE-2D" not in result["complete"]
-    assert len(result["complete"]) == 4
-    assert len(result["columns"]) == 3
     names, states, grounds = zip(*result["themes"], strict=True)
     assert names == ("Theme: light", "Theme: dark", "Theme: auto")
     assert states == ("light", "dark", "")
     assert grounds[:2] == ("rgb(255, 255, 255)", "rgb(13, 17, 23)")
-    assert result["native"] == [128, 64, 128, 64]
-    assert result["zoomed"] == [384, 192, "pixelated"]
-    assert result["unreachable"] == result["unnamed"] == 0
-    assert result["title"] == "PosBench leaderboards"  # the attack did not run
 
 
 @needs_browser
 def test_the_page_fits_a_phone_and_its_policy_stops_foreign_scripts(home: Path) -> None:
     text = (home / "index.html").read_text()
     (home / "index.html").write_text(text.replace("</main>", "<script>document.title = 'run'</script></main>"))
-    result = browse(home, """
+    result = browse(home, HELPERS + """
       out.width = doc.documentElement.scrollWidth;
       out.theme = doc.getElementById("theme").getBoundingClientRect().right;
       out.title = doc.title;
       out.wide = [...doc.querySelectorAll("body *")].filter(item => item.getBoundingClientRect().right > 391
-        && !item.closest(".scroll, .plots figure, .grids figure div, .nav span, .skip")).map(item => item.outerHTML.slice(0, 80));
+        && !item.closest(".scroll, .sheets figure div, .skip, .phone span, .plots svg g")).map(item => item.outerHTML);
+      out.first = [...table("rank").tHead.rows[0].cells].map(head => head.innerText.replace(/\\s+/g, " "));
+      const select = doc.getElementById("tabs");
+      out.reachable = [...select.options].map(option => option.value); out.visible = select.offsetParent !== null;
+      select.value = "imagenet-512"; select.dispatchEvent(new view.Event("input")); await wait(); out.tab = tab().dataset.tab;
     """, width=390)  # fmt: skip
     assert result["wide"] == []
     assert result["width"] <= 390
     assert result["theme"] <= 390
     assert result["title"] == "PosBench leaderboards"
+    assert result["first"][3:6] == ["mean beyond", "2x 32x32", "1x by 2x 16x32"]  # larger sizes before the training size
+    assert result["visible"]
+    assert result["reachable"] == ["shapes-tiny", "imagenet-256", "imagenet-512"]
+    assert result["tab"] == "imagenet-512"
+    assert len(result["console"]) == 1  # the script that was refused
 
 
 def test_notes_by_hand_are_markdown_without_a_script(home: Path) -> None:
@@ -270,8 +393,8 @@ def test_notes_by_hand_are_markdown_without_a_script(home: Path) -> None:
     assert not any(str(attributes.get("href")).startswith("javascript") for _, attributes in parts.found)
 
 
-def test_the_first_words_of_a_contest_say_who_is_first_and_how_to_read(home: Path) -> None:
+def test_the_first_words_of_a_protocol_say_who_is_first_and_how_to_read(home: Path) -> None:
     text = (home / "index.html").read_text()
-    section = text[text.index('id="shapes-tiny"') :]
-    told = "Lowest mean FID beyond the training size: LEDiT, 25.5 (24.7 to 26.3)."
-    assert section.index(told) < section.index("all that is not different from it") < section.index("<table")
+    section = text[text.index('data-tab="shapes-tiny"') :]
+    told = "No verdict: only one complete row has more than one seed yet."
+    assert section.index(told) < section.index("all that is not shown to differ from it") < section.index("<table")

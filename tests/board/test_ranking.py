@@ -1,0 +1,82 @@
+"""The table in the terminal, and what a change of records does to the rankings."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from synthetic import tiny, value_of
+
+from benchmark import files, protocol
+from benchmark.board import ranking
+from benchmark.files import UserError
+from benchmark.results import record
+
+# Long lines are the literal tables.
+# ruff: noqa: W291
+
+
+def test_the_table_in_the_terminal(home: Path, rules: protocol.Protocol) -> None:
+    tiny(home / "records", rules)
+    stream = io.StringIO()
+    shown = ranking.rich_table("shapes-tiny", record.read_all(home / "records"))
+    Console(file=stream, width=100, color_system=None).print(shown)
+    assert (
+        stream.getvalue().replace(rules.hash, "0123456789ab")
+        == """\
+       shapes-tiny: FID ↓ (IS ↑ below), N = 100, protocol 0123456789ab       
+┏━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━┳━━━━━━━━━━━━┓
+┃              ┃ 16x16 → 16x16 ┃ 16x16 → 32x32 ┃ 16x16 → 16x32 ┃       mean ┃
+┃ Method       ┃            1x ┃            2x ┃      1x by 2x ┃     beyond ┃
+┡━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━╇━━━━━━━━━━━━┩
+│ LEDiT ¹      │          10.2 │          20.0 │          31.0 │       25.5 │
+│              │          7.75 │          7.50 │          7.22 │       7.36 │
+│ YaRN         │    10.5 ± 0.7 │    41.0 ± 1.4 │    31.5 ± 2.1 │ 36.2 ± 1.8 │
+│              │          7.74 │          6.97 │          7.21 │       7.09 │
+│ NTK-aware †¹ │          10.0 │          90.0 │          80.0 │       85.0 │
+│              │          7.75 │          5.75 │          6.00 │       5.88 │
+│ RPE-2D ‡¹    │          12.5 │        failed │             – │          – │
+│              │          7.69 │               │               │            │
+└──────────────┴───────────────┴───────────────┴───────────────┴────────────┘
+                      † stale; ‡ incomplete; ¹ one seed                      
+"""
+    )
+
+
+def test_what_changes_in_the_ranking(home: Path, rules: protocol.Protocol) -> None:
+    tiny(home / "records", rules)
+    old = home / "old"
+    for method in ("yarn", "ntk", "rpe2d"):
+        for path in sorted((home / "records" / "shapes-tiny" / method).iterdir()):
+            files.write_text(old / "shapes-tiny" / method / path.name, path.read_text())
+    (old / "shapes-tiny" / "ntk" / "16x16-32x32-s0.json").unlink()
+    assert (
+        ranking.ranking_changes(old, home / "records")
+        == """\
+### What this changes in the rankings
+
+Records: 4 new, 0 changed, 0 removed.
+
+**`shapes-tiny`**, by mean FID beyond the training size (lower is better)
+
+| Method | Rank before | Rank now | FID before | FID now |
+| --- | ---: | ---: | ---: | ---: |
+| `ledit` | absent | 1 | – | 25.50 |
+| `yarn` | 1 | 2 | 36.25 | 36.25 |
+| `ntk` | incomplete (1 missing) | 3 | – | 85.00 |
+"""
+    )
+    assert "Nothing: the records are the same." in ranking.ranking_changes(old, old)
+    assert "Records: 14 new, 0 changed, 0 removed." in ranking.ranking_changes(home / "absent", home / "records")
+
+
+def test_old_records_of_other_rules_are_said_to_be_so(home: Path, rules: protocol.Protocol) -> None:
+    tiny(home / "records", rules)
+    value = value_of(rules, "yarn", rules.pairs()[0])
+    value["protocol"]["hash"] = "0" * 12
+    record.write(value, home / "old")
+    assert "cannot be compared" in ranking.ranking_changes(home / "old", home / "records")
+    with pytest.raises(UserError, match="other rules"):
+        ranking.ranking_changes(home / "records", home / "old")

@@ -1,0 +1,185 @@
+"""From records to rows: means, spreads, what is best and what is not different, against NumPy and SciPy."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from synthetic import CONTEST, board_of, contests, entry, value_of
+
+from benchmark import protocol
+from benchmark.board import table
+from benchmark.board.grid import Cell, number, shown
+from benchmark.results import record
+
+
+def test_a_row_that_misses_a_cell_or_a_seed_has_no_mean_and_comes_last(rules: protocol.Protocol) -> None:
+    nan = math.nan
+    board = board_of(rules, {
+        ("whole", 0): (90, 80, 70),
+        ("hole", 0): (1, 1, nan),
+        ("failed", 0): (1, 1, None), ("start", 0): (None, 1, 1),
+        ("seeds", 0): (1, 1, 1), ("seeds", 1): (1, 1, nan),
+    })  # fmt: skip
+    assert [row.method for row in board.rows] == ["whole", "failed", "hole", "seeds", "start"]
+    assert [row.missing for row in board.rows] == [0, 1, 1, 1, 1]
+    assert [row.entries["fid", board.columns[3]].value for row in board.rows] == [75, None, None, None, None]
+    assert [row.marks for row in board.rows] == ["¹", "‡¹", "‡¹", "‡", "‡¹"]
+    assert shown(entry(board, "failed", 2), 1) == Cell("failed")
+    assert shown(entry(board, "hole", 2), 1) == Cell("–")
+
+
+def test_means_never_mix_the_training_size_with_what_is_beyond_or_below(tmp_path: Path, monkeypatch) -> None:
+    contests(tmp_path / "protocols", monkeypatch, small=CONTEST)
+    rules = protocol.load("small")
+    groups = [column.group for column in table.columns(rules)]
+    assert groups == ["below", "at", "beyond", "beyond", "beyond", "beyond"]  # the last is the one mean
+    board = board_of(rules, {("a", 0): (1000, 1, 10, 20, 60)})
+    assert board.columns[-1] == table.Column("beyond")
+    assert entry(board, "a", 5).value == 30
+    assert board.headline == board.columns[-1]
+    two = CONTEST.replace("cells:", "cells:\n  32x32: [32x32, 64x64]")
+    contests(tmp_path / "protocols", monkeypatch, two=two)
+    names = [column.group for column in table.columns(protocol.load("two")) if column.is_mean]
+    assert names == ["at", "beyond"]
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "expected"),
+    [
+        ("16x16", "16x16", "at"),
+        ("16x16", "8x8", "below"),
+        ("16x16", "8x16", "below"),
+        ("16x16", "8x32", "beyond"),
+        ("16x32", "32x16", "beyond"),
+        ("16x16", "17x16", "beyond"),
+    ],
+)
+def test_groups(train: str, test: str, expected: str) -> None:
+    assert table.group(train, test) == expected
+
+
+def test_mean_and_spread_over_seeds_are_those_of_numpy(rules: protocol.Protocol) -> None:
+    values = np.array([[10.0, 20, 40], [12, 26, 41], [17, 29, 45]])
+    board = board_of(rules, {("a", seed): tuple(row) for seed, row in enumerate(values)})
+    for place in range(3):
+        assert entry(board, "a", place).value == pytest.approx(values[:, place].mean())
+        assert entry(board, "a", place).spread == pytest.approx(values[:, place].std(ddof=1))
+    assert entry(board, "a", 3).value == pytest.approx(values[:, 1:].mean())
+    assert entry(board, "a", 3).spread == pytest.approx(values[:, 1:].mean(axis=1).std(ddof=1))
+
+
+def test_best_is_everything_that_is_not_different_from_it(rules: protocol.Protocol) -> None:
+    board = board_of(rules, {("a", 0): (20, 20, 20), ("same", 0): (20, 20, 20), ("worse", 0): (30, 30, 30)})
+    assert [entry(board, name, 0).best for name in ("a", "same", "worse")] == [True, True, False]
+    assert [entry(board, name, 0, "is").best for name in ("a", "same", "worse")] == [True, True, False]
+    # Where every seed has its say: 20, 26 against 22, 24 cannot be told apart, 20, 20.1, 20.2 against 25, 25.1, 25.2 can.
+    board = board_of(rules, {
+        ("a", 0): (20,) * 3, ("a", 1): (26,) * 3, ("b", 0): (22,) * 3, ("b", 1): (24.5,) * 3,
+        ("c", 0): (60,) * 3, ("c", 1): (61,) * 3, ("c", 2): (62,) * 3,
+    })  # fmt: skip
+    assert [entry(board, name, 1).best for name in "abc"] == [True, True, False]
+
+
+def test_replicates_of_images_decide_between_single_seeds() -> None:
+    noise = np.random.RandomState(0).standard_normal(200)
+    other = np.random.RandomState(1).standard_normal(200)
+
+    def one(value: float, replicates: np.ndarray) -> table.Entry:
+        return table.Entry(value, by_seed={0: value}, replicates={0: replicates})
+
+    assert table.different(one(10, 10 + noise), one(10.5, 10.5 + noise + 0.1 * other))  # paired: the noise is shared
+    assert not table.different(one(10, 10 + noise), one(10.5, 10.5 + other))  # alone, the intervals are too wide
+
+
+def test_a_few_seeds_are_compared_by_the_usual_spread_of_the_column(rules: protocol.Protocol) -> None:
+    """Three rows of two seeds know it: spreads of 0.1, 1 and 9 times sqrt(2), so a median of sqrt(2) with three degrees."""
+    several = {("calm", 0): 50.0, ("calm", 1): 50.2, ("a", 0): 60.0, ("a", 1): 62.0, ("wild", 0): 70.0, ("wild", 1): 88.0}
+    reach = 3.182 * math.sqrt(2) * math.sqrt(2)  # one common seed: two trainings, each with the usual spread
+
+    def best(near: float, rows: dict[tuple[str, int], float]) -> list[bool]:
+        found = {("first", 0): 20.0, ("near", 0): near} | rows
+        board = board_of(rules, {key: (value,) * 3 for key, value in found.items()})
+        return [entry(board, name, 1).best for name in ("first", "near")]
+
+    assert best(20 + reach - 0.01, several) == [True, True]
+    assert best(20 + reach + 0.01, several) == [True, False]
+    assert best(23.0, {key: value for key, value in several.items() if key[0] != "wild"}) == [True, False]  # images alone
+    # Two common seeds say little of their own difference. The median is still sqrt(2), with five degrees.
+    for shift, same in ((-0.01, True), (0.01, False)):
+        middle = 20 + 2.571 * math.sqrt(2) + shift
+        both = several | {("first", 1): 20.0, ("near", 1): middle + 1}
+        assert best(middle - 1, both) == [True, same]
+
+
+def test_without_replicates_intervals_decide_and_without_intervals_every_difference_counts() -> None:
+    def entry(value: float, ends: tuple[float, float] | None = None) -> table.Entry:
+        return table.Entry(value, interval=ends, by_seed={0: value})
+
+    assert not table.different(entry(10, (9, 11)), entry(11.4, (10.4, 12.4)))  # sqrt(2) apart would be
+    assert table.different(entry(10, (9, 11)), entry(11.5, (10.5, 12.5)))
+    assert not table.different(entry(10, (9, 11)), entry(11.4))  # nothing known of one: as uncertain as the other
+    assert table.different(entry(10), entry(10.1))
+    three = table.Entry(10, spread=1.0, by_seed={0: 9.0, 1: 10.0, 2: 11.0})
+    reach = math.hypot(4.303 / math.sqrt(3), 0.5)
+    assert not table.different(three, entry(10 + reach - 0.01, (10 + reach - 0.51, 10 + reach + 0.49)))
+    assert table.different(three, entry(10 + reach + 0.01, (10 + reach - 0.49, 10 + reach + 0.51)))
+
+
+def test_student_is_that_of_scipy() -> None:
+    for freedom in (1, 2, 5, 30, 200):
+        assert table.student(freedom) == pytest.approx(scipy.stats.t.ppf(0.975, freedom))
+
+
+def test_one_or_two_seeds_are_never_judged_by_their_own_spread(rules: protocol.Protocol) -> None:
+    """Two seeds that differ much would have Student's t call everything alike: 12.7 times their spread."""
+
+    def board(**more: dict) -> table.Table:
+        rows = {("top", 0): 0.31, ("top", 1): 0.30, ("none", 0): 0.0, ("none", 1): 0.01, ("near", 0): 0.29}
+        found = []
+        for (method, seed), share in (rows | more.get("more", {})).items():
+            for pair in rules.pairs():
+                value = value_of(rules, method, pair, seed, 20.0)
+                value["scores"]["precision"] = {"value": share}
+                found.append(record.from_value(value, rules))
+        return table.build(rules, found)
+
+    alone = board()  # two degrees of freedom tell no usual spread: the best stands alone
+    assert [row.method for row in alone.rows if row.entries["precision", alone.columns[0]].best] == ["top"]
+    several = {("calm", seed): 0.1 + 0.02 * seed for seed in range(3)}
+    known = board(more=several)  # spreads of 0.007, 0.007 and 0.02: 0.007, with four degrees
+    assert [row.method for row in known.rows if row.entries["precision", known.columns[0]].best] == ["near", "top"]
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 10_000), st.integers(1, 10_000)), min_size=3, max_size=9))
+def test_several_seeds_are_decided_by_the_paired_t_test_of_scipy(pairs: list[tuple[int, int]]) -> None:
+    a, b = ({seed: float(pair[side]) for seed, pair in enumerate(pairs)} for side in (0, 1))
+    entries = [table.Entry(float(np.mean(list(item.values()))), by_seed=item) for item in (a, b)]
+    differences = np.subtract(list(a.values()), list(b.values()))
+    if np.ptp(differences) == 0:
+        expected = bool(differences[0])
+    else:
+        pvalue = scipy.stats.ttest_rel(list(a.values()), list(b.values())).pvalue
+        if abs(pvalue - 0.05) < 1e-9:
+            return
+        expected = pvalue < 0.05
+    assert table.different(*entries) == expected
+
+
+def test_a_zero_has_no_minus() -> None:
+    assert number(-0.0001, 3) == number(0.0001, 3) == "0.000"
+    assert number(-0.04, 1, sign=True) == number(0.0, 1, sign=True) == "0.0"
+    assert (number(-0.06, 1, sign=True), number(12.34, 1, sign=True), number(-10.0, 0)) == ("-0.1", "+12.3", "-10")
+    assert shown(table.Entry(0.002, interval=(-0.0001, 0.006), by_seed={0: 0.002}), 3).detail == "0.000 to 0.006"
+
+
+def test_ranks_are_of_complete_rows_by_each_measure(rules: protocol.Protocol) -> None:
+    board = board_of(rules, {("a", 0): (1, 2, 3), ("b", 0): (1, 1, 1), ("c", 0): (1, 1, None)})
+    assert board.ranks("fid") == {"b": 1, "a": 2}
+    assert board.ranks("is") == {"b": 1, "a": 2}

@@ -1,0 +1,140 @@
+"""The view model: what is said of rows, verdicts, columns and samples, before any form is given to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from synthetic import TINY, board_of, contests, tiny, value_of
+
+from benchmark import protocol
+from benchmark.board import generate, published, table, view
+from benchmark.results import record
+
+
+def built(home: Path) -> view.Board:
+    """The view of shapes-tiny."""
+    tables = generate.tables_of(record.read_all(home / "records"), published.load())
+    return next(board for board in view.build(tables, published.load(), home) if board.name == "shapes-tiny")
+
+
+def test_a_verdict_names_rows_of_several_seeds_only(rules: protocol.Protocol) -> None:
+    several = {(name, seed): (1, fid + seed, fid) for name, fid in (("a", 20.0), ("b", 50.0)) for seed in range(3)}
+    told = view.verdict(board_of(rules, several | {("lucky", 0): (1, 1, 1)}))
+    assert told == (
+        "Of the 2 rows with several seeds, a has the lowest mean FID beyond the training size, 20.5 (± 0.5); "
+        "the last is b, 50.5 (1 row of one seed is not judged)."
+    )
+    assert view.verdict(board_of(rules, several)).startswith("a has the lowest mean FID beyond the training size, 20.5 (± 0.5);")
+    alone = {("lucky", 0): (1, 1, 1), ("other", 0): (1, 2, 2)}
+    assert view.verdict(board_of(rules, alone)) == "No verdict: no complete row has more than one seed yet."
+    one = {key: row for key, row in several.items() if key[0] == "a"}
+    assert view.verdict(board_of(rules, alone | one)) == "No verdict: only one complete row has more than one seed yet."
+    assert view.verdict(board_of(rules, {("a", 0): (1, 2, None), ("a", 1): (1, 2, 3)})) == ""
+
+
+def test_a_verdict_names_what_is_not_shown_to_differ(rules: protocol.Protocol) -> None:
+    rows = {(name, seed): (1, fid + seed, fid) for name, fid in (("a", 20.0), ("same", 20.0), ("b", 50.0)) for seed in range(3)}
+    assert "; not shown to differ from it: same; the last is b, 50.5." in view.verdict(board_of(rules, rows))
+
+
+def test_rows_are_ranked_by_fid_and_by_sfid(home: Path, rules: protocol.Protocol) -> None:
+    for name, fid, sfid in (("ledit", 10.0, 90.0), ("yarn", 20.0, 10.0), ("ntk", 30.0, 20.0)):
+        for pair in rules.pairs():
+            record.write(value_of(rules, name, pair, 0, fid, sfid={"value": sfid}), home / "records")
+    board = built(home)
+    assert [(item.method, item.rank, item.second) for item in board.methods] == [("ledit", 1, 3), ("yarn", 2, 1), ("ntk", 3, 2)]
+    grid = board.measures[0].grid
+    assert [head.key for head in grid.heads[:3]] == ["name", "rank", "rank-2"]
+    assert [[cell.text for cell in row.cells[:3]] for row in grid.rows] == [
+        ["LEDiT", "1", "3"],
+        ["YaRN", "2", "1"],
+        ["NTK-aware", "3", "2"],
+    ]
+
+
+def test_what_is_said_of_a_row_comes_from_its_file_or_else_from_its_records(home: Path, rules: protocol.Protocol) -> None:
+    tiny(home / "records", rules)
+    for pair in rules.pairs():
+        record.write(value_of(rules, "elsewhere", pair, 0, 99.0), home / "records")
+    known = {item.method: item for item in built(home).methods}
+    assert (known["yarn"].kind, known["yarn"].year, known["yarn"].paper) == (
+        "training-free",
+        2023,
+        "https://arxiv.org/abs/2309.00071",
+    )
+    assert known["yarn"].file.endswith("methods/yarn.py")
+    assert (known["ledit"].kind, known["ledit"].seeds, known["ledit"].marks) == ("trained", (0,), "¹")
+    other = known["elsewhere"]
+    assert (other.kind, other.year, other.paper, other.file) == ("trained", None, "", "")
+
+
+def test_columns_go_from_the_headline_and_the_largest_size_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    contests(
+        tmp_path / "protocols",
+        monkeypatch,
+        shapes_tiny=TINY.replace("[16x16, 32x32, 16x32]", "[8x8, 12x12, 16x16, 24x24, 32x32]"),
+    )
+    rules = protocol.load("shapes-tiny")
+    for pair in rules.pairs():
+        record.write(value_of(rules, "yarn", pair, 0, 10.0), tmp_path / "leaderboards" / "records")
+    heads = built(tmp_path / "leaderboards").measures[1].grid.heads
+    assert [(head.title, head.below, head.key) for head in heads[1:]] == [
+        ("mean", "beyond", "is.mean-beyond"),
+        ("2x", "32x32", "is.32x32"),
+        ("1.5x", "24x24", "is.24x24"),
+        ("1x", "16x16", "is.16x16"),
+        ("mean", "below", "is.mean-below"),
+        ("0.75x", "12x12", "is.12x12"),
+        ("0.5x", "8x8", "is.8x8"),
+    ]
+    assert all(head.falls for head in heads[1:])  # the larger the better
+
+
+def test_a_new_measure_is_one_entry_in_one_place(home: Path, rules: protocol.Protocol, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(record.METRICS, "fresh", record.Metric("Fresh measure", "↓", low=0, meaning="What it means."))
+    monkeypatch.setitem(record.METRICS, "rare", record.Metric("Rare measure", "↑", section=record.STRUCTURE))
+    for pair in rules.pairs():
+        record.write(value_of(rules, "yarn", pair, 0, 10.0, fresh={"value": 0.5}, rare={"value": 2.0}), home / "records")
+    generate.generate(home / "records", home)
+    text, page = (home / "shapes-tiny.md").read_text(), (home / "index.html").read_text()
+    assert "## Fresh measure ↓\n\nWhat it means.\n\n| Method | mean<br>beyond |" in text
+    assert "Rare measure" not in text  # further measures are for the page and the long tables
+    assert page.index("Fresh measure ↓") < page.index("<h3>Structure</h3>") < page.index("Rare measure ↑")
+    assert ",fresh,0.5,," in (home / "shapes-tiny.csv").read_text()
+    assert ",rare,2.0,," in (home / "shapes-tiny.csv").read_text()
+
+
+def test_samples_in_any_format_with_the_real_ones(home: Path, rules: protocol.Protocol) -> None:
+    tiny(home / "records", rules)
+    for name in ("yarn/16x16-32x32-s0.webp", "yarn/16x16-32x32-s1.png", "ledit/16x16-16x16-s0.png", "real/32x32.webp"):
+        path = home / "grids" / "shapes-tiny" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (24, 12)).save(path)
+    gallery = built(home).gallery
+    assert [(size.name, size.width, size.height, size.real) for size in gallery.sizes] == [
+        ("16x16-32x32", 24, 12, "shapes-tiny/real/32x32.webp"),
+        ("16x16-16x16", 24, 12, ""),
+    ]
+    assert (gallery.size, gallery.seed, gallery.seeds) == ("16x16-32x32", 0, [0, 1])
+    assert {sheet.method.method: sheet.files for sheet in gallery.sheets} == {
+        "ledit": {"16x16-16x16": {0: "shapes-tiny/ledit/16x16-16x16-s0.png"}},
+        "yarn": {"16x16-32x32": {0: "shapes-tiny/yarn/16x16-32x32-s0.webp", 1: "shapes-tiny/yarn/16x16-32x32-s1.png"}},
+    }
+
+
+def test_the_repository_is_what_the_project_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(view.files, "ROOT", tmp_path)
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "x"\n')
+    assert view.repository() == ""
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "x"\nurls = {Repository = "https://example.org/a/b/"}\n')
+    assert view.repository() == "https://example.org/a/b/blob/main/"
+
+
+def test_facts_say_what_all_numbers_have_in_common(home: Path, rules: protocol.Protocol) -> None:
+    tiny(home / "records", rules)
+    found = dict(view.facts(table.build(rules, record.read_all(home / "records"))))
+    assert found["Protocol"] == f"shapes-tiny, hash {rules.hash}"
+    assert found["Samples"] == "N = 100 per cell"
+    assert found["Intervals"] == "bootstrap over images, 20 resamples, 95 %"
