@@ -8,7 +8,6 @@ alone, so this file knows neither torch nor methods.
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import re
@@ -16,66 +15,21 @@ import subprocess
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, NotRequired
+from typing import Any
 
 import pydantic
-from annotated_types import Interval, Len
-from pydantic import with_config
-from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
 
 from benchmark import files, protocol, registry, revision
 from benchmark.files import UserError, shown
-from benchmark.inputs import STRICT, matching, reason
+from benchmark.inputs import reason
+from benchmark.results.schema import DIGITS, METRICS, QUALITY, SCHEMA, STRUCTURE, Metric, model
 
-SCHEMA = 2
+__all__ = ["METRICS", "QUALITY", "SCHEMA", "STRUCTURE", "Metric", "Record", "build", "read", "read_all", "write"]
+
 FOLDER = files.ROOT / "leaderboards" / "records"
 MANY = 20  # replicates whose mean says something
-HUGE = 1e5  # no measure of pictures comes near it
-DIGITS = 18  # of a whole number
 LARGEST = 1 << 26  # bytes of a record; ours have 20,000
 LIBRARIES = ("torch", "torchvision", "lightning", "torchmetrics", "timm", "diffusers", "torch-fidelity", "numpy")
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A measure: its title, which way is better ("↓" or "↑"), the values that are possible, and how tables show it."""
-
-    title: str
-    arrow: str
-    low: float = -HUGE
-    high: float = HUGE
-    required: bool = False  # with low, high and replicates
-    meaning: str = ""  # in a sentence, above its table
-    section: str = ""  # the heading that its table stands under; "" for the measures that come first
-
-
-QUALITY, STRUCTURE = "Further measures of quality", "Structure"
-METRICS = {
-    "fid": Metric("FID", "↓", low=0, required=True, meaning="Fréchet distance between features of samples and of real images."),
-    "is": Metric("IS", "↑", low=1, required=True, meaning="Inception score: how clear and varied the classes of samples are."),
-    "sfid": Metric("sFID", "↓", low=0, meaning="FID of spatial features: layout rather than content."),
-    "precision": Metric("Precision", "↑", 0, 1, meaning="The share of samples that look like real images.", section=QUALITY),
-    "recall": Metric("Recall", "↑", 0, 1, meaning="The share of real images that the samples cover.", section=QUALITY),
-    # KID and FID∞ may lie a little below zero: one is unbiased, the other extrapolated.
-    "kid": Metric("KID", "↓", meaning="Kernel distance, which does not depend on N on average.", section=QUALITY),
-    "fid_inf": Metric("FID∞", "↓", meaning="FID extrapolated to infinitely many samples.", section=QUALITY),
-    "spectrum": Metric(
-        "Spectrum", "↓", low=0, section=STRUCTURE,
-        meaning="Distance of the radial power spectrum to the reference's: blur and ringing.",
-    ),
-    "top1": Metric(
-        "Top-1", "↑", 0, 1, section=STRUCTURE,
-        meaning="The share of samples in which the detector sees the class that was asked for.",
-    ),
-    "objects": Metric(
-        "Object error", "↓", low=0, section=STRUCTURE,
-        meaning="How far the number of objects that the detector sees is from the one that there should be: copies and losses.",
-    ),
-    "loss": Metric(
-        "Denoising loss", "↓", low=0,
-        meaning="The training loss on held-out images of the test size, the same noise for every method; nothing is sampled.",
-    ),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -98,164 +52,6 @@ class Record:
     def pair(self) -> tuple[str, str]:
         """(training size, test size)."""
         return self.train, self.test
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The schema: what every key holds. Relations between keys, and with the protocol, are checked after it (`validate`).
-
-Name = Annotated[str, matching(r"[a-z0-9_]{1,64}", "a name of [a-z0-9_]+")]
-Slug = Annotated[str, matching(r"[a-z0-9_-]{1,64}", "a name of [a-z0-9_-]+")]  # of protocols, cards and detectors
-Title = Annotated[str, matching(r"(?:[^\p{C}\p{Z}]| )+", "one line of 1 to 80 characters", 80)]
-Text = Annotated[str, matching(r"(?:[^\p{C}\p{Z}]| )*", "one line of at most 300 characters")]
-Hash = Annotated[str, matching(r"[0-9a-f]{8,64}", "8 to 64 hexadecimal digits")]
-Size = Annotated[str, matching(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}", "HEIGHTxWIDTH in pixels")]
-Natural = Annotated[int, Interval(ge=0, le=10**DIGITS)]
-Count = Annotated[int, Interval(ge=1, le=10**DIGITS)]
-Hours = Annotated[float, Interval(ge=0, le=1e9)]
-
-
-@with_config(STRICT)
-class _Protocol(TypedDict):
-    name: Slug
-    hash: Hash
-
-
-@with_config(STRICT)
-class _Method(TypedDict):
-    name: Name
-    title: Title
-    trained_as: Name
-    options: dict[str, Any]
-    note: Text
-
-
-@with_config(STRICT)
-class _Cell(TypedDict):
-    train: Size
-    test: Size
-
-
-@with_config(STRICT)
-class _Revisions(TypedDict):
-    """What `revision.current` gives."""
-
-    train: Count
-    sample: Count
-    score: Count
-    method: dict[Name, Count]
-
-
-@with_config(STRICT)
-class _Code(TypedDict):
-    commit: Hash | None
-    dirty: bool
-
-
-@with_config(STRICT)
-class _Training(TypedDict):
-    fingerprint: Hash
-    steps: Natural
-    parameters: Count
-    hours: Hours | None
-    loss: float | None
-
-
-@with_config(STRICT)
-class _Data(TypedDict):
-    card: Slug
-    hash: Hash
-
-
-@with_config(STRICT)
-class _Reference(TypedDict):
-    hash: Hash
-    count: Count
-
-
-@with_config(STRICT)
-class _Detector(TypedDict):
-    name: Slug
-    hash: Hash
-
-
-@with_config(STRICT)
-class _Score(TypedDict):
-    value: float
-    low: NotRequired[float]
-    high: NotRequired[float]
-    deviation: NotRequired[float]
-    replicates: NotRequired[list[float]]
-
-
-@with_config(STRICT)
-class _FullScore(TypedDict):
-    value: float
-    low: float
-    high: float
-    deviation: NotRequired[float]
-    replicates: list[float]
-
-
-@with_config(STRICT)
-class _Loss(_FullScore):
-    levels: Annotated[list[float], Len(1)]  # the mean at each noise level
-    times: Annotated[list[float], Len(1)]
-    images: Hash  # of what it was taken on
-
-
-# Not a class: the measures stand in METRICS alone.
-_FIELDS = {name: _FullScore if metric.required else NotRequired[_Score] for name, metric in METRICS.items()}
-_Scores = TypedDict("_Scores", _FIELDS | {"loss": NotRequired[_Loss]})
-with_config(STRICT)(_Scores)
-
-
-@with_config(STRICT)
-class _Uncertainty(TypedDict):
-    method: Text
-    resamples: Count
-    level: Annotated[float, Interval(gt=0, lt=1)]
-
-
-@with_config(STRICT)
-class _Hours(TypedDict):
-    sample: Hours
-    score: Hours
-
-
-@with_config(STRICT)
-class _Hardware(TypedDict):
-    device: Title
-    name: Text
-    count: Count
-
-
-@with_config(STRICT)
-class Schema(TypedDict):
-    """A record's JSON, schema 2."""
-
-    schema: Annotated[int, Interval(ge=SCHEMA, le=SCHEMA)]
-    protocol: _Protocol
-    method: _Method
-    cell: _Cell
-    seed: Natural
-    revisions: _Revisions | None  # None: of a record of schema 1 whose code the ledger does not know
-    code: _Code
-    training: _Training
-    data: _Data
-    reference: _Reference
-    detector: _Detector
-    count: Count
-    scores: _Scores | None
-    uncertainty: _Uncertainty
-    hours: _Hours
-    hardware: _Hardware
-    libraries: dict[Title, Title]
-
-
-@functools.cache
-def _model() -> pydantic.TypeAdapter[Schema]:
-    """Built when the first record is read: that takes a tenth of a second."""
-    return pydantic.TypeAdapter(Schema)
 
 
 def _plain(value: Any, depth: int = 8) -> bool:
@@ -308,7 +104,7 @@ def validate(value: Any, rules: protocol.Protocol) -> None:
     if isinstance(value, dict) and "schema" in value and value["schema"] != SCHEMA:
         raise UserError(f"schema {shown(value['schema'])} is unknown: this version reads schemas 1 and {SCHEMA}")
     try:
-        _model().validate_python(value)
+        model().validate_python(value)
     except pydantic.ValidationError as error:
         raise UserError(reason(error, whole="the record")) from None
     if not _plain(value["method"]["options"]):

@@ -139,5 +139,6 @@ def test_attention_scale_from_256_to_512():
 
 
 def test_an_empty_encoding_changes_nothing():
-    assert Encoding() == Encoding(None, None, None, 1.0)
+    assert Encoding() == Encoding(None, None, None, None, 1.0, {})
+    assert Encoding().turns(3) == [None] * 3
     assert np.isclose(Encoding().logit_scale, 1)
