@@ -81,9 +81,12 @@ def long_rows(board: Table) -> list[dict[str, Any]]:
             "failed": item.scores is None,
         }  # fmt: skip
         scores = [(name, item.scores[name]) for name in METRICS if name in item.scores] if item.scores else [(None, {})]
-        rows += [
-            {**common, "metric": name, **{key: score.get(key) for key in ("value", "low", "high")}} for name, score in scores
-        ]
+        for name, score in scores:
+            rows.append({**common, "metric": name, **{key: score.get(key) for key in ("value", "low", "high")}})
+            levels = zip(score.get("times", ()), score.get("levels", ()), strict=True)  # of noise, which the loss has besides
+            rows += [
+                {**common, "metric": f"{name}@{time:g}", "value": value, "low": None, "high": None} for time, value in levels
+            ]
     return rows
 
 

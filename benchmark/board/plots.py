@@ -254,8 +254,8 @@ def _cost(board: Table, style: Mapping[str, Look]) -> Figure | None:
     trains = list(dict.fromkeys(column.train for column in board.pairs))
     pairs = [(column.train, column.test) for column in board.pairs]
     one = len(trains) == 1
-    places = ["training" if one else f"training {train}" for train in trains]
-    places += [column.test if one else f"{column.train} → {column.test}" for column in board.pairs]
+    places = ["training" if one else f"training\n{train}" for train in trains]
+    places += [column.test if one else f"{column.train}\n→ {column.test}" for column in board.pairs]
     canvas = _Canvas(1, style)
     axes = canvas.axes[0]
     for row in board.rows:
@@ -271,7 +271,7 @@ def _cost(board: Table, style: Mapping[str, Look]) -> Figure | None:
             canvas.draw(axes, row, [cell + 0.28 * shift for cell in means], list(means.values()), line=False)
     axes.set_yscale("log")
     _plain_log(axes.yaxis)
-    axes.set_xticks(range(len(places)), places, rotation=30, ha="right", fontsize=8 if len(places) < 12 else 6)
+    axes.set_xticks(range(len(places)), places, fontsize=7 if one else 6)
     axes.set_xlim(-0.6, len(places) - 0.4)
     for edge in range(len(places) - 1):
         axes.axvline(edge + 0.5, color=INK, alpha=0.12, linewidth=0.8)
@@ -311,6 +311,11 @@ def svg(figure: Figure, name: str, caption: str, titles: Mapping[str, str] | Non
     text = text.replace("<svg", f'<svg role="img" aria-label="{html.escape(caption)}"', 1)
     head, _, rest = text.partition(">")
     return f"{head}>{THEME}{rest}"
+
+
+def panels(text: str) -> int:
+    """How many panels a plot has beside each other."""
+    return round((float(re.search(r'viewBox="0 0 ([\d.]+)', text)[1]) / 72 - LEGEND) / WIDTH)
 
 
 def inline(text: str) -> str:

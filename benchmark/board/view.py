@@ -63,6 +63,7 @@ class Plot:
     note: str
     svg: str
     inline: str  # the same for the inside of a page
+    is_wide: bool  # several panels
 
 
 @dataclass(frozen=True)
@@ -283,7 +284,8 @@ def _front(board: Table, methods: Sequence[Method], most: int = 8) -> Grid | Non
         return None
     columns = sorted((c for c in board.pairs if c.is_square and c.group in ("at", "beyond")), key=lambda c: c.ratio)
     heads = [Head("Method", words=True), Head("Kind", words=True)]
-    heads += [Head(f"FID ↓ {column.ratio_label}", column.test) for column in columns] + [Head("Seeds")]
+    one = len(board.protocol.cells) == 1
+    heads += [Head(f"FID ↓ {c.ratio_label}", c.test if one else c.words[1]) for c in columns] + [Head("Seeds")]
     places = _places(board, "fid")
     rows = []
     for row, item in list(zip(board.rows, methods, strict=True))[:most]:
@@ -391,6 +393,6 @@ def build(boards: Tables, figures: Published, out_folder: Path) -> list[Board]:
         note = out_folder / "notes" / f"{name}.md"
         text = note.read_text(encoding="utf-8") if note.is_file() else ""
         drawn = plots.draw(boards[name], style) if boards[name] and boards[name].rows else {}
-        pictures = [Plot(plot, *told, plots.inline(told[-1])) for plot, told in drawn.items()]
+        pictures = [Plot(plot, *told, plots.inline(told[-1]), plots.panels(told[-1]) > 1) for plot, told in drawn.items()]
         found.append(_build(name, boards, figures, text, out_folder / "grids", style, pictures))
     return found

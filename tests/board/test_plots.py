@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
-from synthetic import board_of, fill, tiny, value_of
+from synthetic import TINY, board_of, contests, fill, tiny, value_of
 
 from benchmark import protocol
 from benchmark.board import generate, plots
@@ -78,6 +78,15 @@ def test_more_methods_than_colours(drawn: Path, rules: protocol.Protocol) -> Non
     assert ">m03<" in legend
     assert ">m04<" not in legend
     assert "<title>m04</title>" in text  # grey, with its name under the pointer
+
+
+def test_every_training_has_a_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = "{16x16: [16x16, 32x32], 32x32: [32x32, 64x64]}"
+    contests(tmp_path / "protocols", monkeypatch, two=TINY.replace("{16x16: [16x16, 32x32, 16x32]}", cells))
+    rows = {("a", 0): (1, 2, 3, 4), ("b", 0): (2, 3, 4, 5)}
+    board = board_of(protocol.load("two"), rows)
+    drawn = {name.rpartition("-")[2]: plots.panels(svg) for name, (_, _, svg) in plots.draw(board, {}).items()}
+    assert drawn == {"fid": 2, "is": 2, "sfid": 2, "tradeoff": 1, "cost": 1}
 
 
 def test_a_plot_in_the_page_has_no_legend_and_no_theme_of_its_own(drawn: Path, rules: protocol.Protocol) -> None:

@@ -92,18 +92,29 @@ def test_columns_go_from_the_headline_and_the_largest_size_down(tmp_path: Path, 
     assert all(head.falls for head in heads[1:])  # the larger the better
 
 
-def test_a_new_measure_is_one_entry_in_one_place(home: Path, rules: protocol.Protocol, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(record.METRICS, "fresh", record.Metric("Fresh measure", "↓", low=0, meaning="What it means."))
-    monkeypatch.setitem(record.METRICS, "rare", record.Metric("Rare measure", "↑", section=record.STRUCTURE))
+def test_a_measure_is_one_entry_in_one_place(home: Path, rules: protocol.Protocol, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Title, meaning and section come from METRICS; a measure without a section stands in the markdown too."""
+    monkeypatch.setitem(record.METRICS, "recall", record.Metric("Fresh measure", "↓", meaning="What it means."))
+    monkeypatch.setitem(record.METRICS, "top1", record.Metric("Rare measure", "↑", section=record.STRUCTURE))
     for pair in rules.pairs():
-        record.write(value_of(rules, "yarn", pair, 0, 10.0, fresh={"value": 0.5}, rare={"value": 2.0}), home / "records")
+        record.write(value_of(rules, "yarn", pair, 0, 10.0, top1={"value": 0.5}), home / "records")
     generate.generate(home / "records", home)
     text, page = (home / "shapes-tiny.md").read_text(), (home / "index.html").read_text()
     assert "## Fresh measure ↓\n\nWhat it means.\n\n| Method | mean<br>beyond |" in text
     assert "Rare measure" not in text  # further measures are for the page and the long tables
     assert page.index("Fresh measure ↓") < page.index("<h3>Structure</h3>") < page.index("Rare measure ↑")
-    assert ",fresh,0.5,," in (home / "shapes-tiny.csv").read_text()
-    assert ",rare,2.0,," in (home / "shapes-tiny.csv").read_text()
+
+
+def test_the_denoising_loss_stands_beside_fid_and_its_levels_in_the_long_table(home: Path, rules: protocol.Protocol) -> None:
+    resamples = [0.19, 0.21] * 10
+    loss = {"value": 0.2, "low": 0.1, "high": 0.3, "replicates": resamples, "times": [0.25, 0.75], "levels": [0.3, 0.1]}
+    for pair in rules.pairs():
+        record.write(value_of(rules, "yarn", pair, 0, 10.0, loss={**loss, "images": "a" * 12}), home / "records")
+    generate.generate(home / "records", home)
+    assert "## Denoising loss ↓" in (home / "shapes-tiny.md").read_text()
+    assert "Denoising loss ↓" in (home / "index.html").read_text()
+    rows = [line.split(",")[-4:] for line in (home / "shapes-tiny.csv").read_text().splitlines() if ",32x32," in line]
+    assert rows[-3:] == [["loss", "0.2", "0.1", "0.3"], ["loss@0.25", "0.3", "", ""], ["loss@0.75", "0.1", "", ""]]
 
 
 def test_samples_in_any_format_with_the_real_ones(home: Path, rules: protocol.Protocol) -> None:
