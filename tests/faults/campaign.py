@@ -188,10 +188,8 @@ def kills(home: Path, words: str) -> Counter[str]:
                 counts["equal" if end.code == 0 and same else "different"] += 1
                 counts["drafts"] += len(drafts)
                 if end.code or not same or drafts:
-                    print(
-                        f"{stage} with {processes}: code {end.code}, equal {same}, drafts {drafts[:3]}\n{end.err[-800:]}",
-                        flush=True,
-                    )
+                    found = f"code {end.code}, equal {same}, drafts {drafts[:3]}"
+                    print(f"{stage} with {processes}: {found}\n{end.err[-800:]}", flush=True)
     return counts
 
 
