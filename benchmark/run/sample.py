@@ -130,7 +130,6 @@ def generate(cell: Cell, folder: Path, training: Path, report: dict[str, Any], t
     method = method.to(fabric.device).eval()
     decode = decoder(cell.protocol, fabric.device)
     own = missing[fabric.global_rank :: fabric.world_size]
-    fabric.barrier()  # or a rank that starts late finds less missing than the others, and their shares leave gaps
     began = time.monotonic()
     with progress.stage(title, len(own) * config.steps, "step") as stage:
         for k in own:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmark import lazy, registry, revision
-from benchmark.files import UserError, digest
+from benchmark.files import UserError, digest, read_fields
 from benchmark.identity import SCORING, Cell, Training, cells_of, code_key, reference_key
 from benchmark.protocol import Protocol
 from benchmark.results import record

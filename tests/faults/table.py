@@ -174,7 +174,7 @@ case("reference of 200000x200000", "16384", ["reference", "shapes", "200000x2000
 case("reference of no size", "HEIGHTxWIDTH", ["reference", "shapes", "64", "--detector", "shapes"])
 case("reference of a folder that is not there", "not a folder", ["reference", "nowhere", "64x64", "--detector", "shapes"])
 case("a core beyond any memory", "of memory", [*TRAIN, "core.width=65536", "core.depth=1024", "core.heads=1024"])
-case("a batch beyond any memory", "memory", [*TRAIN, "train.batch=1000000", "data.count=2000000"])
+case("a batch beyond any memory", "memory", [*TRAIN, "train.batch=1000000", "core.width=1024", "core.heads=8"])
 
 # --- Places ----------------------------------------------------------------------------------------------------------
 
