@@ -21,7 +21,7 @@ RUN  := $(PY) -m benchmark
 ARGS  = --protocol $(PROTOCOL) --seed $(SEED) --out $(OUT) --devices $(DEVICES) --nodes $(NODES) $(if $(DATA),--data $(DATA)) $(SET)
 
 .DEFAULT_GOAL := help
-.PHONY: help install bench sweep plan reproduce shards latents leaderboards list speed spectrum test goldens lint lock clean
+.PHONY: help install bench sweep plan reproduce shards latents leaderboards list speed spectrum test faults goldens lint lock clean
 
 help: ## this list
 	@echo "make bench METHOD=rpe2d      one method through every stage, on the embedded data set"
@@ -74,6 +74,9 @@ spectrum: $(VENV)/.installed ## redraw leaderboards/spectrum.svg from the method
 
 test: $(VENV)/.installed ## the test suite
 	@$(VENV)/bin/pytest -n auto --dist loadgroup tests
+
+faults: $(VENV)/.installed ## bad inputs and kills, all of them: what was tried, and what came of it
+	@PYTHONPATH=.:tests $(PY) tests/faults/campaign.py
 
 goldens: $(VENV)/.installed ## compare today's numbers with the recorded ones, part by part
 	@PYTHONPATH=.:tests $(PY) tests/golden/goldens.py $(ARGS)

@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from benchmark.cli import stages, tools
-from benchmark.files import PARENT, ROOT, Stopped, UserError, is_full, is_memory
+from benchmark.files import PARENT, ROOT, Stopped, UserError, is_full, is_memory, shown
 
 # What the system says of a place that cannot be written: OUT is a file, or somebody else's.
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG,
@@ -91,7 +91,7 @@ def main() -> int:
             where = getattr(error, "filename", None)
             print(f"error: no space left on the device{f' ({where})' if where else ''}; free some and run again", file=sys.stderr)
         elif getattr(error, "errno", None) in DENIED:
-            print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+            print(f"error: {shown(str(error.filename), 300)}: {error.strerror}", file=sys.stderr)
         else:
             raise
         return 2

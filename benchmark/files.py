@@ -40,6 +40,7 @@ class Stopped(Exception):
 def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
     """The error for a name that does not exist: suggests the nearest and lists what there is."""
     choices = sorted(choices)
+    name = name if name.isprintable() and len(name) <= 60 else shown(name).strip("'")
     near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     hint = f"; did you mean '{near[0]}'?" if near else ""
     return UserError(f"unknown {kind} '{name}'{hint} (there are: {', '.join(choices) or 'none'})")
@@ -241,6 +242,15 @@ def read_json(path: Path | str) -> Any:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} is not valid JSON ({str(error).splitlines()[0]})") from None
+
+
+def read_fields(path: Path | str, *keys: str) -> dict[str, Any]:
+    """The JSON object in a file of ours, which has these keys; edited by hand it may not."""
+    value = read_json(path)
+    missing = [key for key in keys if key not in value] if isinstance(value, dict) else keys
+    if missing:
+        raise UserError(f"{path} lacks {listed(missing)}: it was edited; remove {Path(path).parent} and run the command again")
+    return value
 
 
 def digest(value: Any, length: int = 12) -> str:

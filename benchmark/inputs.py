@@ -133,6 +133,8 @@ def reason(error: pydantic.ValidationError, known: tuple[str, ...] = (), whole: 
     parts = [str(part) for part in first["loc"]]
     where = ".".join(parts) if parts else whole
     where = where if where.isprintable() and len(where) <= 80 else shown(where, 80)
+    if kind == "missing" and isinstance(first["loc"][-1], int):
+        return f"{'.'.join(parts[:-1])} has too few items: {shown(value)}"
     if kind in ("missing", "missing_argument"):
         return f"{'.'.join(parts[:-1]) or whole} lacks {parts[-1]}"
     if kind in UNKNOWN:

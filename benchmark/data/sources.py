@@ -359,8 +359,8 @@ def _expanded(pattern: str) -> list[Path]:
         raise UserError(f"DATA {shown(pattern)} stands for more than {PATHS} files")
     try:
         names = list(itertools.islice(braceexpand.braceexpand(pattern), PATHS + 1))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"DATA {shown(pattern)} is no brace notation such as part-{{000..015}}.tar ({error})") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"DATA {shown(pattern)} is no brace notation such as part-{{000..015}}.tar") from None
     if len(names) > PATHS:
         raise UserError(f"DATA {shown(pattern)} stands for more than {PATHS} files")
     return [Path(name) for name in names]

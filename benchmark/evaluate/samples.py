@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,8 @@ from benchmark.files import UserError, atomic, digest, read_json
 from benchmark.protocol import size_name
 
 UNIT_BYTES, UNIT_IMAGES = 1 << 27, 500  # limits of a run of images that is read as one: 128 MiB of pixels, 500 images
-DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError)
+# Also what zipfile says of encryption and unknown compression, and NumPy of a header that is no Python.
+DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, SyntaxError, tokenize.TokenError)
 
 
 # --- Images that are of one size already -----------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from benchmark.data import shapes, sources, writer
 from benchmark.data.card import Card, load_card
 from benchmark.data.index import read_manifest
 from benchmark.evaluate.samples import file_list_hash, image_files
-from benchmark.files import UserError
+from benchmark.files import UserError, is_file
 from benchmark.identity import Training
 from benchmark.protocol import Protocol, size_name
 from benchmark.run.place import Run
@@ -46,7 +46,7 @@ class DataSet:
     @property
     def given(self) -> bool:
         """Whether `run.data` is a folder of shards already."""
-        return bool(self.run.data) and (Path(self.run.data) / "manifest.json").is_file()
+        return bool(self.run.data) and is_file(Path(self.run.data) / "manifest.json")
 
     @cached_property
     def folder(self) -> Path | None:

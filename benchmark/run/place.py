@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmark import lazy
-from benchmark.files import UserError
+from benchmark.files import UserError, shown
 
 torch = lazy.module("torch")  # takes a second, which a plan and `--help` need not spend
 
@@ -41,7 +41,7 @@ class Run:
 
     def __post_init__(self) -> None:
         if self.devices != "auto" and not re.fullmatch(r"[1-9][0-9]{0,4}", self.devices):
-            raise UserError(f"DEVICES is 'auto' or a number of devices on each node, not '{self.devices}'")
+            raise UserError(f"DEVICES is 'auto' or a number of devices on each node, not {shown(self.devices)}")
         if not 1 <= self.nodes <= 10_000:
             raise UserError(f"NODES is a number of machines, not {self.nodes}")
         if not 0 <= self.workers <= 4096:

@@ -24,7 +24,7 @@ from benchmark.data.latents import autoencoder_identity, autoencoder_of, decoder
 from benchmark.evaluate import detectors
 from benchmark.evaluate.samples import Images, Unit
 from benchmark.evaluate.score import features_folder, is_done, outputs_of, unit_file
-from benchmark.files import UserError, atomic, listed, read_json, sweep, write_array, write_json
+from benchmark.files import UserError, atomic, listed, read_fields, read_json, sweep, write_array, write_json
 from benchmark.identity import Cell
 from benchmark.model.method import Method
 from benchmark.model.precision import autocast
@@ -63,7 +63,7 @@ def sample(cell: Cell, run: Run) -> Path:
         the cell's folder: features/, chunks/chunk-00000.npy ... (uint8 [n, H, W, 3]), grid.png, samples.json.
     """
     training, _ = trained(cell.training, run)
-    report = read_json(training / REPORT)
+    report = read_fields(training / REPORT, "fingerprint", "autoencoder")
     folder = cell.folder(run.out, report["fingerprint"])
     title = f"sample {cell.method} {cell.train} -> {cell.test}"
     if is_sampled(folder, cell.protocol, run.keep):
@@ -170,8 +170,15 @@ def launched(run: Run) -> Fabric:
 def add_hours(folder: Path, rank: int, hours: float) -> None:
     """Adds to the device-hours that this rank has spent on the cell over all runs."""
     path = folder / f"hours-{rank}.json"
-    before = read_json(path) if path.is_file() else 0.0
+    before = _hours(path) if path.is_file() else 0.0
     write_json(path, before + hours)
+
+
+def _hours(path: Path) -> float:
+    value = read_json(path)
+    if not isinstance(value, float | int):
+        raise UserError(f"{path} holds no number of hours: it was edited; remove it")
+    return value
 
 
 def finish(cell: Cell, folder: Path, place: Path) -> None:
@@ -180,7 +187,7 @@ def finish(cell: Cell, folder: Path, place: Path) -> None:
     missing = [k for k, unit in enumerate(cut) if not is_done(unit_file(place, k), unit)]
     if missing:
         raise UserError(f"{folder} lacks batches {listed(missing)}: another process did not finish; run the command again")
-    hours = sum(read_json(path) for path in folder.glob("hours-*.json"))
+    hours = sum(_hours(path) for path in folder.glob("hours-*.json"))
     images: list[np.ndarray] = []
     for unit in cut:
         images.extend(unit.read())

@@ -16,7 +16,7 @@ from benchmark.evaluate import detectors
 from benchmark.evaluate import score as scoring
 from benchmark.evaluate.detectors import Detector
 from benchmark.evaluate.reference import Reference, Scenes, make, open_source
-from benchmark.files import UserError, read_json, sweep, write_json
+from benchmark.files import UserError, read_fields, read_json, sweep, write_json
 from benchmark.identity import Cell
 from benchmark.protocol import Protocol, size_hw
 from benchmark.results import record
@@ -104,7 +104,7 @@ def build(
     """The record of a scored cell."""
     cls = registry.load(cell.method)
     training, data_hash = trained(cell.training, run)
-    report = read_json(training / REPORT)
+    report = read_fields(training / REPORT, "fingerprint", "steps", "parameters", "hours", "loss")
     cuda = torch.cuda.is_available()
     return record.build(
         cell.protocol,
@@ -124,7 +124,7 @@ def build(
         detector={"name": detector.name, "hash": detector.hash},
         scores=scores,
         uncertainty=scoring.uncertainty(options_of(cell.protocol)),
-        hours={"sample": read_json(folder / DONE)["hours"], "score": hours},
+        hours={"sample": read_fields(folder / DONE, "hours")["hours"], "score": hours},
         hardware={
             "device": "cuda" if cuda else "cpu",
             "name": torch.cuda.get_device_name() if cuda else processor(),

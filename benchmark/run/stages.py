@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmark import lazy, registry, revision
-from benchmark.files import UserError, digest, read_json
+from benchmark.files import UserError, digest, read_fields
 from benchmark.identity import SCORING, Cell, Training, cells_of, code_key, reference_key
 from benchmark.protocol import Protocol
 from benchmark.results import record
@@ -364,7 +364,7 @@ class Score(Stage):
 
 def images_folder(folder: Path) -> Path:
     """Where the images of a complete cell are: in its own folder, or in that of the cell whose encodings are the same."""
-    same = read_json(folder / DONE).get("same_as")
+    same = read_fields(folder / DONE, "count").get("same_as")
     return folder.parent / same if same else folder
 
 

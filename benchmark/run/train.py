@@ -34,7 +34,7 @@ from benchmark.data import batches, sources, writer
 from benchmark.data.card import load_card
 from benchmark.data.index import Index
 from benchmark.data.latents import Encoder, autoencoder_identity, autoencoder_of, encoded, latents_fingerprint
-from benchmark.files import Stopped, UserError, atomic, listed, read_json, sweep, write_json
+from benchmark.files import Stopped, UserError, atomic, listed, read_fields, sweep, write_json
 from benchmark.identity import Training
 from benchmark.model import checkpoint
 from benchmark.model.method import Method
@@ -149,12 +149,12 @@ def train(training: Training, run: Run) -> Path:
         Stopped: asked to end; saved.
     """
     check_nodes(run)
+    needs.check_memory(needs.training(training.protocol, training.size, run), f"train {training}")
     source = open_data(training, run, verbose=True)
     folder = training.folder(run.out, source.hash)
     if is_complete(folder):
         progress.say(f"train {training}: complete already, skipped ({folder})")
         return folder
-    needs.check_memory(needs.training(training.protocol, training.size, run), f"train {training}")
     needs.check_disk(cost.training(training.protocol, training.size).bytes, f"train {training}", run.out)
     with alone(folder):
         method = registry.build(training.method, training.protocol, training.size, training.seed)
@@ -300,7 +300,7 @@ def load_weights(method: Method, folder: Path, key: str | None = None) -> dict[s
     Raises:
         UserError: the file is truncated, or of another method or core.
     """
-    report = read_json(folder / REPORT)
+    report = read_fields(folder / REPORT, "fingerprint")
     path = folder / WEIGHTS
     try:
         with safetensors.safe_open(path, "pt") as file:

@@ -89,7 +89,7 @@ def test_wrong_cards(tmp_path: Path) -> None:
         ("kind: folder\nclasses: [1, 2]", "classes must be a list of names"),
         ("kind: folder\nclasses: []", "classes must be a list of names"),
         ("kind: folder\nclasses: many", "classes must be a list of names"),
-        ("kind: shapes\nsize: [64]", "size.1"),
+        ("kind: shapes\nsize: [64]", "size has too few items"),
         ("kind: shapes\nsize: 64", "size must be a list"),
         ("kind: shapes\nsize: 64x64", "size must be a list"),
         ("kind: shapes\nsize: [64.5, 64]", "size.0 must be a whole number"),

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from benchmark import __main__ as command_line
-from benchmark.board import generate  # noqa: F401
+from benchmark.board import generate
 from benchmark.files import ROOT
 from benchmark.run import local, sample, score, stages, train  # noqa: F401 (what verbs import late, so that no child pays for it)
 
@@ -53,7 +53,10 @@ class Command:
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1, errors="backslashreplace")
             os.environ.update(environment)
+            os.chdir(os.environ.pop("CWD", "."))
             torch.set_num_threads(1)
+            if words[0] == "@records":  # what `leaderboards` does, from a folder of records of one's own
+                command_line.app = lambda: generate.generate(Path(words[1]), Path(words[1]).parent / "out")
             sys.argv = [str(ROOT / "benchmark" / "__main__.py"), *words]
             code = command_line.main()
         except SystemExit as end:

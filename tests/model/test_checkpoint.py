@@ -162,3 +162,25 @@ def test_other_files_are_refused(tmp_path):
         torch.save(content, tmp_path / "other.pt")
         with pytest.raises(UserError, match="neither a state dict"):
             checkpoint.load_core(tmp_path / "other.pt")
+
+
+def test_the_weights_of_a_training_of_ours_start_another_one(tmp_path):
+    """Their keys begin with `core.`; what a method adds to the core stays behind."""
+    giver, taker = build(), build()
+    with torch.no_grad():
+        for parameter in giver.core.parameters():
+            parameter.add_(1.0)
+    state = {name: value.contiguous() for name, value in giver.state_dict().items()} | {"extra.table": torch.zeros(3)}
+    safetensors.torch.save_file(state, tmp_path / "weights.safetensors")
+    checkpoint.initialise(taker, tmp_path / "weights.safetensors")
+    for name, value in giver.core.state_dict().items():
+        assert torch.equal(taker.core.state_dict()[name], value), name
+
+
+def test_a_message_about_keys_names_at_most_five(tmp_path):
+    state = {f"strange.{number}": torch.zeros(1) for number in range(1000)}
+    safetensors.torch.save_file(state, tmp_path / "x.safetensors")
+    with pytest.raises(UserError) as caught:
+        checkpoint.initialise(build(), tmp_path / "x.safetensors")
+    assert "and 995 more" in str(caught.value)
+    assert len(str(caught.value)) < 800

@@ -1,0 +1,38 @@
+"""What a stage needs is asked before: the smoke protocol fits, and what cannot fit is refused with the figure and its cause."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmark import protocol
+from benchmark.files import UserError
+from benchmark.run import needs
+from benchmark.run.place import Run
+
+
+def test_the_smoke_protocol_fits_this_machine(tmp_path: Path) -> None:
+    rules = protocol.load("smoke")
+    needs.check_memory(needs.training(rules, "16x16", Run(tmp_path)), "train")
+    needs.check_memory(needs.sampling(rules, "32x24"), "sample")
+    needs.check_memory(needs.reference(rules), "reference")
+    needs.check_disk(1e6, "shards", tmp_path / "not" / "there" / "yet")
+
+
+def test_weights_are_counted_as_the_optimizer_holds_them() -> None:
+    """DiT-XL/2 has 675 million weights (Peebles and Xie 2023, table 1); 20 bytes each in training."""
+    needed = needs.training(protocol.load("imagenet-256-xl2"), "256x256", Run())
+    assert needed["weights, optimizer and average"] == pytest.approx(675e6 * 20, rel=0.02)
+
+
+def test_what_cannot_fit_is_refused_with_the_figure_and_its_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(needs, "memory", lambda on_gpu=True: 4.0 * 2**30)
+    rules = protocol.load("smoke", ["core.width=8192", "core.depth=64", "core.heads=64"])
+    with pytest.raises(UserError, match=r"train needs about [\d,.]+ GiB of memory, most of it for weights.*has 4.0 GiB"):
+        needs.check_memory(needs.training(rules, "16x16", Run(tmp_path)), "train")
+    rules = protocol.load("smoke", ["train.batch=1000000"])
+    with pytest.raises(UserError, match="most of it for the activations of 1000000 images"):
+        needs.check_memory(needs.training(rules, "16x16", Run(tmp_path)), "train")
+    with pytest.raises(UserError, match=r"shards needs about [\d.,e+]+ GiB on disk, and .* left"):
+        needs.check_disk(1e18, "shards", tmp_path)

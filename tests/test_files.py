@@ -1,0 +1,68 @@
+"""Names, places, lists in messages, drafts of the dead: what every writer and reader passes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmark import files
+from benchmark.files import UserError
+
+
+def test_a_list_is_cut_at_five_names() -> None:
+    assert files.listed("abc") == "a, b, c"
+    assert files.listed(range(5)) == "0, 1, 2, 3, 4"
+    assert files.listed(range(17)) == "0, 1, 2, 3, 4 and 12 more"
+
+
+@pytest.mark.parametrize("name", ["../evil", "/evil", "", ".", "..", "a/b", "a\0b", "a b", "A", "x" * 65, None, 7, ["a"]])
+def test_a_name_that_could_lead_anywhere_is_refused(name: object) -> None:
+    with pytest.raises(UserError, match="card must be a name of"):
+        files.checked_name(name, "card")
+
+
+@pytest.mark.parametrize("part", ["../evil", "/evil", "a/../b", "", ".", "..", "a//b", "a\0b", "x" * 300])
+def test_no_output_leaves_its_root(part: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError):
+        files.below(tmp_path, "cells", part)
+    assert files.below(tmp_path, "cells", "yarn-16x16") == tmp_path / "cells" / "yarn-16x16"
+
+
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", ""):
+        with pytest.raises(UserError, match="no regular file"):
+            files.read_text(tmp_path / name)
+    with pytest.raises(OSError, match="no regular file"):
+        files.read_regular(tmp_path / "pipe")
+    for name in ("x" * 300, "a\0b", "none/there"):
+        assert not files.exists(tmp_path / name)
+        with pytest.raises(UserError):
+            files.read_text(tmp_path / name)
+
+
+def test_only_drafts_of_the_dead_are_swept(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from benchmark import files\n"
+        "with files.atomic(sys.argv[1]) as draft:\n    draft.write_text('half'); os._exit(1)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "result")], cwd=files.ROOT, check=False)
+    (left,) = tmp_path.glob(".*.part")
+    assert socket.gethostname()[:40] in left.name
+    with files.atomic(tmp_path / "mine") as draft:
+        draft.write_text("still being written")
+        files.sweep(tmp_path)
+        assert draft.is_file(), "that of a living process"
+        assert not left.exists()
+    foreign = tmp_path / ".theirs.another-host~1.abcdefgh.part"
+    foreign.mkdir()
+    files.sweep(tmp_path)
+    assert foreign.is_dir(), "of another machine, and young"
+    os.utime(foreign, (0, 0))
+    files.sweep(tmp_path)
+    assert not foreign.exists()
