@@ -27,7 +27,6 @@ from benchmark.data.index import Index
 from benchmark.data.sources import source
 from benchmark.data.writer import prepare
 from benchmark.evaluate import photos
-from benchmark.evaluate.classifier import _bent, _torn
 from benchmark.files import atomic
 from benchmark.protocol import size_hw
 
@@ -181,6 +180,25 @@ def _corrupt(x: Tensor, target: Tensor, rng: np.random.Generator) -> tuple[Tenso
     coarse = torch.from_numpy(rng.random(len(grainy)) < 0.5).view(-1, 1, 1, 1)
     x[grainy] += 48 * noise * torch.where(coarse, blobs, grain)
     return x.round().clamp(0, 255).to(torch.uint8), target, degrees.T
+
+
+def _bent(x: Tensor, degree: Tensor, rng: np.random.Generator) -> Tensor:
+    """Pictures [B, 3, h, w] with their coordinates displaced by a smooth random field, `degree` [B, 1, 1, 1] strong."""
+    field = torch.from_numpy(rng.standard_normal((len(x), 2, 4, 4))).float()
+    field = F.interpolate(field, x.shape[-2:], mode="bicubic", align_corners=False) * degree * 0.25
+    straight = F.affine_grid(torch.eye(2, 3).expand(len(x), 2, 3), x.shape, align_corners=False)
+    return F.grid_sample(x, straight + field.permute(0, 2, 3, 1), padding_mode="reflection", align_corners=False)
+
+
+def _torn(x: Tensor, degree: Tensor, rng: np.random.Generator) -> Tensor:
+    """Pictures [B, 3, h, w] cut into 4 x 4 pieces, of which a share of `degree` [B, 1, 1, 1] change places."""
+    places = np.tile(np.arange(16), (len(x), 1))
+    for row, share in zip(places, degree.flatten().tolist(), strict=True):
+        moved = np.flatnonzero(rng.random(16) < share)
+        row[moved] = row[rng.permutation(moved)]
+    pieces = x.unflatten(3, (4, -1)).unflatten(2, (4, -1)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)  # [B, 16, 3, h/4, w/4]
+    pieces = pieces[torch.arange(len(x))[:, None], torch.from_numpy(places)]
+    return pieces.unflatten(1, (4, 4)).permute(0, 3, 1, 4, 2, 5).reshape(x.shape)
 
 
 def _uint8(image: Tensor) -> Tensor:

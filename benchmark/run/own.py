@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmark import protocol
+from benchmark import lazy, protocol
 from benchmark.data.card import load_card
 from benchmark.data.index import Index
 from benchmark.files import UserError, read_json
 from benchmark.protocol import Protocol
-from benchmark.run.train import Run, prepared
+from benchmark.run.place import Run
 
 FOLDER, EMBEDDED = "folder", "shapes"  # protocols: with DATA, and without
 
@@ -35,7 +35,7 @@ def fitted(name: str, overrides: list[str] | tuple[str, ...], run: Run) -> Proto
         return rules
     if not run.data:
         raise UserError(f"{rules.name} is for pictures of your own: give their folder as DATA")
-    index = Index(prepared(rules, run))
+    index = Index(lazy.module("benchmark.run.train").prepared(rules, run))
     if len(index) < 4:
         raise UserError(f"{index.folder} has {len(index)} usable pictures; a reference needs at least 4")
     derived = [f"core.classes={index.classes}"]

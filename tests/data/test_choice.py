@@ -58,7 +58,7 @@ def test_the_archive_gives_the_named_classes_of_either_split(tmp_path):
     done = prepare(PART, root, tmp_path / "out")
     assert labels(done.folder) == {f"n0{c}/images/n0{c}_{i}": c - 2 for c in (2, 3) for i in range(3)}
     assert "left out: 6 of other classes, 4 that are no pictures" in str(done)
-    assert str(prepare(PART, root, tmp_path / "out")) == str(done).replace("written", "whole already, skipped")
+    assert str(prepare(PART, root, tmp_path / "out")) == str(done).replace("written", "complete already, skipped")
     held_out = prepare(PART, source(PART, root, "val"), tmp_path / "val")
     assert labels(held_out.folder) == {"images/val_0": 1, "images/val_2": 0, "images/val_3": 1}
     with pytest.raises(UserError, match="no picture of 1 of the card's classes, such as n09"):
