@@ -1,8 +1,9 @@
 # PosBench's front door. `make` lists the verbs; every one of them installs what it needs into .venv first.
 PYTHON   ?= python3
 METHOD   ?= rpe2d
-PROTOCOL ?= shapes
 DATA     ?=
+# Empty: shapes, or folder where DATA is a folder of pictures.
+PROTOCOL ?=
 DEVICES  ?= auto
 NODES    ?= 1
 # Jobs instead of running here: slurm, or local; RESOURCES is a YAML file of submitit's parameters.
@@ -18,7 +19,7 @@ SET      ?=
 VENV := .venv
 PY   := $(VENV)/bin/python
 RUN  := $(PY) -m benchmark
-ARGS  = --protocol $(PROTOCOL) --seed $(SEED) --out $(OUT) --devices $(DEVICES) --nodes $(NODES) $(if $(DATA),--data $(DATA)) $(SET)
+ARGS  = $(if $(PROTOCOL),--protocol $(PROTOCOL)) --seed $(SEED) --out $(OUT) --devices $(DEVICES) --nodes $(NODES) $(if $(DATA),--data $(DATA)) $(SET)
 
 .DEFAULT_GOAL := help
 .PHONY: help install bench sweep plan reproduce shards latents leaderboards list speed spectrum test faults goldens lint lock clean
@@ -49,16 +50,16 @@ sweep: $(VENV)/.installed ## every method of a PROTOCOL, shared trainings once
 	@$(RUN) sweep $(ARGS) $(if $(CLUSTER),--cluster $(CLUSTER)) $(if $(RESOURCES),--resources $(RESOURCES))
 
 plan: $(VENV)/.installed ## what a PROTOCOL still needs: operations, hours on a DEVICE, disk
-	@$(RUN) plan $(PROTOCOL) $(SET) --device $(DEVICE) --seed $(SEED) --out $(OUT) $(if $(DATA),--data $(DATA))
+	@$(RUN) plan $(or $(PROTOCOL),shapes) $(SET) --device $(DEVICE) --seed $(SEED) --out $(OUT) $(if $(DATA),--data $(DATA))
 
 reproduce: $(VENV)/.installed ## run METHOD's row again and compare with the committed record and the paper
 	@$(RUN) reproduce $(METHOD) $(ARGS)
 
 shards: $(VENV)/.installed ## DATA (class folders, tars or parquet) -> shards with an index
-	@$(RUN) shards $(SET) --protocol $(PROTOCOL) --out $(OUT) $(if $(DATA),--data $(DATA))
+	@$(RUN) shards $(SET) $(if $(PROTOCOL),--protocol $(PROTOCOL)) --out $(OUT) $(if $(DATA),--data $(DATA))
 
 latents: $(VENV)/.installed ## the shards of a PROTOCOL -> latents of its autoencoder
-	@$(RUN) latents $(SET) --protocol $(PROTOCOL) --out $(OUT) --devices $(DEVICES) $(if $(DATA),--data $(DATA))
+	@$(RUN) latents $(SET) $(if $(PROTOCOL),--protocol $(PROTOCOL)) --out $(OUT) --devices $(DEVICES) $(if $(DATA),--data $(DATA))
 
 leaderboards: $(VENV)/.installed ## regenerate leaderboards/ from its records
 	@$(RUN) leaderboards

@@ -70,6 +70,8 @@ class Objective(Section):
     name: Literal["flow", "ddpm"] = "flow"
     time: Literal["logit_normal", "uniform"] = "logit_normal"  # the density of training times (flow only)
     shift: Annotated[float, Interval(gt=0, le=1000)] = 1.0  # above 1, training and sampling times lie nearer to noise (flow only)
+    # What the core is told of time, and which way its velocity points (flow only): see FlowMatching.
+    convention: Annotated[Literal["dit", "repa", "sit"], LATER] = "dit"
     class_dropout: Share = 0.1  # probability of the null class, for classifier-free guidance
 
 
@@ -386,6 +388,8 @@ def _check_relations(protocol: Protocol) -> None:
         raise unknown(f"solver for the {protocol.objective.name} objective", protocol.sample.solver, solvers)
     shifted = protocol.switches.timestep_shift != "none"
     need(not shifted or protocol.objective.name == "flow", "switches.timestep_shift is for flow models only")
+    usual = protocol.objective.convention == "dit"
+    need(usual or protocol.objective.name == "flow", "objective.convention is for flow models only")
     need(protocol.objective.shift == 1 or protocol.objective.name == "flow", "objective.shift is for flow models only")
     need(protocol.sample.count >= 2, "sample.count must be at least 2: a covariance needs two images")
     need(protocol.score.reference >= 2, "score.reference must be at least 2: a covariance needs two images")

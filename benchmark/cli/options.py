@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from benchmark import protocol, registry
+from benchmark import lazy, protocol, registry
 from benchmark.files import UserError
 from benchmark.identity import Cell, cells_of
+
+if TYPE_CHECKING:
+    from benchmark.run.place import Run
 
 Method = Annotated[str, typer.Argument(help="a file name in methods/; `list` shows them", show_default=False)]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="section.key=value ...; any makes the run a custom one", show_default=False)
 ]
-ProtocolName = Annotated[str, typer.Option("--protocol", help="a file name in benchmark/protocols/, or a YAML file")]
+ProtocolName = Annotated[str, typer.Option("--protocol", help="a file of benchmark/protocols/, or a YAML file")]
 Seed = Annotated[int, typer.Option(min=0, help="of training, sampling and the cells")]
 Out = Annotated[Path, typer.Option(help="where runs are kept")]
 Data = Annotated[str, typer.Option(help="the data set's images, or a folder of shards; the embedded one needs none")]
@@ -31,10 +34,13 @@ Keep = Annotated[bool, typer.Option("--keep", help="keep all images of a cell; w
 Weights = Annotated[str, typer.Option(help="the detector's weight file; default DETECTOR_WEIGHTS or its download")]
 RUNS = Path("runs")
 
+own = lazy.module("benchmark.run.own")
 
-def load(name: str, overrides: list[str] | None) -> protocol.Protocol:
-    """The protocol, with options of methods that exist."""
-    found = protocol.load(name, overrides or ())
+
+def load(name: str, overrides: list[str] | None, run: Run | None = None) -> protocol.Protocol:
+    """The protocol, with options of methods that exist; with a run, what its pictures decide where they are one's own."""
+    name = name or (own.default_protocol(run.data) if run else "shapes")
+    found = own.fitted(name, overrides or (), run) if run else protocol.load(name, overrides or ())
     for method in [*found.options, *found.train.lr_of]:
         registry.check(method)
     for method in found.train.lr_of:

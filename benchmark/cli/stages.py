@@ -46,7 +46,7 @@ MAIN, STAGES = "Run a benchmark", "One stage of it"
 def bench(
     method: Method,
     overrides: Overrides = None,
-    protocol_name: ProtocolName = "shapes",
+    protocol_name: ProtocolName = "",
     seed: Seed = 0,
     out: Out = RUNS,
     data: Data = "",
@@ -55,15 +55,15 @@ def bench(
     keep: Keep = False,
 ) -> None:
     """Everything for one method: shards, training, samples, scores, records, and a leaderboard under OUT."""
-    protocol = load(protocol_name, overrides)
     registry.check(method)
-    run_all(protocol, [method], seed, place.Run(out, data, devices, nodes, keep=keep))
+    run = place.Run(out, data, devices, nodes, keep=keep)
+    run_all(load(protocol_name, overrides, run), [method], seed, run)
 
 
 @app.command(rich_help_panel=MAIN)
 def sweep(
     overrides: Overrides = None,
-    protocol_name: ProtocolName = "shapes",
+    protocol_name: ProtocolName = "",
     methods: Methods = "",
     seed: Seed = 0,
     out: Out = RUNS,
@@ -80,8 +80,9 @@ def sweep(
     With --cluster the stages become jobs that depend on each other: trainings, then cells, then the leaderboards. Nodes that
     you already hold take a stage with torchrun: torchrun --nproc-per-node 8 -m benchmark train METHOD --devices 8 ...
     """
-    protocol = load(protocol_name, overrides)
-    names, run = chosen_methods(protocol, methods), place.Run(out, data, devices, nodes, keep=keep)
+    run = place.Run(out, data, devices, nodes, keep=keep)
+    protocol = load(protocol_name, overrides, run)
+    names = chosen_methods(protocol, methods)
     if not cluster:
         if resources or wait:
             raise UserError("--resources and --wait belong to --cluster")
@@ -145,7 +146,7 @@ def plan(
 def reproduce(
     method: Method,
     overrides: Overrides = None,
-    protocol_name: ProtocolName = "shapes",
+    protocol_name: ProtocolName = "",
     seed: Annotated[int, typer.Option(min=-1, help="of a committed row; -1 takes the first that is recorded")] = -1,
     out: Out = RUNS,
     data: Data = "",
@@ -156,23 +157,24 @@ def reproduce(
 
     Exit code 1 when a value differs by more than the recorded uncertainty allows.
     """
-    protocol = load(protocol_name, overrides)
     registry.check(method)
-    lines = reproduction.reproduce(protocol, method, None if seed < 0 else seed, place.Run(out, data, devices, nodes))
+    run = place.Run(out, data, devices, nodes)
+    lines = reproduction.reproduce(load(protocol_name, overrides, run), method, None if seed < 0 else seed, run)
     if any(line.word == reproduction.DIFFERS for line in lines):
         raise typer.Exit(1)
 
 
 @app.command(rich_help_panel=STAGES)
 def shards(
-    protocol_name: ProtocolName = "shapes",
+    protocol_name: ProtocolName = "",
     overrides: Overrides = None,
     data: Data = "",
     out: Out = RUNS,
     workers: Workers = 0,
 ) -> None:
     """Write a protocol's data set as webdataset shards with an index."""
-    training.prepared(load(protocol_name, overrides), place.Run(out, data, "1", 1, workers=workers))
+    run = place.Run(out, data, "1", 1, workers=workers)
+    training.prepared(load(protocol_name, overrides, run), run)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -212,7 +214,7 @@ def latents(
 def train(
     method: Method,
     overrides: Overrides = None,
-    protocol_name: ProtocolName = "shapes",
+    protocol_name: ProtocolName = "",
     seed: Seed = 0,
     train: Train = "",
     out: Out = RUNS,
@@ -225,8 +227,8 @@ def train(
     every_minutes: Annotated[float, typer.Option(min=0.01, max=1e6, help="save a checkpoint after so many minutes")] = 2.0,
 ) -> None:
     """Train the checkpoint that a method uses, or continue its training."""
-    protocol = load(protocol_name, overrides)
     run = place.Run(out, data, devices, nodes, workers, compile, False, every_steps, every_minutes)
+    protocol = load(protocol_name, overrides, run)
     for item in dict.fromkeys(cell.training for cell in chosen_cells(protocol, method, seed, train, "")):
         progress.say(f"weights in {training.train(item, run)}")
 
@@ -235,7 +237,7 @@ def train(
 def sample(
     method: Method,
     overrides: Overrides = None,
-    protocol_name: ProtocolName = "shapes",
+    protocol_name: ProtocolName = "",
     seed: Seed = 0,
     train: Train = "",
     test: Test = "",
@@ -246,17 +248,18 @@ def sample(
     keep: Keep = False,
 ) -> None:
     """Generate the images of a method's cells from its trained weights."""
-    protocol = load(protocol_name, overrides)
-    for cell in chosen_cells(protocol, method, seed, train, test):
-        progress.say(f"images in {sampling.sample(cell, place.Run(out, data, devices, nodes, keep=keep))}")
+    run = place.Run(out, data, devices, nodes, keep=keep)
+    for cell in chosen_cells(load(protocol_name, overrides, run), method, seed, train, test):
+        progress.say(f"images in {sampling.sample(cell, run)}")
 
 
 @app.command(rich_help_panel=STAGES)
 def board(
     overrides: Overrides = None,
-    protocol_name: ProtocolName = "shapes",
+    protocol_name: ProtocolName = "",
     out: Out = RUNS,
     data: Data = "",
 ) -> None:
     """Make a run's leaderboard under OUT from its records and the committed ones."""
-    show_board(load(protocol_name, overrides), place.Run(out, data, "1", 1))
+    run = place.Run(out, data, "1", 1)
+    show_board(load(protocol_name, overrides, run if data else None), run)

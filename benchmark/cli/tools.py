@@ -46,7 +46,7 @@ DETECTORS = "inception, dinov2 or shapes"
 def score(
     method: Annotated[str, typer.Argument(help="a method whose cells are sampled; or give --samples", show_default=False)] = "",
     overrides: Overrides = None,
-    protocol_name: ProtocolName = "shapes",
+    protocol_name: ProtocolName = "",
     seed: Seed = 0,
     train: Train = "",
     test: Test = "",
@@ -68,9 +68,10 @@ def score(
         raise UserError("give a method, or --samples FILE --reference FILE")
     if detector or weights:
         raise UserError("--detector and --weights belong to --samples: the detector of a method's cells is the protocol's")
-    found = load(protocol_name, overrides)
+    run = place.Run(out, data, "auto", 1, keep=keep)
+    found = load(protocol_name, overrides, run)
     wanted = set(chosen_cells(found, method, seed, train, test))
-    graph = stages.graph(found, [method], seed, place.Run(out, data, "auto", 1, keep=keep))
+    graph = stages.graph(found, [method], seed, run)
     local.raise_for(
         local.run_all([stage for stage in graph if stage.kind == "reference" or getattr(stage, "cell", None) in wanted])
     )
@@ -105,7 +106,7 @@ def print_scores(samples: str, reference: str, detector: str, weights: str) -> N
 def loss(
     method: Method,
     overrides: Overrides = None,
-    protocol_name: ProtocolName = "shapes",
+    protocol_name: ProtocolName = "",
     seed: Seed = 0,
     train: Train = "",
     test: Test = "",
@@ -116,9 +117,8 @@ def loss(
     levels: Annotated[bool, typer.Option("--levels", help="show every noise level")] = False,
 ) -> None:
     """The denoising loss of a trained method at every test size, on held-out images, in seconds: nothing is sampled."""
-    found = load(protocol_name, overrides)
-    cells = chosen_cells(found, method, seed, train, test)
     run = place.Run(out, data, "auto", 1)
+    cells = chosen_cells(load(protocol_name, overrides, run), method, seed, train, test)
     base = registry.check(against) if against else cells[0].training.method
     losses.print_losses(losses.compared(cells, run, against, heldout), base, levels, console())
 
@@ -165,7 +165,7 @@ def leaderboards(
 @app.command(rich_help_panel=BOARDS)
 def submit(
     method: Method,
-    protocol_name: ProtocolName = "shapes",
+    protocol_name: ProtocolName = "",
     seed: Seed = 0,
     out: Out = RUNS,
     data: Data = "",
@@ -183,15 +183,16 @@ def weights(
     method: Method,
     file: Annotated[Path, typer.Argument(help="what to write, .pt or .safetensors", show_default=False)],
     overrides: Overrides = None,
-    protocol_name: ProtocolName = "shapes",
+    protocol_name: ProtocolName = "",
     seed: Seed = 0,
     train: Train = "",
     out: Out = RUNS,
     data: Data = "",
 ) -> None:
     """Write a trained core in the published DiT layout, averaged weights."""
-    item = chosen_cells(load(protocol_name, overrides), method, seed, train, "")[0].training
-    folder, _ = training.trained(item, place.Run(out, data, "1", 1))
+    run = place.Run(out, data, "1", 1)
+    item = chosen_cells(load(protocol_name, overrides, run), method, seed, train, "")[0].training
+    folder, _ = training.trained(item, run)
     built = registry.build(item.method, item.protocol, item.size, item.seed)
     training.load_weights(built, folder)
     checkpoint.export(built, file)

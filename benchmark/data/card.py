@@ -18,7 +18,7 @@ from benchmark.protocol import SIDE
 CARDS = ROOT / "datasets"
 CLASSES = 10**6  # labels are below it
 
-Kind = Literal["shapes", "folder", "shards"]
+Kind = Literal["shapes", "folder", "own", "shards"]
 Line = Annotated[str, matching(r"[^\p{C}]*", "one line of at most 1000 characters", 1000)]
 Side = Annotated[int, Interval(ge=1, le=SIDE)]
 Byte = Annotated[int, Interval(ge=0, le=255)]
@@ -31,7 +31,7 @@ class Card:
     __pydantic_config__ = STRICT
 
     name: str
-    kind: Kind  # shapes: drawn here; folder: written from pictures that you have; shards: already written elsewhere
+    kind: Kind  # shapes: drawn here; folder: pictures that you have; own: any that you have; shards: already written
     description: Line = ""
     # Names in the order of labels, or how many; 0 takes what the source has.
     classes: Annotated[tuple[Line, ...], Len(1, CLASSES)] | Annotated[int, Interval(ge=0, le=CLASSES)] = 0
@@ -42,6 +42,11 @@ class Card:
     reference: Line = ""
     licence: Line = ""
     source: Line = ""  # how to get it
+    # Classes that `classes` does not name; "dropped" where this is a part of a larger set.
+    others: Literal["error", "dropped"] = "error"
+    labels: Annotated[int, Interval(ge=0, le=CLASSES)] = 0  # of a part: how many classes the whole has, whose first these are
+    smallest: Annotated[int, Interval(ge=0, le=SIDE)] = 0  # pixels: pictures with a shorter side are left out
+    grey: Literal["kept", "dropped"] = "kept"  # pictures without colour
     autoencoder: Line = ""  # whose latents stand for its pictures: a name on the Hugging Face hub or a folder
 
     @property
@@ -89,4 +94,6 @@ def load_card(name: str) -> Card:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
     if isinstance(card.classes, tuple) and len(set(card.classes)) < len(card.classes):
         raise UserError(f"{path}: a class is listed twice")
+    if card.others == "dropped" and not isinstance(card.classes, tuple):
+        raise UserError(f"{path}: `others: dropped` needs `classes` as a list of names, of which the source has more")
     return card

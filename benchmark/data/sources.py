@@ -12,15 +12,19 @@ import itertools
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from benchmark.data import shapes
 from benchmark.data.card import Card
+from benchmark.data.choice import Choice, LeftOut, annotated, class_names, columns_of, split_files, split_folder
+from benchmark.data.images import DAMAGE
 from benchmark.data.pool import parallel
 from benchmark.data.tars import MEMBERS, members
 from benchmark.files import UserError, digest, exists, is_file, listed, read_regular, shown
@@ -52,6 +56,8 @@ class Source:
     kind: str
     classes: tuple[str, ...] | int
     ignored: int = 0  # files that are no pictures
+    dropped: int = 0  # pictures of classes that the card does not name
+    left_out: tuple[tuple[str, str], ...] = ()  # (name, reason) of pictures that are known beforehand not to be taken
 
     def identity(self) -> Any:
         """A JSON value that changes when the source does; cheap, so no picture is read for it."""
@@ -107,31 +113,49 @@ class _RenderedPart:
 
 
 class Folder(Source):
-    """A tree <class>/.../<file>: ImageNet's layout, or any with one folder a class. Labels follow the sorted class names."""
+    """A tree <class>/.../<file>: ImageNet's layout, or any with one folder a class. Labels follow the sorted class names.
+
+    Of pictures of one's own that lie there without class folders, all are of one class.
+    """
 
     kind = "folder"
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, choice: Choice = Choice()) -> None:  # noqa: B008 (frozen)
+        self.root, self.choice = root, choice
+        named = annotated(root)
         with os.scandir(root) as entries:
-            self.classes = tuple(sorted(e.name for e in entries if e.is_dir() and not e.name.startswith(".")))
-        files: list[tuple[str, int, int]] = []  # (path below root, label, bytes)
+            folders = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+        found: list[tuple[str, str, int]] = []  # (path below root, class, bytes)
         self.ignored = 0
-        for label, name in enumerate(self.classes):
-            for folder, folders, names in os.walk(root / name, followlinks=True):
-                folders[:] = sorted(f for f in folders if not f.startswith("."))
-                for file in sorted(names):
-                    if file.startswith("."):
-                        continue
-                    if not file.lower().endswith(ENDINGS):
-                        self.ignored += 1
-                        continue
-                    path = os.path.join(folder, file)
-                    # A link to nothing is a picture that cannot be read, which the manifest will say.
-                    size = os.stat(path).st_size if os.path.exists(path) else -1
-                    files.append((os.path.relpath(path, root).replace(os.sep, "/"), label, size))
-        self.files = files
-        self.order = shuffled(len(files), SHUFFLE)  # files come sorted by class; a shard has to hold many classes
+        for name in folders:
+            for folder, below, names in os.walk(root / name, followlinks=True):
+                below[:] = sorted(f for f in below if not f.startswith("."))
+                self._add(found, folder, names, name, named)
+        if choice.own and not found:
+            folders = [root.name]
+            self._add(found, str(root), os.listdir(root), root.name, named)
+        if named:
+            folders = sorted(set(named.values()))
+        if choice.names is not None:
+            table, self.classes = choice.labels(Counter(name for _, name, _ in found), None, str(root))
+            self.dropped = sum(name not in table for _, name, _ in found)
+        else:
+            table, self.classes = {name: label for label, name in enumerate(folders)}, tuple(folders)
+        self.files = [(path, table[name], size) for path, name, size in found if name in table]  # (path, label, bytes)
+        self.order = shuffled(len(self.files), SHUFFLE)  # files come sorted by class; a shard has to hold many classes
+
+    def _add(self, found: list[tuple[str, str, int]], folder: str, names: list[str], name: str, named: dict[str, str]) -> None:
+        for file in sorted(names):
+            path = os.path.join(folder, file)
+            if file.startswith(".") or os.path.isdir(path):
+                continue
+            if not file.lower().endswith(ENDINGS):
+                self.ignored += 1
+                continue
+            # A link to nothing is a picture that cannot be read, which the manifest will say.
+            size = os.stat(path).st_size if os.path.exists(path) else -1
+            place = os.path.relpath(path, self.root).replace(os.sep, "/")
+            found.append((place, named.get(place, name), size))
 
     def identity(self) -> Any:
         summary = hashlib.sha256()
@@ -140,7 +164,26 @@ class Folder(Source):
         return [len(self.files), summary.hexdigest(), list(self.classes)]
 
     def prepare(self, workers: int) -> None:
+        if self.choice.own:
+            self._look()
         self.keys = unique_keys([os.path.splitext(path)[0] for path, _, _ in self.files])
+
+    def _look(self) -> None:
+        """Leaves out what cannot be used, as far as a file's first bytes tell: a class that has nothing else is no class."""
+        kept, left_out = [], []
+        for path, label, size in self.files:
+            try:
+                with Image.open(self.root / path) as image:
+                    self.choice.check(image)
+            except DAMAGE as error:
+                left_out.append((path, str(error) if isinstance(error, LeftOut) else f"{type(error).__name__}: {error}"))
+            else:
+                kept.append((path, label, size))
+        self.left_out = tuple(left_out)
+        labels = sorted({label for _, label, _ in kept})
+        self.files = [(path, labels.index(label), size) for path, label, size in kept]
+        self.classes = tuple(self.classes[label] for label in labels)
+        self.order = shuffled(len(self.files), SHUFFLE)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -170,8 +213,8 @@ class Tars(Source):
 
     kind = "tars"
 
-    def __init__(self, paths: list[Path]) -> None:
-        self.paths, self.classes = paths, 0
+    def __init__(self, paths: list[Path], choice: Choice = Choice()) -> None:  # noqa: B008 (frozen)
+        self.paths, self.choice, self.classes = paths, choice, 0
 
     def identity(self) -> Any:
         return [[path.name, path.stat().st_size] for path in self.paths]
@@ -181,6 +224,14 @@ class Tars(Source):
         for number, samples in parallel(_labelled, list(enumerate(self.paths)), workers):
             found[number] = samples
         self.samples = [(number, *sample) for number in sorted(found) for sample in found[number]]
+        if self.choice.relabels:
+            counts = Counter(sample[2] for sample in self.samples)
+            table, self.classes = self.choice.labels(counts, None, str(self.paths[0].parent))
+            self.samples = [(*sample[:2], table[sample[2]], *sample[3:]) for sample in self.samples if sample[2] in table]
+            self.dropped = counts.total() - len(self.samples)
+        elif any(sample[2] is None for sample in self.samples):
+            number, key = next(sample[:2] for sample in self.samples if sample[2] is None)
+            raise UserError(f"{self.paths[number]}: sample '{key}' has no label (a member `cls`, or `label` in `json`)")
         self.keys = unique_keys([sample[1] for sample in self.samples])
         self.order = shuffled(len(self.samples), SHUFFLE)
 
@@ -214,13 +265,14 @@ class _TarsPart:
 class Parquet(Source):
     """Parquet files with a column of picture bytes (or of structs with `bytes`) and one of integer labels.
 
+    Where the card chooses classes, a column of their names serves too; pictures of one's own need no label.
     Rows are read in runs: groups of rows in a shuffled order, each from first to last, since a single row costs its group.
     """
 
     kind = "parquet"
 
-    def __init__(self, paths: list[Path]) -> None:
-        self.paths, self.classes = paths, 0
+    def __init__(self, paths: list[Path], choice: Choice = Choice()) -> None:  # noqa: B008 (frozen)
+        self.paths, self.choice, self.classes = paths, choice, 0
 
     def identity(self) -> Any:
         return [[path.name, path.stat().st_size] for path in self.paths]
@@ -237,13 +289,22 @@ class Parquet(Source):
                 file = pq.ParquetFile(path)
             except (pa.ArrowException, OSError) as error:
                 raise UserError(f"{path} is not a complete parquet file ({str(error).splitlines()[0]})") from None
-            self.columns.append(_columns(path, file.schema_arrow))
+            self.columns.append(columns_of(path, file.schema_arrow, self.choice))
             for group in range(file.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
                 groups.append((number, group, total, rows))
                 total += rows
         self.groups = [groups[i] for i in shuffled(len(groups), SHUFFLE).tolist()]
-        self.total = total
+        self.total, self.table, self.kept = total, None, None
+        if self.choice.relabels:
+            raws: list[Any] = []
+            for path, (_, target) in zip(self.paths, self.columns, strict=True):
+                file = pq.ParquetFile(path)
+                raws += file.read([target]).column(0).to_pylist() if target else [None] * file.metadata.num_rows
+            names = class_names(pq.ParquetFile(self.paths[0]).schema_arrow, self.columns[0][1])
+            self.table, self.classes = self.choice.labels(Counter(raws), names, str(self.paths[0].parent))
+            self.kept = np.array([raw in self.table for raw in raws])
+            self.dropped, self.total = int((~self.kept).sum()), int(self.kept.sum())
 
     def __len__(self) -> int:
         if not hasattr(self, "groups"):
@@ -253,62 +314,53 @@ class Parquet(Source):
     def part(self, start: int, stop: int) -> Iterable[Item]:
         runs, at = [], 0
         for number, group, first, rows in self.groups:
-            low, high = max(start - at, 0), min(stop - at, rows)
+            taken = np.arange(rows) if self.kept is None else np.flatnonzero(self.kept[first : first + rows])
+            low, high = max(start - at, 0), min(stop - at, len(taken))
             if low < high:
-                runs.append((str(self.paths[number]), self.columns[number], group, first, low, high))
-            at += rows
-        return _ParquetPart(runs)
+                runs.append((str(self.paths[number]), self.columns[number], group, first, taken[low:high].tolist()))
+            at += len(taken)
+        return _ParquetPart(runs, self.table)
 
 
 @dataclass(frozen=True)
 class _ParquetPart:
-    runs: list[tuple[str, tuple[str, str], int, int, int, int]]  # path, columns, group, its first row, from, to
+    runs: list[tuple[str, tuple[str, str], int, int, list[int]]]  # path, columns, group, its first row, rows in it
+    table: dict[Any, int] | None  # label of the file -> label of the shards, where they differ
 
     def __iter__(self) -> Iterator[Item]:
         import pyarrow.parquet as pq  # as above
 
-        for path, (image, target), group, first, low, high in self.runs:
-            row = 0
+        for path, (image, target), group, first, taken in self.runs:
+            row, wanted = 0, set(taken)
+            columns = [image, target] if target else [image]
             with pq.ParquetFile(path) as file:
-                for table in file.iter_batches(batch_size=64, row_groups=[group], columns=[image, target]):
-                    images, labels = table.column(image), table.column(target)
-                    for i in range(max(low - row, 0), min(high - row, len(table))):
-                        number = first + row + i
-                        yield self._item(f"{os.path.basename(path)}:{number}", number, images[i].as_py(), labels[i].as_py())
+                for table in file.iter_batches(batch_size=64, row_groups=[group], columns=columns):
+                    for i in range(len(table)):
+                        if row + i in wanted:
+                            number = first + row + i
+                            label = table.column(target)[i].as_py() if target else None
+                            name = f"{os.path.basename(path)}:{number}"
+                            yield self._item(name, number, table.column(image)[i].as_py(), label)
                     row += len(table)
-                    if row >= high:
+                    if row > taken[-1]:
                         break
 
-    @staticmethod
-    def _item(name: str, row: int, image: Any, label: Any) -> Item:
+    def _item(self, name: str, row: int, image: Any, label: Any) -> Item:
+        if self.table is not None:
+            label = self.table[label]
         if not isinstance(label, int):
             raise UserError(f"{name}: the label is {label!r}; labels must be integers")
         data = image.get("bytes") if isinstance(image, dict) else image
         return Item(f"{row:08d}", label, name, data, "" if data is not None else "holds no bytes")
 
 
-def _columns(path: Path, schema: Any) -> tuple[str, str]:
-    """The names of the picture's and the label's column."""
-    import pyarrow as pa  # as above
-
-    def holds_bytes(kind: Any) -> bool:
-        if pa.types.is_struct(kind):
-            return kind.get_field_index("bytes") >= 0 and holds_bytes(kind.field("bytes").type)
-        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-    images = [field.name for field in schema if holds_bytes(field.type)]
-    labels = [name for name in ("label", "labels", "cls", "class") if name in schema.names]
-    if len(images) != 1 or not labels:
-        raise UserError(f"{path}: needs one column of picture bytes and one called label; it has {listed(schema.names)}")
-    return images[0], labels[0]
-
-
-def source(card: Card, path: str | Path | None = None) -> Source:
+def source(card: Card, path: str | Path | None = None, split: str = "train") -> Source:
     """Finds out what a path holds.
 
     Args:
         path: a tree of class folders, a folder of tars or of parquet files, one such file, or webdataset's brace notation
             for many; None for a card whose pictures are rendered here.
+        split: "train" or "val", where what lies there has several.
 
     Raises:
         UserError: there is nothing usable.
@@ -327,23 +379,25 @@ def source(card: Card, path: str | Path | None = None) -> Source:
     for each in paths:
         if not exists(each):
             raise UserError(f"DATA {shown(str(each), 200)} is not there")
+    choice = Choice.of(card)
     if paths[0].is_dir():
         root = paths[0]
         for ending in ("tar", "parquet"):
-            paths = sorted(p for p in root.glob(f"*.{ending}") if not p.name.startswith("."))
+            paths = split_files(sorted(p for p in root.glob(f"*.{ending}") if not p.name.startswith(".")), split)
             if paths:
                 break
         else:
-            folder = Folder(root)
+            below = split_folder(root, split)
+            folder = Folder(below, choice)
             if not folder.files:
-                raise UserError(f"DATA {root} holds no pictures: expected <class>/*.JPEG, *.tar or *.parquet")
+                raise UserError(f"DATA {below} holds no pictures: expected <class>/*.JPEG, *.tar or *.parquet")
             return folder
     if irregular := [p for p in paths if not is_file(p)]:
         raise UserError(f"DATA {listed(irregular)}: no regular file")
     if all(p.suffix == ".tar" for p in paths):
-        return Tars(paths)
+        return Tars(paths, choice)
     if all(p.suffix == ".parquet" for p in paths):
-        return Parquet(paths)
+        return Parquet(paths, choice)
     raise UserError(f"DATA {path} is neither a folder nor tars nor parquet files")
 
 
@@ -383,8 +437,8 @@ def unique_keys(names: list[str]) -> list[str]:
     return keys
 
 
-def _labelled(job: tuple[int, Path]) -> tuple[int, list[tuple[str, int, str, int, int]]]:
-    """The samples of one tar: (key, label, member, offset, bytes). Carries the tar's number through the pool."""
+def _labelled(job: tuple[int, Path]) -> tuple[int, list[tuple[str, int | None, str, int, int]]]:
+    """The samples of one tar: (key, label or None, member, offset, bytes). Carries the tar's number through the pool."""
     number, path = job
     samples = []
     with open(path, "rb") as file:
@@ -407,7 +461,6 @@ def _labelled(job: tuple[int, Path]) -> tuple[int, list[tuple[str, int, str, int
                     label = json.loads(text(parts["json"])).get("label")
             except (ValueError, AttributeError, RecursionError):
                 pass
-            if not isinstance(label, int) or isinstance(label, bool):
-                raise UserError(f"{path}: sample '{key}' has no label (a member `cls`, or `label` in `json`)")
+            label = label if isinstance(label, int) and not isinstance(label, bool) else None
             samples.append((key, label, images[0], *parts[images[0]]))
     return number, samples

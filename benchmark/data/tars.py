@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from benchmark.data.choice import Choice
 from benchmark.data.images import decoded
 from benchmark.files import UserError, atomic, file_hash, shown, write_json
 
@@ -55,9 +56,10 @@ def members(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
     return found
 
 
-def _extension(data: bytes) -> str:
-    """The member name that fits what `data` really is; raises one of DAMAGE unless every pixel can be read."""
+def _extension(data: bytes, choice: Choice) -> str:
+    """The member name that fits what `data` really is; raises one of DAMAGE unless every pixel can be read and is taken."""
     with Image.open(io.BytesIO(data)) as image:
+        choice.check(image)
         name = FORMATS.get(image.format, image.format.lower())
         mode = image.mode
     if name not in MEMBERS:

@@ -10,13 +10,14 @@ import fcntl
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmark.data.card import CLASSES, Card
+from benchmark.data.choice import NO_COLOUR, TOO_SMALL, Choice, LeftOut
 from benchmark.data.images import DAMAGE
 from benchmark.data.index import FORMAT, read_manifest, row_type
 from benchmark.data.pool import parallel
@@ -40,11 +41,13 @@ class Written:
     count: int
     failures: int
     skipped: bool  # it was complete already
+    left_out: dict[str, int] = field(default_factory=dict)  # reason -> pictures that are sound and not taken, or files
 
     def __str__(self) -> str:
         state = "complete already, skipped" if self.skipped else "written"
-        lost = f", {self.failures} unreadable (listed in manifest.json)" if self.failures else ""
-        return f"{self.folder}: {self.count} samples {state}{lost}"
+        lost = {"unreadable": self.failures, **self.left_out}
+        told = ", ".join(f"{number:,} {reason}" for reason, number in lost.items() if number)
+        return f"{self.folder}: {self.count} samples {state}{f', left out: {told} (listed in manifest.json)' if told else ''}"
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,12 @@ class _Job:
     name: str
     part: Iterable[Item]
     classes: int
+    choice: Choice
 
 
 def fingerprint(card: Card, source: Source, per_shard: int = PER_SHARD) -> str:
     """Identity of the shards that `write` makes of a source."""
-    return digest([FORMAT, card.name, source.kind, per_shard, source.identity()])
+    return digest([FORMAT, card.name, source.kind, per_shard, source.identity(), *Choice.of(card).identity()])
 
 
 def prepare(card: Card, path: str | Path | Source | None, root: str | Path, **options: Any) -> Written:
@@ -97,6 +101,8 @@ def write(
     Raises:
         UserError: the source is not what the card says or is damaged; `out` holds something else; no space is left.
     """
+    if card.kind == "own":
+        tolerance = 1.0  # who has pictures of their own wants what there is, and is told what was left out
     with _claimed(Path(out), fingerprint(card, source, per_shard), tolerance, progress) as work:
         if work.done:
             return work.done
@@ -112,13 +118,13 @@ def write(
         names = [f"train-{number:06d}" for number in range(-(-total // per_shard))]
         bounds = [(start, min(start + per_shard, total)) for start in range(0, total, per_shard)]
         missing = work.missing(names, [stop - start for start, stop in bounds])
-        jobs = [_Job(str(work.out), names[i], source.part(*bounds[i]), classes) for i in missing]
+        jobs = [_Job(str(work.out), names[i], source.part(*bounds[i]), classes, Choice.of(card)) for i in missing]
         work.collect(parallel(_write_shard, jobs, workers))
         return work.finish({
             "card": card.name, "kind": "images", "classes": classes,
             "class_names": None if isinstance(source.classes, int) else list(source.classes),
-            "source": source.kind, "ignored": source.ignored,
-        })  # fmt: skip
+            "source": source.kind, "ignored": source.ignored, "dropped": source.dropped,
+        }, source.left_out)  # fmt: skip
 
 
 class _Work:
@@ -134,7 +140,7 @@ class _Work:
         if manifest is not None:
             self.failures, self.total = manifest["failures"], manifest["samples"]
             self._tolerate()
-            self.done = Written(out, key, manifest["count"], len(self.failures), skipped=True)
+            self.done = _written(out, key, manifest, skipped=True)
 
     def missing(self, names: list[str], counts: list[int]) -> list[int]:
         """The numbers of the shards that have yet to be written, of all that there will be."""
@@ -157,9 +163,9 @@ class _Work:
             self.failures += failures
             self._tell()
 
-    def finish(self, about: dict[str, Any]) -> Written:
+    def finish(self, about: dict[str, Any], left_out: Iterable[tuple[str, str]] = ()) -> Written:
         """Joins the shards' indexes into one that loads at once, and writes the manifest, which makes the folder complete."""
-        rows, shards, failures = [], [], []
+        rows, shards, failures = [], [], [list(entry) for entry in left_out]
         for name in self.names:
             entry = _entry(self.out, name)
             assert entry is not None
@@ -176,12 +182,13 @@ class _Work:
             index[column] = [row[number] for row in rows]
         write_array(self.out / "index.npy", index)
         counts = np.bincount(index["label"], minlength=about["classes"])
-        write_json(self.out / "manifest.json", {
+        manifest = {
             **about, "format": FORMAT, "fingerprint": self.key, "count": len(rows), "samples": self.total,
             "shards": shards, "failures": failures, "content": digest([shard["sha256"] for shard in shards]),
             "classes": len(counts), "class_counts": counts.tolist(), "index": file_hash(self.out / "index.npy"),
-        })  # fmt: skip
-        return Written(self.out, self.key, len(rows), len(failures), skipped=False)
+        }  # fmt: skip
+        write_json(self.out / "manifest.json", manifest)
+        return _written(self.out, self.key, manifest, skipped=False)
 
     def _tell(self) -> None:
         self._tolerate()
@@ -189,12 +196,22 @@ class _Work:
             self.progress(self.count, self.total)
 
     def _tolerate(self) -> None:
-        if len(self.failures) > self.tolerance * self.total:
-            name, trouble = self.failures[0]
+        unreadable = [(name, trouble) for name, trouble in self.failures if not trouble.startswith((TOO_SMALL, NO_COLOUR))]
+        if len(unreadable) > self.tolerance * self.total:
+            name, trouble = unreadable[0]
             raise UserError(
-                f"{len(self.failures)} of {self.total} pictures are unreadable so far, more than {self.tolerance:.2%}; "
+                f"{len(unreadable)} of {self.total} pictures are unreadable so far, more than {self.tolerance:.2%}; "
                 f"the first: {name} ({trouble})"
             )
+
+
+def _written(out: Path, key: str, manifest: dict[str, Any], skipped: bool) -> Written:
+    """What a manifest says in few numbers."""
+    reasons = [trouble for _, trouble in manifest["failures"]]
+    left_out = {reason: sum(trouble.startswith(reason) for trouble in reasons) for reason in (TOO_SMALL, NO_COLOUR)}
+    unreadable = len(reasons) - sum(left_out.values())
+    left_out |= {"of other classes": manifest.get("dropped", 0), "that are no pictures": manifest.get("ignored", 0)}
+    return Written(out, key, manifest["count"], unreadable, skipped, left_out)
 
 
 @contextlib.contextmanager
@@ -255,9 +272,9 @@ def _write_shard(job: _Job) -> tuple[int, list[list[str]]]:
             extension, trouble = item.extension, item.trouble
             if item.data is not None and not extension:
                 try:
-                    extension = _extension(item.data)
+                    extension = _extension(item.data, job.choice)
                 except DAMAGE as error:
-                    trouble = f"{type(error).__name__}: {error}".splitlines()[0]
+                    trouble = (str(error) if isinstance(error, LeftOut) else f"{type(error).__name__}: {error}").splitlines()[0]
             if extension:
                 yield item.key, item.label, extension, item.data
             else:

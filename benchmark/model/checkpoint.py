@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from benchmark import progress
 from benchmark.files import UserError, atomic, is_file, listed
 from benchmark.model.dit import Core
 from benchmark.model.method import Method
@@ -119,8 +120,35 @@ def initialise(method: Method, path: Path | str) -> None:
         UserError: as `load_core`, or the weights do not fit the core.
     """
     state = load_core(path)
+    if method.protocol.objective.convention != "dit":
+        state = interpolant(state, method.core, path)
     check(state, method.core, path)
     method.core.load_state_dict(state)
+
+
+def interpolant(state: dict[str, Tensor], core: Core, source: Path | str) -> dict[str, Tensor]:
+    """The weights of a core in those of SiT (willisma/SiT) or SiT-REPA (sihyun-yu/REPA), both with DiT's names.
+
+    SiT has twice the outputs, of which its own forward drops the second half; REPA has projectors, which only its training
+    needs, and in older files the blocks behind those as `decoder_blocks`. What is left out is named.
+    """
+    extra = [name for name in state if name.startswith("projectors.")]
+    if extra:
+        progress.say(f"{source}: left out {len(extra)} tensors that only REPA's training needs ({', '.join(extra)})")
+    first = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
+    result = {}
+    for name, value in state.items():
+        if name.startswith("decoder_blocks."):
+            _, number, rest = name.split(".", 2)
+            name = f"blocks.{first + int(number)}.{rest}"
+        if name not in extra:
+            result[name] = value
+    for name in ("final_layer.linear.weight", "final_layer.linear.bias"):
+        outputs = core.patch**2 * core.out_channels
+        if name in result and len(result[name]) == 2 * outputs:  # of a token: (row, column, channel)
+            result[name] = result[name].unflatten(0, (core.patch**2, -1))[:, : core.out_channels].flatten(0, 1).contiguous()
+            progress.say(f"{source}: left out the second half of {name}, which SiT does not use")
+    return result
 
 
 def export(method: Method, path: Path | str) -> None:

@@ -27,12 +27,28 @@ def objective(config: ObjectiveConfig) -> FlowMatching | DDPM:
 
 
 class FlowMatching:
-    """Linear path and velocity (Lipman et al. 2023; Liu et al. 2023): x_t = (1 - t) x_0 + t eps, v = eps - x_0."""
+    """Linear path and velocity (Lipman et al. 2023; Liu et al. 2023): x_t = (1 - t) x_0 + t eps, v = eps - x_0.
+
+    Published cores were trained under other conventions, which no change of their weights can absorb: they know other
+    frequencies of time. `convention` says what the core is told, and what it answers:
+
+        dit     1000 t, v            this project's own, on DiT's scale
+        repa    t, v                 sihyun-yu/REPA (loss.py: t = 0 is data)
+        sit     1 - t, -v            willisma/SiT (transport: t = 0 is noise, the velocity points to data)
+    """
 
     outputs = 1  # output channels per input channel
 
     def __init__(self, config: ObjectiveConfig) -> None:
-        self.density, self.shift = config.time, config.shift
+        self.density, self.shift, self.convention = config.time, config.shift, config.convention
+
+    def told(self, time: Tensor) -> Tensor:
+        """What the core is told of the noise level [B] on 0 .. 1000."""
+        return {"dit": time, "repa": time / 1000, "sit": 1 - time / 1000}[self.convention]
+
+    def answered(self, output: Tensor) -> Tensor:
+        """The velocity from data to noise in what the core answers."""
+        return -output if self.convention == "sit" else output
 
     def times(self, uniform: Tensor) -> Tensor:
         """Training times in (0, 1) from uniform draws [B]: uniform or logit-normal(0, 1) (Esser et al. 2024, eq. 19), shifted."""
@@ -118,6 +134,14 @@ class DDPM:
         self.log_variance = torch.cat([variance[1:2], variance[1:]]).log()
         self.mean_data = before.sqrt() * betas / (1 - alphas_bar)
         self.mean_noisy = (1 - before) * (1 - betas).sqrt() / (1 - alphas_bar)
+
+    def told(self, time: Tensor) -> Tensor:
+        """What the core is told of the noise level [B] on 0 .. 1000: the same."""
+        return time
+
+    def answered(self, output: Tensor) -> Tensor:
+        """The prediction in what the core answers: the same."""
+        return output
 
     def times(self, uniform: Tensor) -> Tensor:
         """Training times in [0, 1), of which level = floor(1000 t)."""

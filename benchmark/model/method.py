@@ -169,7 +169,8 @@ class Method(LightningModule):
     def predict(self, x: Tensor, time: Tensor, label: Tensor, encoding: Encoding, crop: Tensor | None) -> Tensor:
         """The core's output [B, C', H, W] for x [B, C, H, W], time [B] on 0 .. 1000, label [B], crop [B, 6]."""
         condition = self.conditioner(crop) if self.conditioner is not None else None
-        return self.core(x, time, label, encoding, self.stem, condition)
+        output = self.core(x, self.objective.told(time), label, encoding, self.stem, condition)
+        return self.objective.answered(output)
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Encodes pictures, where latents are trained on and were not written beforehand."""

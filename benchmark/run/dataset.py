@@ -11,7 +11,6 @@ from benchmark import lazy, registry
 from benchmark.data import shapes, sources, writer
 from benchmark.data.card import Card, load_card
 from benchmark.data.index import read_manifest
-from benchmark.evaluate.samples import file_list_hash, image_files
 from benchmark.files import UserError, is_file
 from benchmark.identity import Training
 from benchmark.protocol import Protocol, size_name
@@ -125,9 +124,6 @@ class DataSet:
         """
         if self.card.kind == "shapes":
             return "shapes", shapes.REVISION
-        if self.given:
-            return Path(self.run.data).name, self._manifests[self.folder]["fingerprint"]
-        if not self.run.data:
+        if self.folder is None:
             raise UserError(f"the reference of {self.card.name} is made from its images: give their folder as DATA")
-        folder = Path(self.run.data)
-        return folder.name, file_list_hash(folder, image_files(folder))
+        return self.folder.name, self.fingerprint

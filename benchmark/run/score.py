@@ -25,7 +25,7 @@ from benchmark.run.loss import cell_loss, heldout_images
 from benchmark.run.place import Run, device
 from benchmark.run.sample import units
 from benchmark.run.stages import DONE, REPORT, Context, Score, records_folder
-from benchmark.run.train import trained
+from benchmark.run.train import prepared, trained
 
 COMPARED = ("fid", "is", "loss")  # scores whose replicates are kept, for comparisons in pairs; the others keep their interval
 
@@ -37,7 +37,7 @@ def reference(protocol: Protocol, test: str, context: Context, detector: Detecto
         source = Scenes()
     else:
         context.data.real()  # says so where nobody has said where the images are
-        source = open_source(run.data)
+        source = open_source(prepared(protocol, run))
     needs.check_memory(needs.reference(protocol), f"reference {card.name} {test}")
     sweep(run.out / "references")  # of a killed run
     detector = detector or detectors.load(protocol.score.detector, device=device())

@@ -184,3 +184,90 @@ def test_a_message_about_keys_names_at_most_five(tmp_path):
         checkpoint.initialise(build(), tmp_path / "x.safetensors")
     assert "and 995 more" in str(caught.value)
     assert len(str(caught.value)) < 800
+
+
+# --- SiT and SiT-REPA ------------------------------------------------------------------------------------------------
+
+
+def published_flow(kind: str) -> dict[str, torch.Tensor]:
+    """As `published`, with SiT's eight outputs (patch 2), or REPA's four and its projectors; gates and table small."""
+    state = {name: value if name == "pos_embed" else 0.2 * value for name, value in published(7).items()}
+    if kind != "sit":
+        state |= {"final_layer.linear.weight": 0.2 * small.normal(90, 16, 32), "final_layer.linear.bias": small.normal(91, 16)}
+        state |= {"projectors.0.0.weight": small.normal(92, 48, 32), "projectors.0.0.bias": small.normal(93, 48)}
+    if kind == "legacy":  # REPA's older files name the blocks behind the projectors apart
+        state = {name.replace("blocks.1.", "decoder_blocks.0."): value for name, value in state.items()}
+    return state
+
+
+def independent(state: dict[str, torch.Tensor], x: torch.Tensor, t: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """The published network in plain tensor algebra, from its description: float64, 2 heads, patch 2, t on 0 .. 1."""
+    w = {name: value.double() for name, value in state.items()}
+
+    def linear(value, name):
+        return value @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+    def norm(value):
+        centred = value - value.mean(-1, keepdim=True)
+        return centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+
+    def silu(value):
+        return value / (1 + (-value).exp())
+
+    def gelu(value):
+        return 0.5 * value * (1 + ((2 / torch.pi) ** 0.5 * (value + 0.044715 * value**3)).tanh())
+
+    count, _, height, width = x.shape
+    h, v = height // 2, width // 2
+    patches = x.double().reshape(count, 4, h, 2, v, 2).permute(0, 2, 4, 1, 3, 5).reshape(count, h * v, 16)
+    tokens = patches @ w["x_embedder.proj.weight"].reshape(32, 16).T + w["x_embedder.proj.bias"] + w["pos_embed"]
+    angles = t.double()[:, None] * 10000.0 ** (-torch.arange(128, dtype=torch.float64) / 128)
+    wave = torch.cat([angles.cos(), angles.sin()], 1)
+    c = linear(silu(linear(wave, "t_embedder.mlp.0")), "t_embedder.mlp.2") + w["y_embedder.embedding_table.weight"][label]
+    for i in range(2):
+        parts = linear(silu(c), f"blocks.{i}.adaLN_modulation.1")[:, None].split(32, -1)
+        q, k, value = linear(norm(tokens) * (1 + parts[1]) + parts[0], f"blocks.{i}.attn.qkv").split(32, -1)
+        heads = []
+        for head in (slice(0, 16), slice(16, 32)):
+            weights = (q[..., head] @ k[..., head].transpose(1, 2) / 4).softmax(-1)
+            heads.append(weights @ value[..., head])
+        tokens = tokens + parts[2] * linear(torch.cat(heads, -1), f"blocks.{i}.attn.proj")
+        hidden = gelu(linear(norm(tokens) * (1 + parts[4]) + parts[3], f"blocks.{i}.mlp.fc1"))
+        tokens = tokens + parts[5] * linear(hidden, f"blocks.{i}.mlp.fc2")
+    shift, scale = linear(silu(c), "final_layer.adaLN_modulation.1")[:, None].split(32, -1)
+    out = linear(norm(tokens) * (1 + scale) + shift, "final_layer.linear")
+    out = out.reshape(count, h, v, 2, 2, -1).permute(0, 5, 1, 3, 2, 4).reshape(count, -1, height, width)
+    return out[:, :4]
+
+
+@pytest.mark.parametrize("kind", ["sit", "repa", "legacy"])
+def test_flow_models_of_others(kind, tmp_path, capsys):
+    """One Euler step from noise is the published one, told in its own time: SiT's t = 0 is noise, REPA's is data."""
+    state = published_flow(kind)
+    torch.save({"ema": state, "model": {}, "args": argparse.Namespace(lr=1e-4)}, tmp_path / "weights.pt")
+    objective = {"name": "flow", "convention": "sit" if kind == "sit" else "repa"}
+    method = build(objective=objective, sample={"steps": 1, "guidance": 1.0})
+    checkpoint.initialise(method, tmp_path / "weights.pt")
+    heard = capsys.readouterr()
+    said = heard.out + heard.err
+    assert ("projectors.0.0.weight" in said) == (kind != "sit")
+    x, label = small.normal(5, 2, 4, 16, 16), torch.tensor([1, 3])
+    whole = {name.replace("decoder_blocks.0.", "blocks.1."): value for name, value in state.items()}
+    for level in (1.0, 0.7, 0.05):
+        with torch.no_grad():
+            ours = method.predict(x, torch.full((2,), 1000 * level), label, method.encoding((8, 8)), None)
+        t = torch.full((2,), 1 - level if kind == "sit" else level)
+        theirs = independent(whole, x, t, label)
+        torch.testing.assert_close(ours.double(), -theirs if kind == "sit" else theirs, rtol=2e-4, atol=2e-4)
+    checkpoint.export(method, tmp_path / "again.safetensors")
+    again = build(objective=objective)
+    checkpoint.initialise(again, tmp_path / "again.safetensors")
+    assert all(
+        torch.equal(a, b) for a, b in zip(method.core.state_dict().values(), again.core.state_dict().values(), strict=True)
+    )
+
+
+def test_the_usual_convention_refuses_flow_models_of_others(tmp_path):
+    torch.save(published_flow("sit"), tmp_path / "weights.pt")
+    with pytest.raises(UserError, match=r"of another shape: final_layer\.linear\.weight"):
+        checkpoint.initialise(build(objective={"name": "flow"}), tmp_path / "weights.pt")

@@ -1,0 +1,160 @@
+"""What of a source a card takes: which split, which classes under which numbers, which sizes, and whether grey pictures too."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from benchmark.data.card import Card
+from benchmark.files import UserError, listed
+
+# How the parts of a data set begin in the names of their folders and files.
+SPLITS = {"train": ("train",), "val": ("val", "dev"), "test": ("test",)}
+ANNOTATIONS = "val_annotations.txt"  # Tiny-ImageNet's list of file names and classes, beside val/images
+LABELS = ("label", "labels", "cls", "class")  # columns of parquet files
+GREY = ("1", "L", "LA", "La", "I", "F")  # Pillow's modes without colour
+TOO_SMALL, NO_COLOUR = "too small", "grey"  # how the reasons for leaving out a sound picture begin
+
+
+class LeftOut(ValueError):
+    """A picture that is sound, but not taken."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The part of a card that chooses among the pictures of a source.
+
+    Attributes:
+        names: the classes that are taken of a larger set, in the order of their labels; None takes all that there are.
+        whole: how many classes that larger set has, where the named ones are its first; 0 where that is not known.
+        own: whether classes are whatever lies there.
+        smallest: pixels of the shorter side; 0 takes any size.
+        grey: whether pictures without colour are taken.
+    """
+
+    names: tuple[str, ...] | None = None
+    whole: int = 0
+    own: bool = False
+    smallest: int = 0
+    grey: bool = True
+
+    @staticmethod
+    def of(card: Card) -> Choice:
+        names = card.classes if card.others == "dropped" and isinstance(card.classes, tuple) else None
+        return Choice(names, card.labels, card.kind == "own", card.smallest, card.grey == "kept")
+
+    def identity(self) -> list[Any]:
+        """What a fingerprint has to know; empty for cards that take everything."""
+        return [] if self == Choice() else [self.names, self.whole, self.own, self.smallest, self.grey]
+
+    @property
+    def relabels(self) -> bool:
+        """Whether labels of a source are not those of its shards."""
+        return self.own or self.names is not None
+
+    def labels(self, found: Counter, names: Sequence[str] | None, where: str) -> tuple[dict[Any, int], tuple[str, ...]]:
+        """(label of the source -> label of the shards, names of the classes); labels without an entry are dropped.
+
+        Args:
+            found: how many pictures each label of the source has: class names, numbers, or None for pictures without label.
+            names: what the numbers mean, where the source says so.
+            where: the source, for messages.
+        """
+        if self.names is None:
+            if None in found and len(found) > 1:
+                raise UserError(f"{where}: {found[None]} of {found.total()} pictures have no label; all must have one, or none")
+            kept = sorted(found)
+            return {label: i for i, label in enumerate(kept)}, tuple(
+                "pictures" if label is None else names[label] if names and isinstance(label, int) else str(label)
+                for label in kept
+            )
+        numbers = [label for label in found if isinstance(label, int)]
+        if not numbers:
+            table = {name: i for i, name in enumerate(self.names)}
+        elif names:
+            table = {names.index(name): i for i, name in enumerate(self.names) if name in names}
+        elif max(numbers) + 1 in (len(self.names), self.whole):
+            table = {i: i for i in range(len(self.names))}
+        else:
+            raise UserError(
+                f"{where}: labels are numbers up to {max(numbers)} without names; of {len(self.names)} or {self.whole} classes "
+                "it would be clear which of them the card names"
+            )
+        missing = [name for label, name in zip(table, self.names, strict=False) if label not in found]
+        if len(table) < len(self.names) or missing:
+            missing = missing or [name for name in self.names if name not in (names or ())]
+            raise UserError(f"{where}: has no picture of {len(missing)} of the card's classes, such as {missing[0]}")
+        return table, self.names
+
+    def check(self, image: Image.Image) -> None:
+        """Raises LeftOut where an opened picture is too small or without colour; its pixels are not read."""
+        if min(image.size) < self.smallest:
+            raise LeftOut(f"{TOO_SMALL}: {image.height} x {image.width} pixels")
+        if not self.grey and image.mode in GREY:
+            raise LeftOut(f"{NO_COLOUR}: mode {image.mode}")
+
+
+def split_files(paths: list[Path], split: str) -> list[Path]:
+    """Those files of a folder that are of the split; all of them where no name tells."""
+    named = {path: part for path in paths for part, starts in SPLITS.items() if path.name.startswith(starts)}
+    if len(set(named.values())) < 2 and split == "train":
+        return paths
+    return [path for path in paths if named.get(path) == split]
+
+
+def split_folder(root: Path, split: str) -> Path:
+    """The folder of the split below a root that holds nothing but splits; else the root itself."""
+    with os.scandir(root) as entries:
+        folders = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    starts = tuple(start for parts in SPLITS.values() for start in parts)
+    chosen = [name for name in folders if name.startswith(SPLITS[split])]
+    if not chosen or not all(name.startswith(starts) for name in folders):
+        return root
+    below = root / chosen[0]
+    return below if (below / ANNOTATIONS).is_file() or any(entry.is_dir() for entry in os.scandir(below)) else root
+
+
+def annotated(root: Path) -> dict[str, str]:
+    """File below the folder -> class, of Tiny-ImageNet's list; empty where there is none."""
+    path = root / ANNOTATIONS
+    if not path.is_file():
+        return {}
+    with open(path, newline="", encoding="utf-8") as file:
+        return {f"images/{row[0]}": row[1] for row in csv.reader(file, delimiter="\t") if len(row) > 1}
+
+
+def class_names(schema: Any, target: str) -> list[str] | None:
+    """What the numbers of a label column mean, as Hugging Face's `datasets` keeps it in a file's metadata."""
+    try:
+        about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        return about["info"]["features"][target]["names"]
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def columns_of(path: Path, schema: Any, choice: Choice) -> tuple[str, str]:
+    """The names of the picture's and the label's column; "" for pictures of one's own that have no label."""
+    import pyarrow as pa
+
+    def holds_bytes(kind: Any) -> bool:
+        if pa.types.is_struct(kind):
+            return kind.get_field_index("bytes") >= 0 and holds_bytes(kind.field("bytes").type)
+        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+    images = [field.name for field in schema if holds_bytes(field.type)]
+    labels = [name for name in LABELS if name in schema.names]
+    if choice.names is not None:  # names tell more than numbers
+        labels = [name for name in ("wnid", "synset") if name in schema.names] + labels
+    if choice.own and len(images) == 1:
+        labels = labels or [""]
+    if len(images) != 1 or not labels:
+        raise UserError(f"{path}: needs one column of picture bytes and one called label; it has {listed(schema.names)}")
+    return images[0], labels[0]

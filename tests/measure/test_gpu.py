@@ -1,0 +1,42 @@
+"""What will be measured on a GPU, tried on a processor; and the seams that a GPU alone takes, on the meta device."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from benchmark.measure import gpu
+from benchmark.model import checkpoint, dit
+
+
+def test_all_parts_in_the_tiny_mode(tmp_path, monkeypatch):
+    monkeypatch.setitem(checkpoint.SIZES, "S", checkpoint.Size(1, 16, 2))
+    monkeypatch.setattr(gpu, "_peak", lambda precision, device: 1e9)
+    found = gpu.measure(tmp_path, device="cpu", tiny=True)
+    assert found["left out"] == []
+    assert found["resume"]["equal"]
+    assert 0 <= found["resume"]["stopped at"] <= 30
+    assert found["imagenet-64"]["images/s"] > 0
+    assert found["S/2, 4 tokens"]["ratio"] > 0
+    assert all(case["kernels"] for case in found["attention"].values())
+    assert json.loads((tmp_path / "gpu" / "cpu.json").read_text()) == found
+
+
+def test_what_there_is_no_time_for_is_named(tmp_path):
+    found = gpu.measure(tmp_path, minutes=0, device="cpu", tiny=True)
+    assert found["left out"] == ["attention", "resume", "imagenet-64", "S/2, 4 tokens"]
+
+
+@pytest.mark.parametrize("case", ["none", "causal", "mask", "bias", "both"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_attention_has_its_shapes_off_the_processor(case, dtype):
+    """The branch that GPUs take, run without one: on the meta device, where shapes and types are all there is."""
+    with torch.device("meta"):
+        q = torch.empty(2, 3, 20, 16, dtype=dtype)
+        mask = {"causal": "causal", "mask": torch.empty(20, 20, dtype=torch.bool), "both": torch.empty(20, 20, dtype=torch.bool)}
+        bias = torch.empty(3, 20, 20) if case in ("bias", "both") else None
+        out = dit.attend(q, q, q, mask.get(case), bias, None)
+    assert out.shape == q.shape
+    assert out.dtype == dtype
