@@ -9,6 +9,7 @@ import ast
 import functools
 import importlib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,6 +143,31 @@ def sources(name: str) -> list[str]:
 def revisions(name: str) -> dict[str, int]:
     """{method: its declared revision} for a method and those of methods/ that it builds on. Read without importing torch."""
     return {Path(source).stem: attribute(Path(source).stem, "revision") or 1 for source in sources(name)}
+
+
+@dataclass(frozen=True)
+class About:
+    """What a method's file says of itself: class attributes, or what its docstring and its bases tell where they are absent."""
+
+    title: str
+    paper: str  # an address, or ""
+    year: int | None
+    kind: str  # "trained" or "training-free", or what the class says
+    trains_as: str
+
+
+def about(name: str) -> About:
+    """What a method's file says of itself. Read without importing torch."""
+    text = Path(FOLDER / f"{check(name)}.py").read_text(encoding="utf-8")
+    # Where a class does not declare its paper, the first that its docstring cites is taken.
+    paper = attribute(name, "paper") or next(iter(re.findall(r"arXiv \d{4}\.\d{4,5}", text)), "")
+    number = re.search(r"\d{4}\.\d{4,5}(v\d+)?", paper)
+    if not paper.startswith("https://"):
+        paper = f"https://arxiv.org/abs/{number[0]}" if number else ""
+    year = attribute(name, "year") or (2000 + int(number[0][:2]) if number else None)
+    trained = trained_name(name)
+    kind = attribute(name, "kind") or ("trained" if trained == name else "training-free")
+    return About(attribute(name, "title") or name, paper, year, kind, trained)
 
 
 def describe(name: str) -> str:

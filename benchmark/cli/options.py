@@ -17,7 +17,9 @@ Method = Annotated[str, typer.Argument(help="a file name in methods/; `list` sho
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="section.key=value ...; any makes the run a custom one", show_default=False)
 ]
-ProtocolName = Annotated[str, typer.Option("--protocol", help="a file name in benchmark/protocols/, or a YAML file")]
+ProtocolName = Annotated[
+    str, typer.Option("--protocol", help="a file name in benchmark/protocols/, or a YAML file; see `list`", show_default=False)
+]
 Seed = Annotated[int, typer.Option(min=0, help="of training, sampling and the cells")]
 Out = Annotated[Path, typer.Option(help="where runs are kept")]
 Data = Annotated[str, typer.Option(help="the data set's images, or a folder of shards; the embedded one needs none")]
@@ -30,11 +32,19 @@ Test = Annotated[str, typer.Option("--test", help="only this test size, such as 
 Keep = Annotated[bool, typer.Option("--keep", help="keep all images of a cell; without it the first 512")]
 Weights = Annotated[str, typer.Option(help="the detector's weight file; default DETECTOR_WEIGHTS or its download")]
 RUNS = Path("runs")
+EMBEDDED, OWN = "shapes", "folder"  # the protocols where none is named: without --data, and for a folder of pictures
+NARROW = 80  # columns, where there is no terminal
 
 
-def load(name: str, overrides: list[str] | None) -> protocol.Protocol:
-    """The protocol, with options of methods that exist."""
-    found = protocol.load(name, overrides or ())
+def default_protocol(data: str) -> str:
+    """The protocol where none is named: the embedded one, or that for pictures of one's own where DATA holds pictures."""
+    place = Path(data)
+    return OWN if data and not (place / "manifest.json").is_file() else EMBEDDED
+
+
+def load(name: str, overrides: list[str] | None, data: str = "") -> protocol.Protocol:
+    """The protocol, or the default for the data where the name is empty, with options of methods that exist."""
+    found = protocol.load(name or default_protocol(data), overrides or ())
     for method in [*found.options, *found.train.lr_of]:
         registry.check(method)
     for method in found.train.lr_of:
@@ -61,6 +71,6 @@ def chosen_cells(found: protocol.Protocol, method: str, seed: int, train: str, t
     return cells
 
 
-def console(width: int = 160) -> Console:
+def console(width: int = NARROW) -> Console:
     """The terminal; `width` columns where there is none."""
     return Console(width=None if sys.stdout.isatty() else width)

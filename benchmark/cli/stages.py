@@ -46,7 +46,7 @@ MAIN, STAGES = "Run a benchmark", "One stage of it"
 def bench(
     method: Method,
     overrides: Overrides = None,
-    protocol_name: ProtocolName = "shapes",
+    protocol_name: ProtocolName = "",
     seed: Seed = 0,
     out: Out = RUNS,
     data: Data = "",
@@ -55,7 +55,7 @@ def bench(
     keep: Keep = False,
 ) -> None:
     """Everything for one method: shards, training, samples, scores, records, and a leaderboard under OUT."""
-    protocol = load(protocol_name, overrides)
+    protocol = load(protocol_name, overrides, data)
     registry.check(method)
     run_all(protocol, [method], seed, place.Run(out, data, devices, nodes, keep=keep))
 
@@ -63,7 +63,7 @@ def bench(
 @app.command(rich_help_panel=MAIN)
 def sweep(
     overrides: Overrides = None,
-    protocol_name: ProtocolName = "shapes",
+    protocol_name: ProtocolName = "",
     methods: Methods = "",
     seed: Seed = 0,
     out: Out = RUNS,
@@ -80,7 +80,7 @@ def sweep(
     With --cluster the stages become jobs that depend on each other: trainings, then cells, then the leaderboards. Nodes that
     you already hold take a stage with torchrun: torchrun --nproc-per-node 8 -m benchmark train METHOD --devices 8 ...
     """
-    protocol = load(protocol_name, overrides)
+    protocol = load(protocol_name, overrides, data)
     names, run = chosen_methods(protocol, methods), place.Run(out, data, devices, nodes, keep=keep)
     if not cluster:
         if resources or wait:
@@ -112,7 +112,7 @@ def show_board(protocol: Protocol, run) -> None:
         values += [
             item for item in (record.read(path, protocol) for path in committed) if record.location(item.value) not in ours
         ]
-    console().print(generation.rich_table(protocol, values))
+    console(160).print(generation.rich_table(protocol, values))
     progress.say(f"records  {folder / protocol.name}")
     progress.say(f"samples  {run.out / 'cells' / protocol.name} (grid.png in each)")
     if written:
@@ -121,7 +121,9 @@ def show_board(protocol: Protocol, run) -> None:
 
 @app.command(rich_help_panel=MAIN)
 def plan(
-    protocol_name: Annotated[str, typer.Argument(help="a file name in benchmark/protocols/, or a YAML file")] = "shapes",
+    protocol_name: Annotated[
+        str, typer.Argument(help="a file name in benchmark/protocols/, or a YAML file", show_default=False)
+    ] = "",
     overrides: Overrides = None,
     methods: Methods = "",
     device: Annotated[str, typer.Option(help="a100, h100, h200, b200, l40s, rtx4090 or cpu")] = "h100",
@@ -135,17 +137,17 @@ def plan(
     keep: Keep = False,
 ) -> None:
     """What a protocol still needs, with operations, device-hours and disk. Nothing runs, nothing is written."""
-    protocol = load(protocol_name, overrides)
+    protocol = load(protocol_name, overrides, data)
     flops.device(device)
     found = stages.graph(protocol, chosen_methods(protocol, methods), seed, place.Run(out, data, "1", 1, keep=keep))
-    plans.print_plan(protocol, found, device, efficiency, count, price, cells, console(100))
+    plans.print_plan(protocol, found, device, efficiency, count, price, cells, console())
 
 
 @app.command(rich_help_panel=MAIN)
 def reproduce(
     method: Method,
     overrides: Overrides = None,
-    protocol_name: ProtocolName = "shapes",
+    protocol_name: ProtocolName = "",
     seed: Annotated[int, typer.Option(min=-1, help="of a committed row; -1 takes the first that is recorded")] = -1,
     out: Out = RUNS,
     data: Data = "",
@@ -156,7 +158,7 @@ def reproduce(
 
     Exit code 1 when a value differs by more than the recorded uncertainty allows.
     """
-    protocol = load(protocol_name, overrides)
+    protocol = load(protocol_name, overrides, data)
     registry.check(method)
     lines = reproduction.reproduce(protocol, method, None if seed < 0 else seed, place.Run(out, data, devices, nodes))
     if any(line.word == reproduction.DIFFERS for line in lines):
@@ -165,14 +167,14 @@ def reproduce(
 
 @app.command(rich_help_panel=STAGES)
 def shards(
-    protocol_name: ProtocolName = "shapes",
+    protocol_name: ProtocolName = "",
     overrides: Overrides = None,
     data: Data = "",
     out: Out = RUNS,
     workers: Workers = 0,
 ) -> None:
     """Write a protocol's data set as webdataset shards with an index."""
-    training.prepared(load(protocol_name, overrides), place.Run(out, data, "1", 1, workers=workers))
+    training.prepared(load(protocol_name, overrides, data), place.Run(out, data, "1", 1, workers=workers))
 
 
 @app.command(rich_help_panel=STAGES)
@@ -189,7 +191,7 @@ def latents(
 
     Trainings find them in OUT. The environment's AUTOENCODER names a local folder instead of the card's autoencoder.
     """
-    protocol = load(protocol_name, overrides)
+    protocol = load(protocol_name, overrides, data)
     if protocol.data.representation != "latents":
         raise UserError(f"{protocol.name} trains on pixels and needs no latents")
     run = place.Run(out, data, devices, 1)
@@ -212,7 +214,7 @@ def latents(
 def train(
     method: Method,
     overrides: Overrides = None,
-    protocol_name: ProtocolName = "shapes",
+    protocol_name: ProtocolName = "",
     seed: Seed = 0,
     train: Train = "",
     out: Out = RUNS,
@@ -225,7 +227,7 @@ def train(
     every_minutes: Annotated[float, typer.Option(min=0.01, max=1e6, help="save a checkpoint after so many minutes")] = 2.0,
 ) -> None:
     """Train the checkpoint that a method uses, or continue its training."""
-    protocol = load(protocol_name, overrides)
+    protocol = load(protocol_name, overrides, data)
     run = place.Run(out, data, devices, nodes, workers, compile, False, every_steps, every_minutes)
     for item in dict.fromkeys(cell.training for cell in chosen_cells(protocol, method, seed, train, "")):
         progress.say(f"weights in {training.train(item, run)}")
@@ -235,7 +237,7 @@ def train(
 def sample(
     method: Method,
     overrides: Overrides = None,
-    protocol_name: ProtocolName = "shapes",
+    protocol_name: ProtocolName = "",
     seed: Seed = 0,
     train: Train = "",
     test: Test = "",
@@ -246,7 +248,7 @@ def sample(
     keep: Keep = False,
 ) -> None:
     """Generate the images of a method's cells from its trained weights."""
-    protocol = load(protocol_name, overrides)
+    protocol = load(protocol_name, overrides, data)
     for cell in chosen_cells(protocol, method, seed, train, test):
         progress.say(f"images in {sampling.sample(cell, place.Run(out, data, devices, nodes, keep=keep))}")
 
@@ -254,9 +256,9 @@ def sample(
 @app.command(rich_help_panel=STAGES)
 def board(
     overrides: Overrides = None,
-    protocol_name: ProtocolName = "shapes",
+    protocol_name: ProtocolName = "",
     out: Out = RUNS,
     data: Data = "",
 ) -> None:
     """Make a run's leaderboard under OUT from its records and the committed ones."""
-    show_board(load(protocol_name, overrides), place.Run(out, data, "1", 1))
+    show_board(load(protocol_name, overrides, data), place.Run(out, data, "1", 1))
