@@ -20,7 +20,9 @@ Method = Annotated[str, typer.Argument(help="a file name in methods/; `list` sho
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="section.key=value ...; any makes the run a custom one", show_default=False)
 ]
-ProtocolName = Annotated[str, typer.Option("--protocol", help="a file of benchmark/protocols/, or a YAML file")]
+ProtocolName = Annotated[
+    str, typer.Option("--protocol", help="a file name in benchmark/protocols/, or a YAML file; see `list`", show_default=False)
+]
 Seed = Annotated[int, typer.Option(min=0, help="of training, sampling and the cells")]
 Out = Annotated[Path, typer.Option(help="where runs are kept")]
 Data = Annotated[str, typer.Option(help="the data set's images, or a folder of shards; the embedded one needs none")]
@@ -33,6 +35,7 @@ Test = Annotated[str, typer.Option("--test", help="only this test size, such as 
 Keep = Annotated[bool, typer.Option("--keep", help="keep all images of a cell; without it the first 512")]
 Weights = Annotated[str, typer.Option(help="the detector's weight file; default DETECTOR_WEIGHTS or its download")]
 RUNS = Path("runs")
+NARROW = 80  # columns, where there is no terminal
 
 own = lazy.module("benchmark.run.own")
 
@@ -67,6 +70,6 @@ def chosen_cells(found: protocol.Protocol, method: str, seed: int, train: str, t
     return cells
 
 
-def console(width: int = 160) -> Console:
+def console(width: int = NARROW) -> Console:
     """The terminal; `width` columns where there is none."""
     return Console(width=None if sys.stdout.isatty() else width)

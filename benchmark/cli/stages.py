@@ -113,7 +113,7 @@ def show_board(protocol: Protocol, run) -> None:
         values += [
             item for item in (record.read(path, protocol) for path in committed) if record.location(item.value) not in ours
         ]
-    console().print(rankings.rich_table(protocol, values))
+    console(160).print(rankings.rich_table(protocol, values))
     progress.say(f"records  {folder / protocol.name}")
     progress.say(f"samples  {run.out / 'cells' / protocol.name} (grid.png in each)")
     if written:
@@ -122,7 +122,9 @@ def show_board(protocol: Protocol, run) -> None:
 
 @app.command(rich_help_panel=MAIN)
 def plan(
-    protocol_name: Annotated[str, typer.Argument(help="a file name in benchmark/protocols/, or a YAML file")] = "shapes",
+    protocol_name: Annotated[
+        str, typer.Argument(help="a file name in benchmark/protocols/, or a YAML file", show_default=False)
+    ] = "",
     overrides: Overrides = None,
     methods: Methods = "",
     device: Annotated[str, typer.Option(help="a100, h100, h200, b200, l40s, rtx4090 or cpu")] = "h100",
@@ -136,10 +138,10 @@ def plan(
     keep: Keep = False,
 ) -> None:
     """What a protocol still needs, with operations, device-hours and disk. Nothing runs, nothing is written."""
-    protocol = load(protocol_name, overrides)
+    protocol = load(protocol_name, overrides, data)
     flops.device(device)
     found = stages.graph(protocol, chosen_methods(protocol, methods), seed, place.Run(out, data, "1", 1, keep=keep))
-    plans.print_plan(protocol, found, device, efficiency, count, price, cells, console(100))
+    plans.print_plan(protocol, found, device, efficiency, count, price, cells, console())
 
 
 @app.command(rich_help_panel=MAIN)
@@ -191,7 +193,7 @@ def latents(
 
     Trainings find them in OUT. The environment's AUTOENCODER names a local folder instead of the card's autoencoder.
     """
-    protocol = load(protocol_name, overrides)
+    protocol = load(protocol_name, overrides, data)
     if protocol.data.representation != "latents":
         raise UserError(f"{protocol.name} trains on pixels and needs no latents")
     run = place.Run(out, data, devices, 1)

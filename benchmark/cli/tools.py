@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 import yaml
+from click.core import ParameterSource
+from rich import box
 from rich.table import Table
 
 from benchmark import lazy, progress, protocol, registry
@@ -40,10 +43,12 @@ speeds, spectra = lazy.module("benchmark.measure.speed"), lazy.module("benchmark
 app = typer.Typer()
 EVALUATE, BOARDS, OTHER = "Evaluate", "Leaderboards", "Other"
 DETECTORS = "inception, dinov2 or shapes"
+OF_CELLS = ("overrides", "protocol_name", "seed", "train", "test", "out", "data", "keep")  # what `score --samples` does not read
 
 
 @app.command(rich_help_panel=EVALUATE)
 def score(
+    context: typer.Context,
     method: Annotated[str, typer.Argument(help="a method whose cells are sampled; or give --samples", show_default=False)] = "",
     overrides: Overrides = None,
     protocol_name: ProtocolName = "",
@@ -57,17 +62,24 @@ def score(
     reference: Annotated[str, typer.Option(help="reference statistics (.npz), or real images, for --samples")] = "",
     detector: Annotated[str, typer.Option(help=f"{DETECTORS}, for --samples; default inception")] = "",
     weights: Weights = "",
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else, for --samples")] = False,
 ) -> None:
     """Score a method's cells, sampled first where they are not; or, with --samples and --reference, images made by anybody."""
     if samples or reference:
         if not (samples and reference) or method:
             raise UserError("scoring files takes --samples and --reference, and no method")
-        print_scores(samples, reference, detector or "inception", weights)
+        unread = [name for name in OF_CELLS if context.get_parameter_source(name) == ParameterSource.COMMANDLINE]
+        if unread:
+            options = ", ".join(f"--{name.removesuffix('_name')}" if name != "overrides" else "overrides" for name in unread)
+            raise UserError(f"{options}: of a method's cells, and without meaning for --samples")
+        print_scores(samples, reference, detector or "inception", weights, as_json)
         return
     if not method:
         raise UserError("give a method, or --samples FILE --reference FILE")
-    if detector or weights:
-        raise UserError("--detector and --weights belong to --samples: the detector of a method's cells is the protocol's")
+    if detector or weights or as_json:
+        raise UserError(
+            "--detector, --weights and --json belong to --samples: the detector of a method's cells is the protocol's"
+        )
     run = place.Run(out, data, "auto", 1, keep=keep)
     found = load(protocol_name, overrides, run)
     wanted = set(chosen_cells(found, method, seed, train, test))
@@ -77,8 +89,14 @@ def score(
     )
 
 
-def print_scores(samples: str, reference: str, detector: str, weights: str) -> None:
-    """Scores files and prints a table."""
+def print_scores(samples: str, reference: str, detector: str, weights: str, as_json: bool = False) -> None:
+    """Scores files and prints a table; or one JSON object alone, for programs."""
+    if as_json:
+        result = external.score_files(samples, reference, detector, weights or None)
+        for entry in result["scores"].values():
+            entry.pop("replicates", None)
+        print(json.dumps({"samples": samples, **result}, sort_keys=True, allow_nan=False))
+        return
     with progress.stage("features", 1, "image") as stage:
 
         def report(done: int, total: int) -> None:
@@ -91,7 +109,7 @@ def print_scores(samples: str, reference: str, detector: str, weights: str) -> N
         table.add_column(column, justify="left" if column == "score" else "right")
     for name, entry in result["scores"].items():
         table.add_row(name, *(f"{entry[key]:.4f}" if entry.get(key) is not None else "" for key in ("value", "low", "high")))
-    console().print(table)
+    console(160).print(table)
     for kind in ("detector", "reference"):
         about = {"count": None, "source": None} | result[kind]
         count = f", {about['count']} images" if about["count"] else ""
@@ -120,7 +138,7 @@ def loss(
     run = place.Run(out, data, "auto", 1)
     cells = chosen_cells(load(protocol_name, overrides, run), method, seed, train, test)
     base = registry.check(against) if against else cells[0].training.method
-    losses.print_losses(losses.compared(cells, run, against, heldout), base, levels, console())
+    losses.print_losses(losses.compared(cells, run, against, heldout), base, levels, console(160))
 
 
 @app.command(rich_help_panel=EVALUATE)
@@ -171,7 +189,7 @@ def submit(
     data: Data = "",
 ) -> None:
     """Copy a complete row from OUT into leaderboards/, regenerate them, and show what that changes in the ranking."""
-    found = load(protocol_name, None)
+    found = load(protocol_name, None, data)
     registry.check(method)
     written, changes = boards.submit(found, method, seed, place.Run(out, data, "1", 1))
     print(changes)
@@ -232,12 +250,13 @@ def spectrum() -> None:
 @app.command(name="list", rich_help_panel=OTHER)
 def list_(out: Out = RUNS) -> None:
     """Methods, protocols and data sets, with what of them is there."""
-    shown = console(120)
-    table = _table("methods", "name", "idea", "trained")
-    for name in registry.names():
-        folders = sorted(path.parent.name for path in out.glob(f"trainings/{name}-*/{stages.WEIGHTS}"))
-        done = [folder.removeprefix(f"{name}-").rpartition("-")[0] for folder in folders]
-        table.add_row(name, registry.describe(name), ", ".join(done))
+    shown = console()
+    trained = {name: _trained(name, out) for name in registry.names()}
+    table = _table("methods", "name", "title", "kind", "year", "paper", *(["trained"] if any(trained.values()) else []))
+    for name, sizes in trained.items():
+        about = registry.about(name)
+        paper = about.paper.removeprefix("https://arxiv.org/abs/").removeprefix("https://")
+        table.add_row(name, about.title, about.kind, str(about.year or ""), paper, *([sizes] if any(trained.values()) else []))
     shown.print(table)
     table = _table("protocols", "name", "title", "hash", "cells", "sampled")
     for name in protocol.names():
@@ -253,9 +272,15 @@ def list_(out: Out = RUNS) -> None:
     shown.print(table)
 
 
+def _trained(name: str, out: Path) -> str:
+    """The sizes and seeds at which a method's training is complete in OUT."""
+    folders = sorted(path.parent.name for path in out.glob(f"trainings/{name}-*/{stages.WEIGHTS}"))
+    return ", ".join(folder.removeprefix(f"{name}-").rpartition("-")[0] for folder in folders)
+
+
 def _table(title: str, *columns: str) -> Table:
-    """A table whose names are never cut."""
-    table = Table(title=title, title_justify="left")
+    """A table that fits 80 columns and whose names are never cut: other columns go on in the next line."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for place_, column in enumerate(columns):
-        table.add_column(column, no_wrap=place_ == 0, overflow="fold")
+        table.add_column(column, no_wrap=place_ == 0 or column in ("kind", "year", "hash"), overflow="fold")
     return table

@@ -15,6 +15,7 @@ from benchmark import progress
 from benchmark.files import PARENT, Stopped, UserError, is_memory, listed
 from benchmark.protocol import Protocol
 from benchmark.registry import trained_name
+from benchmark.run import estimate
 from benchmark.run.place import Run, check_nodes, gpus
 from benchmark.run.stages import Stage, Train, graph, processors
 
@@ -26,6 +27,7 @@ def bench(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> li
         (stage, reason) of every stage that failed; what needs one of them was left out.
     """
     stages = graph(protocol, methods, seed, run)
+    estimate.announce(protocol, stages, run)
     if len(methods) > 1 and run.devices == "auto" and not gpus() and processors() > 1:
         abreast(stages, methods, seed, run)
     return run_all(stages)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -103,7 +104,7 @@ def print_plan(
             table.add_row(method, *counts, *figures(of))
         console.print(table)
     if cells and missing:
-        table = _table("every stage, in order", ["", "stage", "of", "state", *headings], 4)
+        table = _table("every stage, in order", ["", "stage", "of", "state", "operations", "hours", *headings[2:]], 4)
         for number, stage in enumerate(missing, start=1):
             table.add_row(str(number), stage.kind, stage.title, stage.state(), *figures([stage]))
         console.print(table)
@@ -112,9 +113,12 @@ def print_plan(
 
 
 def _table(title: str, headings: Sequence[str], words: int) -> Table:
-    table = Table(title=title, title_justify="left", pad_edge=False)
+    """A table that fits 80 columns: only its words are broken."""
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
     for place, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if place < words else "right", overflow="fold")
+        table.add_column(heading, justify="left" if place < words else "right", no_wrap=place >= words, overflow="fold")
     return table
 
 
