@@ -10,6 +10,8 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import yaml
+
 from benchmark import registry
 from benchmark.files import ROOT, UserError
 
@@ -44,8 +46,6 @@ def is_stale(revisions: dict[str, Any] | None, method: str) -> bool:
 @functools.cache
 def ledger() -> dict[str, dict[str, Any]]:
     """The revisions behind the code hashes that records of schema 1 hold in their place: {hash: revisions}."""
-    import yaml
-
     try:
         return yaml.safe_load(LEDGER.read_text(encoding="utf-8")) or {}
     except FileNotFoundError:

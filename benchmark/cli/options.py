@@ -14,7 +14,7 @@ from benchmark.files import UserError
 from benchmark.identity import Cell, cells_of
 
 if TYPE_CHECKING:
-    from benchmark.run.place import Run
+    from benchmark.plan.place import Run
 
 Method = Annotated[str, typer.Argument(help="a file name in methods/; `list` shows them", show_default=False)]
 Overrides = Annotated[
@@ -37,7 +37,7 @@ Weights = Annotated[str, typer.Option(help="the detector's weight file; default 
 RUNS = Path("runs")
 NARROW = 80  # columns, where there is no terminal
 
-own = lazy.module("benchmark.run.own")
+own = lazy.module("benchmark.plan.own")
 
 
 def load(name: str, overrides: list[str] | None, run: Run | None = None) -> protocol.Protocol:

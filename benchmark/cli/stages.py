@@ -30,10 +30,10 @@ from benchmark.cli.options import (
 from benchmark.files import UserError
 from benchmark.protocol import Protocol, size_hw
 
-boards, local, place, plans, reproduction, sampling, slurm, stages, training = (
-    lazy.module(f"benchmark.run.{name}")
-    for name in ("boards", "local", "place", "plan", "reproduce", "sample", "slurm", "stages", "train")
+boards, local, reproduction, sampling, slurm, training = (
+    lazy.module(f"benchmark.run.{name}") for name in ("boards", "local", "reproduce", "sample", "slurm", "train")
 )
+place, plans, stages = (lazy.module(f"benchmark.plan.{name}") for name in ("place", "report", "stages"))
 latent, rankings, indexes, flops = map(
     lazy.module, ("benchmark.data.latents", "benchmark.board.ranking", "benchmark.data.index", "benchmark.model.flops")
 )

@@ -31,9 +31,8 @@ from benchmark.cli.options import (
 )
 from benchmark.files import ROOT, UserError
 
-boards, local, losses, place, stages, training = (
-    lazy.module(f"benchmark.run.{name}") for name in ("boards", "local", "loss", "place", "stages", "train")
-)
+boards, local, losses, training = (lazy.module(f"benchmark.run.{name}") for name in ("boards", "local", "loss", "train"))
+place, stages = lazy.module("benchmark.plan.place"), lazy.module("benchmark.plan.stages")
 classifier, detectors, external, references, samples_of = (
     lazy.module(f"benchmark.evaluate.{name}") for name in ("classifier", "detectors", "external", "reference", "samples")
 )

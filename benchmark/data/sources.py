@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import io
 import itertools
-import json
 import os
 import re
 from collections import Counter
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import braceexpand
 import numpy as np
 from PIL import Image
 
@@ -26,12 +26,11 @@ from benchmark.data.card import Card
 from benchmark.data.choice import Choice, LeftOut, annotated, class_names, columns_of, split_files, split_folder
 from benchmark.data.images import DAMAGE
 from benchmark.data.pool import parallel
-from benchmark.data.tars import MEMBERS, members
-from benchmark.files import UserError, digest, exists, is_file, listed, read_regular, shown
+from benchmark.data.tars import labelled, unique_keys
+from benchmark.files import UserError, exists, is_file, listed, read_regular, shown
 from benchmark.streams import shuffled
 
 ENDINGS = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")  # of image files
-LABEL_BYTES = 1 << 20  # of a sample's `cls` or `json` at most
 SHUFFLE = 0x5EED  # the key of the one order in which a source's samples are dealt to shards
 
 
@@ -221,7 +220,7 @@ class Tars(Source):
 
     def prepare(self, workers: int) -> None:
         found: dict[int, list[tuple[str, int, str, int, int]]] = {}
-        for number, samples in parallel(_labelled, list(enumerate(self.paths)), workers):
+        for number, samples in parallel(labelled, list(enumerate(self.paths)), workers):
             found[number] = samples
         self.samples = [(number, *sample) for number in sorted(found) for sample in found[number]]
         if self.choice.relabels:
@@ -406,7 +405,6 @@ PATHS = 100_000  # that braces may stand for
 
 def _expanded(pattern: str) -> list[Path]:
     """The paths that webdataset's brace notation stands for."""
-    import braceexpand
 
     spans = [abs(int(last) - int(first)) for first, last in re.findall(r"\{(-?[0-9]{1,18})\.\.(-?[0-9]{1,18})", pattern)]
     if len(pattern) > 4096 or re.search(r"[0-9]{19}", pattern) or any(span >= PATHS for span in spans):
@@ -418,49 +416,3 @@ def _expanded(pattern: str) -> list[Path]:
     if len(names) > PATHS:
         raise UserError(f"DATA {shown(pattern)} stands for more than {PATHS} files")
     return [Path(name) for name in names]
-
-
-def unique_keys(names: list[str]) -> list[str]:
-    """webdataset keys: `names` without dots, where a key would end, short enough for a tar header, and none twice."""
-    seen: set[str] = set()
-    keys = []
-    for name in names:
-        base = name.replace(".", "_").strip("/")
-        if len(base.encode("utf-8", "surrogateescape")) > 90:  # ustar's name field holds 100 bytes, ending included
-            base = f"{base[:20]}-{digest(name, 20)}"
-        key, number = base, 1
-        while key in seen:
-            number += 1
-            key = f"{base}~{number}"
-        seen.add(key)
-        keys.append(key)
-    return keys
-
-
-def _labelled(job: tuple[int, Path]) -> tuple[int, list[tuple[str, int | None, str, int, int]]]:
-    """The samples of one tar: (key, label or None, member, offset, bytes). Carries the tar's number through the pool."""
-    number, path = job
-    samples = []
-    with open(path, "rb") as file:
-
-        def text(place: tuple[int, int]) -> bytes:
-            if place[1] > LABEL_BYTES:
-                raise ValueError("too long")
-            file.seek(place[0])
-            return file.read(place[1])
-
-        for key, parts in members(path).items():
-            images = [member for member in parts if member.rpartition(".")[2] in MEMBERS]
-            if len(images) != 1:
-                raise UserError(f"{path}: sample '{key}' has {len(images)} pictures (members: {listed(parts)})")
-            label: Any = None
-            try:
-                if "cls" in parts:
-                    label = int(text(parts["cls"]))
-                elif "json" in parts:
-                    label = json.loads(text(parts["json"])).get("label")
-            except (ValueError, AttributeError, RecursionError):
-                pass
-            label = label if isinstance(label, int) and not isinstance(label, bool) else None
-            samples.append((key, label, images[0], *parts[images[0]]))
-    return number, samples

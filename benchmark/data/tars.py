@@ -5,6 +5,7 @@ an index of where its samples lie.
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,13 +15,15 @@ from PIL import Image
 
 from benchmark.data.choice import Choice
 from benchmark.data.images import decoded
-from benchmark.files import UserError, atomic, file_hash, shown, write_json
+from benchmark.files import UserError, atomic, digest, file_hash, listed, shown, write_json
 
 MEMBERS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")  # of images in other people's tars
 FORMATS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}  # Pillow's name of a format -> member; otherwise in lower case
 
 
 # --- Tars ------------------------------------------------------------------------------------------------------------
+
+LABEL_BYTES = 1 << 20  # of a sample's `cls` or `json` at most
 
 
 def members(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
@@ -98,3 +101,49 @@ def _summary(tar: Path, labels: dict[str, int]) -> dict[str, Any]:
         samples.append([key, labels[key], member, *parts[member]])
     assert len(samples) == len(labels)
     return {"bytes": tar.stat().st_size, "sha256": file_hash(tar), "samples": samples}
+
+
+def unique_keys(names: list[str]) -> list[str]:
+    """webdataset keys: `names` without dots, where a key would end, short enough for a tar header, and none twice."""
+    seen: set[str] = set()
+    keys = []
+    for name in names:
+        base = name.replace(".", "_").strip("/")
+        if len(base.encode("utf-8", "surrogateescape")) > 90:  # ustar's name field holds 100 bytes, ending included
+            base = f"{base[:20]}-{digest(name, 20)}"
+        key, number = base, 1
+        while key in seen:
+            number += 1
+            key = f"{base}~{number}"
+        seen.add(key)
+        keys.append(key)
+    return keys
+
+
+def labelled(job: tuple[int, Path]) -> tuple[int, list[tuple[str, int | None, str, int, int]]]:
+    """The samples of one tar: (key, label or None, member, offset, bytes). Carries the tar's number through the pool."""
+    number, path = job
+    samples = []
+    with open(path, "rb") as file:
+
+        def text(place: tuple[int, int]) -> bytes:
+            if place[1] > LABEL_BYTES:
+                raise ValueError("too long")
+            file.seek(place[0])
+            return file.read(place[1])
+
+        for key, parts in members(path).items():
+            images = [member for member in parts if member.rpartition(".")[2] in MEMBERS]
+            if len(images) != 1:
+                raise UserError(f"{path}: sample '{key}' has {len(images)} pictures (members: {listed(parts)})")
+            label: Any = None
+            try:
+                if "cls" in parts:
+                    label = int(text(parts["cls"]))
+                elif "json" in parts:
+                    label = json.loads(text(parts["json"])).get("label")
+            except (ValueError, AttributeError, RecursionError):
+                pass
+            label = label if isinstance(label, int) and not isinstance(label, bool) else None
+            samples.append((key, label, images[0], *parts[images[0]]))
+    return number, samples

@@ -35,9 +35,9 @@ from benchmark.measure.speed import _core, _peak, _peer, _precision, _step, _wai
 from benchmark.model import checkpoint, dit
 from benchmark.model.encoding import Encoding, sincos_table, token_yx
 from benchmark.model.flops import forward_flops, training_flops
+from benchmark.plan.place import Run
 from benchmark.protocol import Core as CoreConfig
 from benchmark.protocol import size_hw
-from benchmark.run.place import Run
 from benchmark.run.train import prepared
 
 FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]

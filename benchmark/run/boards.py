@@ -10,10 +10,10 @@ from PIL import Image
 from benchmark.board import generate, ranking
 from benchmark.files import ROOT, UserError, atomic
 from benchmark.identity import cells_of
+from benchmark.plan.place import Run
+from benchmark.plan.stages import Sample, graph, records_folder
 from benchmark.protocol import Protocol, size_hw
 from benchmark.results import record
-from benchmark.run.place import Run
-from benchmark.run.stages import Sample, graph, records_folder
 
 BOARDS = ROOT / "leaderboards"
 GRID, GRID_GAP = "grid.png", 2

@@ -20,10 +20,10 @@ from benchmark.model.encoding import Encoding
 from benchmark.model.flops import OUTPUTS, forward_flops, parameters, training_flops
 from benchmark.model.method import Method
 from benchmark.model.precision import autocast, has_bf16
+from benchmark.plan.place import Run, device
+from benchmark.plan.report import show_hours
+from benchmark.plan.stages import Stage
 from benchmark.protocol import Protocol, size_hw
-from benchmark.run.place import Run, device
-from benchmark.run.plan import show_hours
-from benchmark.run.stages import Stage
 
 SECONDS = 0.7  # of either measurement
 LARGE = 50_000_000  # weights from which two blocks stand for all: the work of a block does not depend on their number

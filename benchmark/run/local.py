@@ -13,11 +13,11 @@ from typing import Any
 
 from benchmark import progress
 from benchmark.files import PARENT, Stopped, UserError, is_memory, listed
+from benchmark.plan.place import Run, check_nodes, gpus
+from benchmark.plan.stages import Stage, Train, graph, processors
 from benchmark.protocol import Protocol
 from benchmark.registry import trained_name
 from benchmark.run import estimate
-from benchmark.run.place import Run, check_nodes, gpus
-from benchmark.run.stages import Stage, Train, graph, processors
 
 
 def bench(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> list[tuple[Stage, str]]:

@@ -18,9 +18,9 @@ from benchmark.evaluate import denoising
 from benchmark.evaluate.denoising import HeldOut
 from benchmark.evaluate.reference import Scenes, Shards
 from benchmark.identity import Cell
+from benchmark.plan.place import Run, device
 from benchmark.protocol import Protocol
 from benchmark.results.compare import Comparison, compare
-from benchmark.run.place import Run, device
 from benchmark.run.train import load_weights, prepared, trained
 
 

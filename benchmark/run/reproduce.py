@@ -20,11 +20,12 @@ from benchmark import progress
 from benchmark.board import published, table
 from benchmark.files import UserError, read_json
 from benchmark.identity import Cell, cells_of
+from benchmark.plan import report as plan
+from benchmark.plan.place import Run
+from benchmark.plan.stages import Score, Stage, graph
 from benchmark.protocol import Protocol
 from benchmark.results import compare, record
-from benchmark.run import local, plan
-from benchmark.run.place import Run
-from benchmark.run.stages import Score, Stage, graph
+from benchmark.run import local
 
 METRICS = ("fid", "is")
 IDENTICAL, REPRODUCED, SPREAD, DIFFERS = "identical", "reproduced", "within the seeds' spread", "differs"

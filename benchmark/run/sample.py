@@ -28,10 +28,10 @@ from benchmark.files import UserError, atomic, listed, read_fields, read_json, s
 from benchmark.identity import Cell
 from benchmark.model.method import Method
 from benchmark.model.precision import autocast
+from benchmark.plan import cost, needs
+from benchmark.plan.place import Run, check_nodes
+from benchmark.plan.stages import CHUNKS, DONE, KEPT_IMAGES, REPORT, is_sampled
 from benchmark.protocol import Protocol, size_hw
-from benchmark.run import cost, needs
-from benchmark.run.place import Run, check_nodes
-from benchmark.run.stages import CHUNKS, DONE, KEPT_IMAGES, REPORT, is_sampled
 from benchmark.run.train import load_weights, quieten, trained
 
 GRID = "grid.png"

@@ -18,13 +18,13 @@ from benchmark.evaluate.detectors import Detector
 from benchmark.evaluate.reference import Reference, Scenes, make, open_source
 from benchmark.files import UserError, read_fields, read_json, sweep, write_json
 from benchmark.identity import Cell
+from benchmark.plan import needs
+from benchmark.plan.place import Run, device
+from benchmark.plan.stages import DONE, REPORT, Context, Score, records_folder
 from benchmark.protocol import Protocol, size_hw
 from benchmark.results import record
-from benchmark.run import needs
 from benchmark.run.loss import cell_loss, heldout_images
-from benchmark.run.place import Run, device
 from benchmark.run.sample import units
-from benchmark.run.stages import DONE, REPORT, Context, Score, records_folder
 from benchmark.run.train import prepared, trained
 
 COMPARED = ("fid", "is", "loss")  # scores whose replicates are kept, for comparisons in pairs; the others keep their interval

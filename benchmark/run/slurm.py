@@ -24,9 +24,9 @@ from submitit.helpers import DelayedSubmission
 
 from benchmark import progress
 from benchmark.files import UserError, unknown
+from benchmark.plan.place import Run, gpus
+from benchmark.plan.stages import graph
 from benchmark.protocol import Protocol
-from benchmark.run.place import Run, gpus
-from benchmark.run.stages import graph
 
 CLUSTERS = ("slurm", "local")
 KINDS = ("data", "latents", "train", "reference", "cell", "end")

@@ -39,12 +39,12 @@ from benchmark.identity import Training
 from benchmark.model import checkpoint
 from benchmark.model.method import Method
 from benchmark.model.precision import averaging, precision
+from benchmark.plan import cost, needs
+from benchmark.plan.dataset import DataSet
+from benchmark.plan.place import Run, check_nodes
+from benchmark.plan.stages import CHECKPOINTS, REPORT, WEIGHTS
 from benchmark.protocol import Protocol, size_hw, size_name
-from benchmark.run import cost, needs
 from benchmark.run.callbacks import Atomic, Keeper, Watch
-from benchmark.run.dataset import DataSet
-from benchmark.run.place import Run, check_nodes
-from benchmark.run.stages import CHECKPOINTS, REPORT, WEIGHTS
 
 
 def prepared(protocol: Protocol, run: Run, verbose: bool = True) -> Path:

@@ -21,9 +21,9 @@ from benchmark.data.latents import (
 )
 from benchmark.files import UserError
 from benchmark.identity import Cell, Training
+from benchmark.plan.place import Run
 from benchmark.protocol import Protocol
 from benchmark.run import sample, train
-from benchmark.run.place import Run
 
 LATENTS = """
 title: Latents, for tests

@@ -22,8 +22,8 @@ from benchmark.evaluate.detectors.weights import (
     find_weights,
 )
 from benchmark.files import UserError, file_hash
+from benchmark.plan import report as plan
 from benchmark.results import record
-from benchmark.run import plan
 
 
 def images(count: int, height: int, width: int) -> torch.Tensor:

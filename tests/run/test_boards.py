@@ -13,9 +13,10 @@ from synthetic import value_of
 from benchmark import protocol
 from benchmark.board import generate
 from benchmark.files import UserError, write_json
+from benchmark.plan import stages
+from benchmark.plan.place import Run
 from benchmark.results import record
-from benchmark.run import boards, sample, stages
-from benchmark.run.place import Run
+from benchmark.run import boards, sample
 
 
 @pytest.fixture

@@ -21,9 +21,10 @@ from benchmark.__main__ import main
 from benchmark.files import ROOT, UserError
 from benchmark.identity import Cell, Training
 from benchmark.model import checkpoint
-from benchmark.run import local, sample, stages
-from benchmark.run.place import Run
-from benchmark.run.stages import WEIGHTS, Stage
+from benchmark.plan import stages
+from benchmark.plan.place import Run
+from benchmark.plan.stages import WEIGHTS, Stage
+from benchmark.run import local, sample
 from benchmark.run.train import train as fit
 
 pytestmark = pytest.mark.xdist_group("end to end")  # most of them share the folder of one run

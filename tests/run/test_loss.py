@@ -12,10 +12,10 @@ from benchmark import protocol
 from benchmark.evaluate import denoising
 from benchmark.files import UserError, read_json
 from benchmark.identity import Cell
+from benchmark.plan.place import Run
+from benchmark.plan.stages import Score, graph
 from benchmark.results import record
 from benchmark.run import local, loss
-from benchmark.run.place import Run
-from benchmark.run.stages import Score, graph
 from benchmark.run.train import train
 
 RULES = protocol.load("smoke", ["sample.precision=float32", "train.precision=float32"])

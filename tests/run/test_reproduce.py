@@ -16,9 +16,10 @@ from benchmark import protocol
 from benchmark.board import published
 from benchmark.files import UserError, write_json
 from benchmark.identity import Cell, cells_of
+from benchmark.plan import stages
+from benchmark.plan.place import Run
 from benchmark.results import record
-from benchmark.run import local, reproduce, stages
-from benchmark.run.place import Run
+from benchmark.run import local, reproduce
 from benchmark.run.reproduce import DIFFERS, IDENTICAL, REPRODUCED, SPREAD, judge
 
 

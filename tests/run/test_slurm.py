@@ -16,8 +16,8 @@ import pytest
 from benchmark import protocol
 from benchmark.files import ROOT, UserError
 from benchmark.identity import cells_of
+from benchmark.plan.place import Run
 from benchmark.run import slurm
-from benchmark.run.place import Run
 from benchmark.run.slurm import Commands, Submitted, Task
 
 SMOKE = ["extrapolation", "yarn", "nope"]

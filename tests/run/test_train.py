@@ -22,9 +22,9 @@ from benchmark.files import ROOT, UserError
 from benchmark.identity import Training
 from benchmark.model import flops
 from benchmark.model.method import Method
+from benchmark.plan.place import Run
 from benchmark.run import callbacks, train
 from benchmark.run.callbacks import Atomic
-from benchmark.run.place import Run
 
 STEPS = 24
 SETTINGS = ["train.steps=24", "train.precision=float32"]

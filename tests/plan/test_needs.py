@@ -8,8 +8,8 @@ import pytest
 
 from benchmark import protocol
 from benchmark.files import UserError
-from benchmark.run import needs
-from benchmark.run.place import Run
+from benchmark.plan import needs
+from benchmark.plan.place import Run
 
 
 def test_the_smoke_protocol_fits_this_machine(tmp_path: Path) -> None:

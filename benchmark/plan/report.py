@@ -12,9 +12,9 @@ from rich.table import Table
 from benchmark.files import UserError
 from benchmark.model.flops import Device
 from benchmark.model.flops import device as known_device
+from benchmark.plan.cost import Cost
+from benchmark.plan.stages import Sample, Stage, Train
 from benchmark.protocol import Protocol
-from benchmark.run.cost import Cost
-from benchmark.run.stages import Sample, Stage, Train
 
 KINDS = ("shards", "latents", "train", "reference", "sample", "score")
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from math import prod
 
 from benchmark.model.flops import OUTPUTS, Device, forward_flops, parameters, training_flops
+from benchmark.plan.dataset import OVERHEAD
 from benchmark.protocol import Protocol, Sample, size_hw
 from benchmark.registry import detector_facts
-from benchmark.run.dataset import OVERHEAD
 
 # Stable Diffusion's autoencoder (83,653,863 parameters): convolutions per pixel, and one attention of width 512 in the middle of
 # either half over (height / 8) x (width / 8) places. Counted from diffusers' AutoencoderKL; a test counts again.

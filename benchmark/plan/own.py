@@ -8,8 +8,8 @@ from benchmark import lazy, protocol
 from benchmark.data.card import load_card
 from benchmark.data.index import Index
 from benchmark.files import UserError, read_json
+from benchmark.plan.place import Run
 from benchmark.protocol import Protocol
-from benchmark.run.place import Run
 
 FOLDER, EMBEDDED = "folder", "shapes"  # protocols: with DATA, and without
 

@@ -14,9 +14,10 @@ from benchmark import protocol
 from benchmark.evaluate.score import unit_file
 from benchmark.files import ROOT, UserError, write_json
 from benchmark.identity import Cell, Training
-from benchmark.run import plan, stages
-from benchmark.run.cost import Cost
-from benchmark.run.stages import CHECKPOINTS, REPORT, WEIGHTS
+from benchmark.plan import report as plan
+from benchmark.plan import stages
+from benchmark.plan.cost import Cost
+from benchmark.plan.stages import CHECKPOINTS, REPORT, WEIGHTS
 
 
 def printed(chosen, stages, name="h100", **options) -> str:

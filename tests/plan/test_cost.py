@@ -17,7 +17,7 @@ from benchmark.evaluate.classifier import Classifier
 from benchmark.model import diffusion, flops
 from benchmark.model.dit import Core
 from benchmark.model.encoding import Encoding
-from benchmark.run import cost
+from benchmark.plan import cost
 
 SIZES = ["256x256", "384x384", "512x512", "768x768", "1024x1024"]
 

@@ -10,8 +10,8 @@ from benchmark import protocol
 from benchmark.data import shapes, writer
 from benchmark.files import UserError, write_json
 from benchmark.identity import Training
-from benchmark.run.dataset import PICTURE, DataSet
-from benchmark.run.place import Run
+from benchmark.plan.dataset import PICTURE, DataSet
+from benchmark.plan.place import Run
 
 
 def manifests(folder: Path) -> None:

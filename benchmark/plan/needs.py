@@ -12,9 +12,9 @@ from pathlib import Path
 
 from benchmark.files import UserError
 from benchmark.model.flops import OUTPUTS, parameters
+from benchmark.plan.place import Run, gpus, torch
 from benchmark.protocol import Protocol
 from benchmark.registry import detector_facts
-from benchmark.run.place import Run, gpus
 
 STATE = 20  # bytes a weight in training: float32 itself, gradient, average, and AdamW's two moments
 TENSORS = 8  # of [tokens, width] in a block that the backward pass waits for, at least
@@ -77,8 +77,6 @@ def check_disk(needed: float, what: str, folder: Path) -> None:
 def memory(on_gpu: bool = True) -> float:
     """Bytes of a device's memory: of the first GPU where there is one, else of this machine, or of the share that we may use."""
     if on_gpu and gpus():
-        import torch  # only where there is a GPU
-
         return float(torch.cuda.mem_get_info(0)[1])
     total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):

@@ -16,11 +16,12 @@ from benchmark.evaluate import detectors
 from benchmark.evaluate.score import features_folder, unit_file
 from benchmark.files import write_json
 from benchmark.identity import Cell, Training, cells_of
+from benchmark.plan import cost, stages
+from benchmark.plan.place import Run
+from benchmark.plan.stages import CHECKPOINTS, COMPLETE, DONE, MISSING, REPORT, WEIGHTS, Sample, Stage, Train
 from benchmark.protocol import Protocol
 from benchmark.results import record
-from benchmark.run import cost, sample, stages
-from benchmark.run.place import Run
-from benchmark.run.stages import CHECKPOINTS, COMPLETE, DONE, MISSING, REPORT, WEIGHTS, Sample, Stage, Train
+from benchmark.run import sample
 
 METHODS = ["extrapolation", "yarn", "nope"]
 

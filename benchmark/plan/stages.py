@@ -18,12 +18,12 @@ from pathlib import Path
 from benchmark import lazy, registry, revision
 from benchmark.files import UserError, digest, read_fields
 from benchmark.identity import SCORING, Cell, Training, cells_of, code_key, reference_key
+from benchmark.plan import cost
+from benchmark.plan.cost import Cost
+from benchmark.plan.dataset import DataSet
+from benchmark.plan.place import Run
 from benchmark.protocol import Protocol
 from benchmark.results import record
-from benchmark.run import cost
-from benchmark.run.cost import Cost
-from benchmark.run.dataset import DataSet
-from benchmark.run.place import Run
 
 training, sampling, scoring = map(lazy.module, ("benchmark.run.train", "benchmark.run.sample", "benchmark.run.score"))
 

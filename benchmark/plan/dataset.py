@@ -13,8 +13,8 @@ from benchmark.data.card import Card, load_card
 from benchmark.data.index import read_manifest
 from benchmark.files import UserError, is_file
 from benchmark.identity import Training
+from benchmark.plan.place import Run
 from benchmark.protocol import Protocol, size_name
-from benchmark.run.place import Run
 
 PICTURE = 112_000  # bytes of one of ImageNet's pictures in a shard, on average
 PACKED = 0.4  # stored over raw bytes of a rendered picture (PNG)
