@@ -31,22 +31,22 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_attributes_are_inherited_as_python_does_and_a_docstring_stands_in(folder: Path) -> None:
+def test_attributes_are_inherited_as_python_does(folder: Path) -> None:
     (folder / "base.py").write_text(
         '"""Base (arXiv 2001.01234, section 2)."""\nfrom benchmark.model.method import Method\n\n\n'
         'class Layer(Module):\n    title = "no method"\n\n\n'
-        'class Base(Method):\n    title = "Base"\n    year: int = 2019\n'
+        'class Base(Method):\n    title = "Base"\n    year: int = 2019\n    paper = "2001.01234"\n'
     )
     (folder / "child.py").write_text(
         '"""Child."""\nfrom methods.base import Base\n\n\nclass Child(Base):\n    title = "Child"\n    trains_as = "base"\n'
     )
     (folder / "own.py").write_text(
         'from methods.child import Child\n\n\nclass Own(Child):\n    title = "Own"\n    trains_as = None\n'
-        '    paper = "arXiv:2305.00001"\n    kind = "fine-tuned"\n'
+        '    paper = "arXiv:2305.00001"\n'
     )
     assert registry.about("base") == registry.About("Base", "https://arxiv.org/abs/2001.01234", 2019, "trained", "base")
-    assert registry.about("child") == registry.About("Child", "", 2019, "training-free", "base")
-    assert registry.about("own") == registry.About("Own", "https://arxiv.org/abs/2305.00001", 2019, "fine-tuned", "own")
+    assert registry.about("child") == registry.About("Child", "https://arxiv.org/abs/2001.01234", 2019, "training-free", "base")
+    assert registry.about("own") == registry.About("Own", "https://arxiv.org/abs/2305.00001", 2019, "trained", "own")
     (folder / "child.py").write_text('from methods.base import Base\n\n\nclass Child(Base):\n    title = "Changed"\n')
     assert registry.about("child").title == "Changed"
     with pytest.raises(UserError, match="unknown method"):
