@@ -37,8 +37,8 @@ from benchmark.data.latents import (
 from benchmark.data.sources import (
     Folder,
     source,
-    unique_keys,
 )
+from benchmark.data.tars import unique_keys
 from benchmark.data.writer import prepare, write
 from benchmark.files import UserError, file_hash, is_full, read_json, write_array
 
