@@ -1,37 +1,72 @@
 # PosBench's front door. `make` lists the verbs; every one of them installs what it needs into .venv first.
-PYTHON   ?= python3
-METHOD   ?= rpe2d
-DATA     ?=
+PYTHON    ?= python3
+METHOD    ?= rpe2d
+# Several, for sweep and plan: METHODS="rpe2d yarn"; empty is all of the protocol.
+METHODS   ?=
 # Empty: shapes, or folder where DATA is a folder of pictures.
-PROTOCOL ?=
-DEVICES  ?= auto
-NODES    ?= 1
-# Jobs instead of running here: slurm, or local; RESOURCES is a YAML file of submitit's parameters.
-CLUSTER  ?=
+PROTOCOL  ?=
+DATA      ?=
+DEVICES   ?= auto
+NODES     ?= 1
+# Jobs instead of running here: slurm, or local; RESOURCES is a YAML file of submitit's parameters (cluster.example.yaml).
+CLUSTER   ?=
 RESOURCES ?=
-# What `plan` counts hours of.
-DEVICE   ?= h100
-SEED     ?= 0
-OUT      ?= runs
-# Further dot-list overrides, e.g. SET="train.steps=200 sample.count=64": they make the run a custom one.
-SET      ?=
+# What `plan` counts hours of, and the price of one of them.
+DEVICE    ?= h100
+PRICE     ?=
+# Empty: 0; and for `reproduce` the first seed that is recorded.
+SEED      ?=
+OUT       ?= runs
+# 1 keeps all images of a cell.
+KEEP      ?=
+# What `loss` compares with: a method; and a folder of shards that nothing was trained on.
+AGAINST   ?=
+HELDOUT   ?=
+# Overrides, which make a run a custom one: SET="train.steps=200"; and any further option of a verb.
+SET       ?=
 
 VENV := .venv
 PY   := $(VENV)/bin/python
 RUN  := $(PY) -m benchmark
-ARGS  = $(if $(PROTOCOL),--protocol $(PROTOCOL)) --seed $(SEED) --out $(OUT) --devices $(DEVICES) --nodes $(NODES) $(if $(DATA),--data $(DATA)) $(SET)
+# The words of a command line for those variables that were given.
+opt   = $(if $($1),--$(if $2,$2,$(shell echo $1 | tr A-Z a-z)) '$($1)')
+WHERE = $(call opt,PROTOCOL) $(call opt,OUT) $(call opt,DATA)
+ON    = $(call opt,DEVICES) $(call opt,NODES)
+MORE  = $(call opt,SEED) $(if $(KEEP),--keep) $(SET)
+
+# The variables that a verb reads. Another one, or a name with a slip in it, is an error and not silence.
+TAKES_bench        := METHOD PROTOCOL DATA SEED OUT KEEP DEVICES NODES SET
+TAKES_sweep        := METHODS PROTOCOL DATA SEED OUT KEEP DEVICES NODES CLUSTER RESOURCES SET
+TAKES_plan         := METHODS PROTOCOL DATA SEED OUT KEEP DEVICE PRICE SET
+TAKES_reproduce    := METHOD PROTOCOL DATA SEED OUT DEVICES NODES SET
+TAKES_submit       := METHOD PROTOCOL DATA SEED OUT
+TAKES_loss         := METHOD PROTOCOL DATA SEED OUT AGAINST HELDOUT SET
+TAKES_shards       := PROTOCOL DATA OUT SET
+TAKES_latents      := PROTOCOL DATA OUT DEVICES SET
+TAKES_list         := OUT
+TAKES_speed        := OUT SET
+TAKES_goldens      := SET
+TAKES_faults       := SET
+TAKES_test         := SET
+GIVEN := $(sort $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
+$(foreach verb,$(MAKECMDGOALS),$(foreach name,$(filter-out PYTHON VENV $(TAKES_$(verb)),$(GIVEN)),\
+  $(error `make $(verb)` does not read $(name)$(if $(TAKES_$(verb)), (it reads $(TAKES_$(verb)))))))
 
 .DEFAULT_GOAL := help
-.PHONY: help install bench sweep plan reproduce shards latents leaderboards list speed spectrum test faults goldens lint lock clean
+.PHONY: help install bench sweep plan reproduce submit loss shards latents leaderboards list speed spectrum teaser
+.PHONY: test goldens faults lint typecheck lock clean
 
 help: ## this list
-	@echo "make bench METHOD=rpe2d      one method through every stage, on the embedded data set"
+	@echo 'make bench METHOD=rpe2d   one method through every stage, on the embedded data'
+	@echo 'make test                 the test suite'
 	@echo
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 	@echo
-	@echo "Variables: METHOD=$(METHOD) PROTOCOL=$(PROTOCOL) SEED=$(SEED) OUT=$(OUT) DATA=$(DATA)"
-	@echo "           DEVICES=$(DEVICES) NODES=$(NODES) CLUSTER=$(CLUSTER) RESOURCES=$(RESOURCES) DEVICE=$(DEVICE)"
-	@echo "           SET='section.key=value ...'"
+	@echo 'Variables, each an error where a verb does not read it:'
+	@echo '  METHOD METHODS="rpe2d yarn" PROTOCOL DATA=folder SEED OUT=runs KEEP=1'
+	@echo '  DEVICES NODES CLUSTER=slurm RESOURCES=file DEVICE=h100 PRICE=2.5'
+	@echo '  AGAINST HELDOUT SET="section.key=value --option ..."'
+	@echo '$(RUN) VERB --help tells all of a verb.'
 
 # The stamp is newer than the lock exactly when the lock is installed, so a second make installs nothing.
 $(VENV)/.installed: requirements.txt requirements-uv.txt
@@ -43,52 +78,65 @@ $(VENV)/.installed: requirements.txt requirements-uv.txt
 
 install: $(VENV)/.installed ## set up .venv from the locked, hashed requirements
 
-bench: $(VENV)/.installed ## one METHOD: shards -> train -> sample -> score -> leaderboard
-	@$(RUN) bench $(METHOD) $(ARGS)
+bench: $(VENV)/.installed ## METHOD: shards, train, sample, score, leaderboard
+	@$(RUN) bench $(METHOD) $(WHERE) $(ON) $(MORE)
 
-sweep: $(VENV)/.installed ## every method of a PROTOCOL, shared trainings once
-	@$(RUN) sweep $(ARGS) $(if $(CLUSTER),--cluster $(CLUSTER)) $(if $(RESOURCES),--resources $(RESOURCES))
+sweep: $(VENV)/.installed ## METHODS of a PROTOCOL; shared trainings run once
+	@$(RUN) sweep $(call opt,METHODS) $(WHERE) $(ON) $(call opt,CLUSTER) $(call opt,RESOURCES) $(MORE)
 
-plan: $(VENV)/.installed ## what a PROTOCOL still needs: operations, hours on a DEVICE, disk
-	@$(RUN) plan $(or $(PROTOCOL),shapes) $(SET) --device $(DEVICE) --seed $(SEED) --out $(OUT) $(if $(DATA),--data $(DATA))
+plan: $(VENV)/.installed ## what is missing: hours on a DEVICE, PRICE, disk
+	@$(RUN) plan '$(PROTOCOL)' $(call opt,METHODS) $(call opt,DEVICE) $(call opt,PRICE) $(call opt,OUT) $(call opt,DATA) $(MORE)
 
-reproduce: $(VENV)/.installed ## run METHOD's row again and compare with the committed record and the paper
-	@$(RUN) reproduce $(METHOD) $(ARGS)
+reproduce: $(VENV)/.installed ## run METHOD's committed row again, and compare
+	@$(RUN) reproduce $(METHOD) $(WHERE) $(ON) $(MORE)
 
-shards: $(VENV)/.installed ## DATA (class folders, tars or parquet) -> shards with an index
-	@$(RUN) shards $(SET) $(if $(PROTOCOL),--protocol $(PROTOCOL)) --out $(OUT) $(if $(DATA),--data $(DATA))
+submit: $(VENV)/.installed ## copy METHOD's row from OUT into leaderboards/
+	@$(RUN) submit $(METHOD) $(WHERE) $(call opt,SEED)
 
-latents: $(VENV)/.installed ## the shards of a PROTOCOL -> latents of its autoencoder
-	@$(RUN) latents $(SET) $(if $(PROTOCOL),--protocol $(PROTOCOL)) --out $(OUT) --devices $(DEVICES) $(if $(DATA),--data $(DATA))
+loss: $(VENV)/.installed ## METHOD's denoising loss at every test size
+	@$(RUN) loss $(METHOD) $(WHERE) $(call opt,AGAINST) $(call opt,HELDOUT) $(MORE)
+
+shards: $(VENV)/.installed ## DATA (folders, tars, parquet) -> indexed shards
+	@$(RUN) shards $(WHERE) $(SET)
+
+latents: $(VENV)/.installed ## shards of a PROTOCOL -> latents
+	@$(RUN) latents $(WHERE) $(call opt,DEVICES) $(SET)
 
 leaderboards: $(VENV)/.installed ## regenerate leaderboards/ from its records
 	@$(RUN) leaderboards
 
-list: $(VENV)/.installed ## methods, protocols and data sets, and what of them is cached
-	@$(RUN) list --out $(OUT)
+list: $(VENV)/.installed ## methods, protocols, data sets; what is in OUT
+	@$(RUN) list $(call opt,OUT)
 
-speed: $(VENV)/.installed ## the core beside diffusers' DiT, and every method beside plain RoPE
-	@$(RUN) speed --out $(OUT)
+speed: $(VENV)/.installed ## our core beside diffusers' DiT; every method
+	@$(RUN) speed $(call opt,OUT) $(SET)
 
-spectrum: $(VENV)/.installed ## redraw leaderboards/spectrum.svg from the methods
+spectrum: $(VENV)/.installed ## plot the angles of the rotary methods
 	@$(RUN) spectrum
 
+teaser: $(VENV)/.installed ## the picture on top of the README
+	@$(PY) -m benchmark.measure.teaser interpolation rpe2d ledit yarn ntk extrapolation
+
 test: $(VENV)/.installed ## the test suite
-	@$(VENV)/bin/pytest -n auto --dist loadgroup tests
+	@$(VENV)/bin/pytest -n auto --dist loadgroup $(or $(SET),tests)
 
-faults: $(VENV)/.installed ## bad inputs and kills, all of them: what was tried, and what came of it
-	@PYTHONPATH=.:tests $(PY) tests/faults/campaign.py
+goldens: $(VENV)/.installed ## today's numbers beside the recorded ones
+	@PYTHONPATH=.:tests $(PY) tests/golden/goldens.py $(SET)
 
-goldens: $(VENV)/.installed ## compare today's numbers with the recorded ones, part by part
-	@PYTHONPATH=.:tests $(PY) tests/golden/goldens.py $(ARGS)
+faults: $(VENV)/.installed ## plant faults in the code; the tests must see them
+	@PYTHONPATH=.:tests $(PY) tests/faults/campaign.py $(SET)
 
-lint: $(VENV)/.installed ## ruff's checks and formatting
+lint: $(VENV)/.installed ## ruff: checks and formatting
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
+
+typecheck: $(VENV)/.installed ## mypy, on the packages named in pyproject.toml
+	@$(VENV)/bin/mypy
 
 lock: $(VENV)/.installed ## renew the lock from pyproject.toml
 	$(VENV)/bin/uv pip compile --system-certs pyproject.toml --group dev --universal --generate-hashes --no-emit-index-url --upgrade -o requirements.txt
 	echo uv | $(VENV)/bin/uv pip compile --system-certs - --universal --generate-hashes --no-header --no-emit-index-url -o requirements-uv.txt
 
-clean: ## remove runs/ and .venv
-	rm -rf runs $(VENV) .pytest_cache .ruff_cache .hypothesis
+CLEANED := runs .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis
+clean: ## remove runs/ (trainings too!), .venv and caches
+	@for path in $(wildcard $(CLEANED)); do echo "removing $$(du -sh $$path | tr '\t' ' ')"; rm -rf $$path; done

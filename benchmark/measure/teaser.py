@@ -1,0 +1,70 @@
+"""The picture on top of the README: real scenes, then methods at twice the training size, from the committed grids of samples.
+
+    python -m benchmark.measure.teaser interpolation rpe2d ...
+
+A row is a class, and all methods start from the same noise there: image i of every grid has the seed of image i.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from benchmark import progress, protocol, registry
+from benchmark.data import shapes
+from benchmark.files import ROOT, UserError, atomic
+from benchmark.protocol import size_hw
+
+FOLDER = ROOT / "leaderboards"
+FILE = FOLDER / "teaser.png"
+PROTOCOL, TRAIN, TEST, SEED = "shapes", "32x32", "64x64", 0
+ROWS, SCALE, GAP, LABEL = 4, 2, 8, 30  # images of a column; screen pixels of one of theirs, between columns, and of a label
+GRID_GAP = 2  # pixels between the images of a committed grid
+
+
+def samples(method: str, count: int) -> list[np.ndarray]:
+    """The first images of a method's committed grid, uint8 [h, w, 3]."""
+    path = FOLDER / "grids" / PROTOCOL / method / f"{TRAIN}-{TEST}-s{SEED}.png"
+    if not path.is_file():
+        raise UserError(f"{path} is not there: the picture is made of committed grids")
+    with Image.open(path) as sheet:
+        whole = np.asarray(sheet.convert("RGB"))
+    height, width = size_hw(TEST)
+    return [whole[:height, k * (width + GRID_GAP) : k * (width + GRID_GAP) + width] for k in range(count)]
+
+
+def draw(methods: list[str], path: Path = FILE) -> Path:
+    """Writes the picture: a column of real scenes, then one for every method."""
+    height, width = (SCALE * side for side in size_hw(TEST))
+    real = list(shapes.render_batch("reference", range(ROWS), size_hw(TEST)))
+    columns = [("Real scenes", real)] + [(registry.about(name).title, samples(name, ROWS)) for name in methods]
+    sheet = Image.new("RGB", (len(columns) * (width + GAP), LABEL + ROWS * (height + 2)), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(17)
+    for place, (title, images) in enumerate(columns):
+        x = place * (width + GAP) + (GAP if place else 0)  # the real ones stand apart
+        pen.text((x + width // 2, LABEL // 2), title, "black", font, anchor="mm")
+        for row, image in enumerate(images):
+            large = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
+            sheet.paste(large, (x, LABEL + row * (height + 2)))
+    few = sheet.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)  # a third of the bytes
+    with atomic(path) as draft:
+        few.save(draft, format="PNG", optimize=True)
+    return path
+
+
+def main(methods: list[str]) -> int:
+    """Draws the methods that are named, of the protocol's."""
+    try:
+        known = protocol.load(PROTOCOL).methods
+        progress.say(str(draw([registry.check(name) for name in methods] or list(known))))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
