@@ -58,14 +58,23 @@ def stop(number: int, frame: object) -> NoReturn:
     raise Stopped("stopped; what was finished is kept, and the same command continues", 128 + number)
 
 
+RANKS = "POSBENCH_RANKS"  # in the environment: the process whose ranks Lightning starts
+
+
 def watch_parent() -> None:
-    """Ends a rank, or a stage that another process of ours runs, soon after that process was killed."""
-    if os.environ.get("LOCAL_RANK", "0") == "0" and PARENT not in os.environ:
+    """Ends a rank, or a stage that another process of ours runs, soon after that process was killed.
+
+    Who started it is told by the environment: a process that imports for ten seconds may be an orphan when it comes to ask.
+    """
+    parent, launcher = os.environ.pop(PARENT, ""), os.environ.get(RANKS, "")
+    os.environ[RANKS] = str(os.getpid())
+    if os.environ.get("LOCAL_RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" not in os.environ:
+        parent = launcher
+    if not parent:
         return
-    parent = os.getppid()
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == int(parent):
             time.sleep(1)
         os._exit(1)  # safe everywhere: files are whole or absent
 

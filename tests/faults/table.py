@@ -298,7 +298,7 @@ case("tar: text", "x.tar", shards_of(lambda data: (data / "x.tar").write_bytes(b
 case("tar: empty", "x.tar", shards_of(lambda data: (data / "x.tar").write_bytes(b"")))
 case("tar: a folder", "no regular file", shards_of(lambda data: (data / "x.tar").mkdir()))
 case("tar: a pipe as the tar", "no regular file", shards_of(lambda data: os.mkfifo(data / "x.tar")))
-case("parquet: text", "not a whole parquet", shards_of(lambda data: (data / "x.parquet").write_bytes(b"hello" * 1000)))
+case("parquet: text", "parquet file", shards_of(lambda data: (data / "x.parquet").write_bytes(b"hello" * 1000)))
 for pattern, said in (("x-{0..999999999}.tar", "more than"), ("x-{0..", "no brace notation"), ("{" * 3000, ""), ("x-{a,b", ""),
                       ("x-{a,b}{c,d}.tar", "not there"), ("{0..99999}{0..99999}.tar", "more than"), ("y" * 5000, "not there"),
                       ("x-{" + "9" * 400 + ".." + "1" * 400 + "}.tar", "more than"),
@@ -388,13 +388,13 @@ def weights() -> bytes:
 
 case("init: not there", "is not there", [*TRAIN, "train.init=/nowhere.safetensors"], quick=True)
 case("init: a folder", "is not there", [*TRAIN, "train.init=/tmp"], quick=True)
-case("init: truncated safetensors", "not a whole safetensors", init("x.safetensors", lambda: weights()[:-100]))
-case("init: header of 2**60 bytes", "not a whole safetensors", init("x.safetensors", lambda: struct.pack("<Q", 2**60) + b"{}"))
-case("init: empty", "not a whole", init("x.safetensors", lambda: b""))
-case("init: empty .pt", "not a whole", init("x.pt", lambda: b""))
+case("init: truncated safetensors", "safetensors file", init("x.safetensors", lambda: weights()[:-100]))
+case("init: header of 2**60 bytes", "safetensors file", init("x.safetensors", lambda: struct.pack("<Q", 2**60) + b"{}"))
+case("init: empty", "not a ", init("x.safetensors", lambda: b""))
+case("init: empty .pt", "not a ", init("x.pt", lambda: b""))
 case("init: a pickle with code", "refused", init("x.pt", lambda: pickle.dumps(Evil())))
 case("init: a pickled list", "", init("x.pt", lambda: pickle.dumps([1, 2])))
-case("init: text", "not a whole", init("x.pt", lambda: b"hello"))
+case("init: text", "not a ", init("x.pt", lambda: b"hello"))
 
 
 def npz(**arrays: object) -> Callable[[Path], list[str]]:
