@@ -123,12 +123,13 @@ test: $(VENV)/.installed ## the test suite
 goldens: $(VENV)/.installed ## today's numbers beside the recorded ones
 	@PYTHONPATH=.:tests $(PY) tests/golden/goldens.py $(SET)
 
-faults: $(VENV)/.installed ## plant faults in the code; the tests must see them
+faults: $(VENV)/.installed ## bad inputs and kills: every verb must hold
 	@PYTHONPATH=.:tests $(PY) tests/faults/campaign.py $(SET)
 
-lint: $(VENV)/.installed ## ruff: checks and formatting
+lint: $(VENV)/.installed ## ruff: checks and formatting; mypy
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
 
 typecheck: $(VENV)/.installed ## mypy, on the packages named in pyproject.toml
 	@$(VENV)/bin/mypy

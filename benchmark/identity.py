@@ -158,7 +158,7 @@ def _imported(path: str, size: int, changed: int) -> list[str]:
             if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
                 continue
             if isinstance(child, ast.ImportFrom) and (child.module or "").split(".")[0] in ("benchmark", "methods"):
-                found.append(child.module)
+                found.append(str(child.module))
                 found.extend(f"{child.module}.{alias.name}" for alias in child.names)  # of which the modules have a file
             visit(child)
 

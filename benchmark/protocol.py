@@ -210,14 +210,15 @@ class Protocol:
 SECTIONS = {cls.__name__.lower(): cls for cls in (Data, Core, Objective, Train, Sample, Score, Switches)}
 
 
-def _plain(section: Section) -> dict[str, Any]:
+def _plain(section: Any) -> dict[str, Any]:
     """A section's fields as plain values, without those that came later and hold their default."""
-    values = dataclasses.asdict(section)
-    return {name: value for name, value in values.items() if name not in (late := _late(type(section))) or value != late[name]}
+    kind: Any = type(section)
+    late = _late(kind)
+    return {name: value for name, value in dataclasses.asdict(section).items() if name not in late or value != late[name]}
 
 
 @functools.cache
-def _late(cls: type[Section]) -> dict[str, Any]:
+def _late(cls: Any) -> dict[str, Any]:
     """{field: default} of the fields that are marked LATER."""
     hints = get_type_hints(cls, include_extras=True)
     return {

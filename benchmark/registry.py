@@ -76,9 +76,10 @@ def attribute(name: str, attribute: str) -> Any:
     """A class attribute of a method as it stands in its file, or in that of the method it derives from; None for neither."""
     for cls in _classes(name):
         for item in cls.body:
-            targets = item.targets if isinstance(item, ast.Assign) else [item.target] if isinstance(item, ast.AnnAssign) else []
-            if any(isinstance(target, ast.Name) and target.id == attribute for target in targets):
-                return ast.literal_eval(item.value)
+            if isinstance(item, ast.Assign | ast.AnnAssign) and item.value is not None:
+                targets = item.targets if isinstance(item, ast.Assign) else [item.target]
+                if any(isinstance(target, ast.Name) and target.id == attribute for target in targets):
+                    return ast.literal_eval(item.value)
     return None
 
 
@@ -90,7 +91,7 @@ def _options(name: str) -> dict[str, Any]:
             if isinstance(inner, ast.ClassDef) and inner.name == "Options":
                 for item in inner.body:
                     if isinstance(item, ast.AnnAssign) and isinstance(item.value, ast.Constant):
-                        found[item.target.id] = item.value.value
+                        found[ast.unparse(item.target)] = item.value.value
     return found
 
 
@@ -99,7 +100,7 @@ def _classes(name: str) -> list[ast.ClassDef]:
     path = FOLDER / f"{check(name)}.py"
     tree = _tree(str(path), path.stat().st_mtime_ns)
     elsewhere = {
-        alias.asname or alias.name: node.module.split(".")[1]
+        alias.asname or alias.name: (node.module or "").split(".")[1]
         for node in tree.body
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("methods.")
         for alias in node.names
@@ -136,7 +137,7 @@ def sources(name: str) -> list[str]:
         found.append(path)
         for node in ast.walk(_tree(str(ROOT / path), (ROOT / path).stat().st_mtime_ns)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("methods."):
-                waiting.append(node.module.split(".")[1])
+                waiting.append((node.module or "").split(".")[1])
     return sorted(found)
 
 
@@ -211,7 +212,9 @@ def detector_facts(name: str) -> DetectorFacts:
     if name not in detectors():
         raise unknown("detector", name, detectors())
     path = DETECTORS / f"{name}.py"
-    return _facts(path, path.stat().st_mtime_ns)
+    facts = _facts(path, path.stat().st_mtime_ns)
+    assert facts is not None, name
+    return facts
 
 
 @functools.cache

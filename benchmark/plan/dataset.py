@@ -57,13 +57,14 @@ class DataSet:
     @cached_property
     def _manifests(self) -> dict[Path, dict]:
         near = {path.parent: read_manifest(path) for path in sorted((self.run.out / "data").glob("*/manifest.json"))}
-        return near | ({self.folder: read_manifest(self.folder / "manifest.json")} if self.given else {})
+        given = Path(self.run.data)
+        return near | ({given: read_manifest(given / "manifest.json")} if self.given else {})
 
     @cached_property
     def fingerprint(self) -> str | None:
         """The identity of the pictures; known before they are written."""
         if self.given:
-            manifest = self._manifests[self.folder]
+            manifest = self._manifests[Path(self.run.data)]
             return manifest["images"] if manifest["kind"] == "latents" else manifest["fingerprint"]
         return None if self.source is None else writer.fingerprint(self.card, self.source)
 
@@ -88,7 +89,7 @@ class DataSet:
         if self.images is not None:
             return self._manifests[self.images]["count"]
         if self.given:
-            return self._manifests[self.folder]["count"]
+            return self._manifests[Path(self.run.data)]["count"]
         return self.card.count if self.source is None else len(self.source)
 
     @property
@@ -124,6 +125,6 @@ class DataSet:
         """
         if self.card.kind == "shapes":
             return "shapes", shapes.REVISION
-        if self.folder is None:
+        if self.folder is None or self.fingerprint is None:
             raise UserError(f"the reference of {self.card.name} is made from its images: give their folder as DATA")
         return self.folder.name, self.fingerprint

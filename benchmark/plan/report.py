@@ -13,7 +13,7 @@ from benchmark.files import UserError
 from benchmark.model.flops import Device
 from benchmark.model.flops import device as known_device
 from benchmark.plan.cost import Cost
-from benchmark.plan.stages import Sample, Stage, Train
+from benchmark.plan.stages import Sample, Score, Stage, Train
 from benchmark.protocol import Protocol
 
 KINDS = ("shards", "latents", "train", "reference", "sample", "score")
@@ -95,7 +95,7 @@ def print_plan(
     for stage in missing:
         if isinstance(stage, Train):
             methods.setdefault(stage.training.method, []).append(stage)
-        elif stage.kind in ("sample", "score"):
+        elif isinstance(stage, Sample | Score):
             methods.setdefault(stage.cell.method, []).append(stage)
     if methods:
         table = _table("by method: its own training, and its cells", ["method", "trainings", "cells", *headings], 1)

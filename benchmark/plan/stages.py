@@ -51,7 +51,7 @@ class Context:
         self._data = None
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Stage:
     """One piece of work whose result is files.
 
@@ -141,9 +141,9 @@ class Shards(Stage):
         return ["shards"]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Latents(Stage):
-    size: str = ""
+    size: str
     kind = "latents"
     spread = True
 
@@ -168,9 +168,9 @@ class Latents(Stage):
         return ["latents", "--train", self.size]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Train(Stage):
-    training: Training | None = None
+    training: Training
     kind = "train"
     spread = True
 
@@ -217,9 +217,9 @@ class Train(Stage):
         return ["train", self.training.method, "--train", self.training.size, "--seed", str(self.training.seed)]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Reference(Stage):
-    test: str = ""
+    test: str
     kind = "reference"
 
     @property
@@ -254,7 +254,7 @@ class Reference(Stage):
         return [*self.verb(), "--out", str(self.context.run.out)]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Sample(Stage):
     """A cell's images, as features and the first of them as they are.
 
@@ -262,8 +262,8 @@ class Sample(Stage):
         base: the first stage of a cell with the same checkpoint and sizes, if that is not this one.
     """
 
-    cell: Cell | None = None
-    train: Train | None = None
+    cell: Cell
+    train: Train
     base: Sample | None = None
     kind = "sample"
     spread = True
@@ -290,6 +290,7 @@ class Sample(Stage):
     @property
     def images(self) -> Path:
         """The folder with the images of a complete cell: its own, or that of the method whose encodings are the same."""
+        assert self.folder is not None, "the images of a complete cell have a folder"
         return images_folder(self.folder)
 
     def made(self) -> int:
@@ -320,11 +321,11 @@ class Sample(Stage):
         return ["sample", cell.method, "--train", cell.train, "--test", cell.test, "--seed", str(cell.seed)]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Score(Stage):
     """The record of a cell."""
 
-    sample: Sample | None = None
+    sample: Sample
     kind = "score"
 
     @property
@@ -410,8 +411,12 @@ def graph(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> li
     context = Context(protocol, run)
     latent = protocol.data.representation == "latents"
     augmenting = {name for name in methods if context.data.augments(name)}
-    shards = Shards(context)
-    latents = {size: Latents(context, [shards], size) for size in protocol.cells} if latent and set(methods) - augmenting else {}
+    shards = Shards(context=context)
+    latents = (
+        {size: Latents(context=context, needs=[shards], size=size) for size in protocol.cells}
+        if latent and set(methods) - augmenting
+        else {}
+    )
     stages: list[Stage] = [*latents.values()]
     if not latents or augmenting or not all(stage.is_complete() for stage in latents.values()):
         stages.insert(0, shards)  # who has latents of everything needs no pictures
@@ -424,15 +429,16 @@ def graph(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> li
         training = cell.training
         if training not in trainings:
             wanted = shards if training.method in augmenting or not latents else latents[cell.train]
-            trainings[training] = Train(context, [wanted], training)
+            trainings[training] = Train(context=context, needs=[wanted], training=training)
         if cell.test not in references:
-            references[cell.test] = Reference(context, [shards], cell.test)
+            references[cell.test] = Reference(context=context, needs=[shards], test=cell.test)
         same = Cell(protocol, training.method, cell.train, cell.test, seed)
         base = samples.get(same)
-        made = Sample(context, [trainings[training]], cell, trainings[training], base)
-        if made.shared:
+        train = trainings[training]
+        made = Sample(context=context, needs=[train], cell=cell, train=train, base=base)
+        if made.shared and base is not None:
             made.needs.append(base)
-        cells += [made, Score(context, [made, references[cell.test]], made)]
+        cells += [made, Score(context=context, needs=[made, references[cell.test]], sample=made)]
         samples.setdefault(same, made)
     return [*stages, *trainings.values(), *references.values(), *cells]
 

@@ -56,6 +56,6 @@ def compare(a: dict[str, Any], b: dict[str, Any], level: float = 0.95) -> Compar
     if len(left) != len(right):
         raise UserError(f"a paired comparison needs equally many replicates, not {len(left)} and {len(right)}")
     difference = a["value"] - b["value"]
-    low, high = interval(difference, np.subtract(left, right), level)
+    low, high = interval(difference, np.subtract(left, right).tolist(), level)
     verdict = "lower" if high < 0 else "higher" if low > 0 else NOT_DIFFERENT
     return Comparison(float(difference), low, high, verdict)

@@ -210,9 +210,14 @@ def model() -> pydantic.TypeAdapter[Any]:
     return _model(tuple((name, metric.required) for name, metric in METRICS.items()))
 
 
+def _strict(name: str, fields: dict[str, Any]) -> Any:
+    make: Any = TypedDict  # of fields that are known when this runs
+    return with_config(STRICT)(make(name, fields))
+
+
 @functools.cache
 def _model(measures: tuple[tuple[str, bool], ...]) -> pydantic.TypeAdapter[Any]:
     """Built when the first record is read: that takes a tenth of a second."""
     fields: dict[str, Any] = {name: _FullScore if required else NotRequired[_Score] for name, required in measures}
-    scores = with_config(STRICT)(TypedDict("Scores", fields | {"loss": NotRequired[_Loss]}))
-    return pydantic.TypeAdapter(with_config(STRICT)(TypedDict("Record", Schema.__annotations__ | {"scores": scores | None})))
+    scores = _strict("Scores", fields | {"loss": NotRequired[_Loss]})
+    return pydantic.TypeAdapter(_strict("Record", Schema.__annotations__ | {"scores": scores | None}))

@@ -1,7 +1,7 @@
 """Goldens: what today's numbers are, part by part, and the one place that writes them anew.
 
     make goldens                compare, and say what moved
-    make goldens ARGS=--write   write the goldens that moved
+    make goldens SET=--write   write the goldens that moved
 
 Weights, data and the random numbers of training come from numpy's Philox, so that no version of torch changes them. A refactor
 moves none of these. A change that is meant to move one has to raise the revision of its part first, and says why in its commit.
