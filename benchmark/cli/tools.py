@@ -172,9 +172,17 @@ def export(
 
 @app.command(rich_help_panel=BOARDS)
 def leaderboards(
-    check: Annotated[bool, typer.Option(help="write nothing; fail where a file differs from its records")] = False,
+    check: Annotated[bool, typer.Option("--check", help="write nothing; fail where a file differs from its records")] = False,
+    against: Annotated[str, typer.Option(help="write nothing; show what changed in the rankings since this folder of records")] = "",
 ) -> None:
     """Regenerate leaderboards/ from the committed records."""
+    if against:
+        if check:
+            raise UserError("--against and --check are two questions: ask one at a time")
+        if not Path(against).is_dir():
+            raise UserError(f"{against} is not a folder of records")
+        print(generation.ranking_changes(against, boards.BOARDS / "records"))
+        return
     for path in generation.generate(check=check):
         print(path)
 
