@@ -163,20 +163,25 @@ def kills(home: Path, words: str) -> Counter[str]:
             assert wanted, (stage, pattern)
             for _ in range(CHAINS):
                 start(stage, out, home)
-                for _ in range(CHAIN):
+                struck = tries = 0
+                while struck < CHAIN and tries < 4 * CHAIN:
+                    tries += 1
                     side = 1 if spread or processes == 1 else 2
                     running = [Command(command, folder / f"log-{n}", {"CWD": str(folder / "cwd")}) for n in range(side)]
-                    time.sleep(chance.uniform(0, 1) * whole.seconds)
+                    time.sleep(chance.uniform(0, 0.9) * whole.seconds)
+                    ended = False
                     for one in running:
                         done = one.poll()
                         if done is None:
                             one.kill()
                             counts["killed"] += 1
+                            struck += 1
                         elif done != 0 and side == 1:
                             counts["failed"] += 1
                             print(f"{stage} with {processes}: {(one.log / 'err').read_text()[-500:]}", flush=True)
                         else:
                             counts["had ended"] += 1
+                            ended = True
                     limit = time.monotonic() + STAY
                     while (left := [pid for one in running for pid in one.orphans()]) and time.monotonic() < limit:
                         time.sleep(0.1)
@@ -185,6 +190,8 @@ def kills(home: Path, words: str) -> Counter[str]:
                         print(f"{stage} with {processes}: {len(left)} processes outlive their parent", flush=True)
                         for pid in left:
                             os.kill(pid, signal.SIGKILL)
+                    if ended and struck < CHAIN:
+                        start(stage, out, home)  # nothing is left to be interrupted
                 end = run(command, folder, 300)
                 drafts = list(out.rglob(".*.part"))
                 same = results(out, pattern) == wanted
