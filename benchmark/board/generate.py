@@ -180,11 +180,12 @@ def generate(records_folder: Path | str = record.FOLDER, out_folder: Path | str 
     out_folder = Path(out_folder).resolve()  # the project's README lies beside it
     changes = _changes(records_folder, out_folder)
     if check and changes:
-        listing = "; ".join(_where(name, *texts) for name, texts in changes.items())
+        listing = files.listed(_where(name, *texts) for name, texts in changes.items())
         raise UserError(f"{out_folder} is not what the records give, run `make leaderboards`: {listing}")
+    files.sweep(out_folder, everywhere=True)  # of a killed run
     for name, (_, text) in changes.items():
         if text is None:
-            (out_folder / name).unlink()
+            (out_folder / name).unlink(missing_ok=True)  # another process may do the same
         else:
             files.write_text(out_folder / name, text)
     return [(out_folder / name).resolve() for name in changes]
