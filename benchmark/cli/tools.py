@@ -173,7 +173,7 @@ def export(
 @app.command(rich_help_panel=BOARDS)
 def leaderboards(
     check: Annotated[bool, typer.Option("--check", help="write nothing; fail where a file differs from its records")] = False,
-    against: Annotated[str, typer.Option(help="write nothing; show what changed in the rankings since this folder of records")] = "",
+    against: Annotated[str, typer.Option(help="write nothing; show what changed since this folder of records")] = "",
 ) -> None:
     """Regenerate leaderboards/ from the committed records."""
     if against:
