@@ -54,7 +54,7 @@ def test_an_edit_far_below_changes_the_key_and_a_comment_does_not(copy):
     assert code_key(METHOD) != before
     file.write_text(text)
     assert code_key(METHOD) == before
-    other = copy / "benchmark" / "board" / "page.py"
+    other = copy / "benchmark" / "board" / "view.py"
     other.write_text(other.read_text() + "\nMORE = 1\n")
     assert code_key(METHOD) == before, "no number runs through it"
 

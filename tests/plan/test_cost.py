@@ -121,7 +121,8 @@ def test_detectors_are_what_torch_counts():
                 torch.empty(1, 3, 224, 224),
             ),
         }
-    networks["shapes"] = (Classifier(), torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    for name in ("shapes", "photos"):
+        networks[name] = (Classifier(), torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
     assert sorted(networks) == registry.detectors()
     for name, (network, images) in networks.items():
         with torch.no_grad():

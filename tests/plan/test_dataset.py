@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from small import manifest
 
 from benchmark import protocol
 from benchmark.data import shapes, writer
@@ -14,16 +15,31 @@ from benchmark.plan.dataset import PICTURE, DataSet
 from benchmark.plan.place import Run
 
 
+PICTURES, RIGHT, OTHER = "aaaaaaaa", "11111111", "22222222"
+
+
+def latents(fingerprint: str, images: str, size: int) -> dict[str, object]:
+    """The manifest of latents."""
+    return manifest(
+        fingerprint,
+        kind="latents",
+        images=images,
+        size=[size, size],
+        scale=[0.18215] * 4,
+        shift=[0.0] * 4,
+        autoencoder={"folder": "sd-vae-ft-ema", "hash": fingerprint},
+    )
+
+
 def manifests(folder: Path) -> None:
     """Pictures, their latents at two sizes, and latents of other pictures, as far as a plan reads them."""
-    base = {"count": 10, "shards": [{"bytes": 5000}]}
-    for name, more in {
-        "pictures": {"kind": "images", "fingerprint": "p"},
-        "latents-right": {"kind": "latents", "fingerprint": "right", "images": "p", "size": [256, 256]},
-        "latents-other": {"kind": "latents", "fingerprint": "other", "images": "p", "size": [512, 512]},
-        "latents-strange": {"kind": "latents", "fingerprint": "strange", "images": "q", "size": [256, 256]},
+    for name, found in {
+        "pictures": manifest(PICTURES),
+        "right": latents(RIGHT, PICTURES, 256),
+        "latents-other": latents(OTHER, PICTURES, 512),
+        "latents-strange": latents("33333333", "bbbbbbbb", 256),
     }.items():
-        write_json(folder / name.replace("latents-right", "right") / "manifest.json", base | more)
+        write_json(folder / name / "manifest.json", found)
 
 
 def test_pictures_have_an_identity_before_they_are_written(tmp_path):
@@ -58,10 +74,7 @@ def test_what_a_training_sees(tmp_path):
     run = Run(tmp_path, str(tmp_path / "data" / "pictures"))
     training = Training(large, "nope", "256x256", 0)
     data = DataSet(large, run)
-    assert data.seen_by(training) == "right"
+    assert data.seen_by(training) == RIGHT
     assert {size: len(folders) for size, folders in data.latents.items()} == {"256x256": 1, "512x512": 1}
-    write_json(
-        tmp_path / "data" / "second" / "manifest.json",
-        {"count": 10, "shards": [], "kind": "latents", "fingerprint": "second", "images": "p", "size": [256, 256]},
-    )
+    write_json(tmp_path / "data" / "second" / "manifest.json", latents("44444444", PICTURES, 256))
     assert DataSet(large, run).seen_by(training) is None

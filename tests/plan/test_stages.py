@@ -24,6 +24,7 @@ from benchmark.results import record
 from benchmark.run import sample
 
 METHODS = ["extrapolation", "yarn", "nope"]
+END = {"count": 32, "size": [16, 16], "hours": 0.1}  # of a sampled cell
 
 
 def graph(found: Protocol, methods: list[str], out: Path, seed: int = 0, data: str = "", keep: bool = False) -> list[Stage]:
@@ -118,7 +119,7 @@ def test_what_is_there_is_found(tmp_path):
     for k in (0, 1):
         sample.chunk_path(cell, k).touch()
     assert states()["sample 16x16"] == "32 of 32 images", "its end is not written"
-    write_json(cell / DONE, {})
+    write_json(cell / DONE, END)
     assert states()["sample 16x16"] == COMPLETE
     assert states()["sample 32x24"] == MISSING
     assert states()["score 16x16"] == MISSING
@@ -158,7 +159,7 @@ def test_only_the_first_images_are_asked_for_without_keep(tmp_path, monkeypatch)
     place = stages.features_folder(folder, smoke)
     place.mkdir(parents=True)
     (folder / "chunks").mkdir()
-    write_json(folder / DONE, {})
+    write_json(folder / DONE, END)
     for k in (0, 1):
         unit_file(place, k).touch()
     sample.chunk_path(folder, 0).touch()
@@ -169,7 +170,7 @@ def test_only_the_first_images_are_asked_for_without_keep(tmp_path, monkeypatch)
     sample.chunk_path(folder, 1).touch()
     assert stages.is_sampled(folder, smoke, keep=True)
     # Of a cell whose images are another one's, these count.
-    write_json(tmp_path / "same" / DONE, {"same_as": "cell"})
+    write_json(tmp_path / "same" / DONE, END | {"same_as": "cell"})
     assert stages.is_sampled(tmp_path / "same", smoke, keep=True)
     shutil.rmtree(folder)
     assert not stages.is_sampled(tmp_path / "same", smoke, keep=True)
@@ -201,10 +202,10 @@ def test_latents_are_found_beside_their_pictures(given, tmp_path):
     found = {s.kind: s for s in graph(protocol.load("imagenet-256-s2"), ["nope", "rpe2d"], tmp_path, data=data)}
     assert found["shards"].is_complete()
     assert found["latents"].is_complete()
-    assert found["latents"].key() == "right"
-    assert found["shards"].key() == "p"
+    assert found["latents"].key() == test_dataset.RIGHT
+    assert found["shards"].key() == test_dataset.PICTURES
     larger = {s.kind: s for s in graph(protocol.load("imagenet-512-xl2"), ["nope"], tmp_path, data=data)}
-    assert larger["latents"].key() == "other"
+    assert larger["latents"].key() == test_dataset.OTHER
 
 
 def test_commands_say_all_that_a_stage_needs(tmp_path):
