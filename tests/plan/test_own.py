@@ -8,8 +8,8 @@ from PIL import Image
 
 from benchmark import protocol
 from benchmark.files import UserError
-from benchmark.run.own import default_protocol, fitted
-from benchmark.run.place import Run
+from benchmark.plan.own import default_protocol, fitted
+from benchmark.plan.place import Run
 
 
 def pictures(root, classes: int = 3, each: int = 4):
