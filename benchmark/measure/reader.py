@@ -26,6 +26,9 @@ from benchmark.data.card import Card
 from benchmark.data.images import center_crop
 from benchmark.data.index import Index
 from benchmark.data.writer import prepare
+from benchmark.model import checkpoint
+from benchmark.model.flops import DEVICES, forward_flops
+from benchmark.protocol import Core as CoreConfig
 from benchmark.protocol import size_hw
 
 
@@ -70,6 +73,14 @@ def ours(folder: Path, size: tuple[int, int], batch: int) -> float:
     return count / (time.process_time() - start)
 
 
+def appetite(model: str) -> float:
+    """Images per second that an H100 trains on at the assumed share of its peak, 256 tokens each."""
+    depth, width, heads = checkpoint.SIZES[model]
+    core = CoreConfig(width=width, depth=depth, heads=heads, patch=2, channels=4, classes=1000)
+    device = DEVICES["h100"]
+    return device.efficiency * device.bf16 * 1e12 / (3 * forward_flops(core, 2, (16, 16)))
+
+
 def first_batch(root: Path) -> float:
     """Seconds from nothing to the first batch of 1,000 shards (of 100 small pictures each)."""
     stream = io.BytesIO()
@@ -98,6 +109,9 @@ def main() -> None:
         figures = [(plain(folder, size, args.batch), ours(folder, size, args.batch)) for _ in range(args.rounds + 1)][1:]
         theirs, mine = (statistics.median(column) for column in zip(*figures, strict=True))
         print(f"webdataset {theirs:.0f}/s, this reader {mine:.0f}/s per second of processor time: {mine / theirs:.2f} times")
+        for model in ("S", "XL"):
+            needed = appetite(model)
+            print(f"an H100 on DiT-{model}/2 and 256 tokens takes {needed:,.0f}/s: a core feeds {mine / needed:.0%}")
         print(f"first batch of 1,000 shards: {first_batch(Path(root)):.2f} s")
 
 

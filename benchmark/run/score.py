@@ -37,7 +37,7 @@ def reference(protocol: Protocol, test: str, context: Context, detector: Detecto
         source = Scenes()
     else:
         context.data.real()  # says so where nobody has said where the images are
-        source = open_source(prepared(protocol, run))
+        source = open_source(prepared(protocol, run, verbose=False))
     needs.check_memory(needs.reference(protocol), f"reference {card.name} {test}")
     sweep(run.out / "references")  # of a killed run
     detector = detector or detectors.load(protocol.score.detector, device=device())
