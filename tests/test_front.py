@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -12,12 +13,17 @@ import matplotlib
 import pytest
 import yaml
 from PIL import Image
+from rich.console import Console
+from synthetic import value_of
 from typer.testing import CliRunner
 
+from benchmark import protocol
 from benchmark.__main__ import app
+from benchmark.board import ranking
 from benchmark.cli import options
 from benchmark.files import ROOT, UserError
 from benchmark.measure import teaser
+from benchmark.results import record
 from benchmark.run import slurm
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -32,7 +38,7 @@ def make(*words: str) -> subprocess.CompletedProcess[str]:
 
 def commands(text: str) -> list[str]:
     """The lines of a text's shell blocks, without their comments."""
-    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    blocks = re.findall(r"```sh\n(.*?)```", text.replace("\\\n", " "), re.DOTALL)
     return [line.split("#")[0].strip() for block in blocks for line in block.splitlines() if line.split("#")[0].strip()]
 
 
@@ -97,6 +103,17 @@ def test_tables_fit_80_columns(words):
     assert result.returncode == 0, result.stderr
     assert max(map(len, result.stdout.splitlines())) <= 80
     assert "…" not in result.stdout  # nothing is cut
+
+
+def test_rows_of_this_run_are_new_in_the_terminal():
+    shapes = protocol.load("shapes")
+    made = [value_of(shapes, name, pair, 0, 20.0) for name in ("yarn", "ntk") for pair in shapes.pairs()]
+    found = [record.from_value(value, shapes) for value in made]
+    console = Console(width=160, file=io.StringIO())
+    console.print(ranking.rich_table(shapes, found, {"ntk"}))
+    text = console.file.getvalue()
+    assert text.count("new") == 1
+    assert re.search(r"NTK\b.*\n.*new", text)
 
 
 def test_list_says_of_every_method_what_it_is():

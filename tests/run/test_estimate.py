@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from benchmark.run.place import Run
 
 from benchmark import protocol
 from benchmark.run import estimate, stages
-from benchmark.run.place import Run
 
 
 @pytest.fixture
