@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import rich.table
@@ -17,11 +17,12 @@ from benchmark.results import record
 from benchmark.results.record import Record
 
 
-def rich_table(rules: Protocol | str, records: Iterable[Record]) -> rich.table.Table:
+def rich_table(rules: Protocol | str, records: Iterable[Record], new: Collection[str] = ()) -> rich.table.Table:
     """The compact table for a terminal: FID with IS below it, a row a method, best in bold.
 
     Args:
         rules: the protocol or its name; records of others are left out.
+        new: methods with records of this run, whose rows say so.
     """
     rules = protocol.load(rules) if isinstance(rules, str) else rules
     board = table.build(rules, records)
@@ -37,7 +38,8 @@ def rich_table(rules: Protocol | str, records: Iterable[Record]) -> rich.table.T
     entries = {metric: [row.entries[metric, c] for row in board.rows for c in board.columns] for metric in board.metrics}
     places = {metric: decimals(entry.value for entry in items) for metric, items in entries.items()}
     for row in board.rows:
-        cells = [Text(f"{row.title} {row.marks}".rstrip())]
+        name = Text(f"{row.title} {row.marks}".rstrip())
+        cells = [name.append("\nnew", "bold green") if row.method in new else name]
         for column in board.columns:
             lines = []
             for metric, style in (("fid", ""), ("is", "dim")):

@@ -107,13 +107,15 @@ def show_board(protocol: Protocol, run) -> None:
     folder = stages.records_folder(protocol, run)
     written = boards.board(protocol, run)
     values = [record.read(path, protocol) for path in sorted((folder / protocol.name).glob("*/*.json"))]
+    new: set[str] = set()
     if protocol.ranked and not protocol.custom:
+        new = {value.method for value in values}
         ours = {record.location(value.value) for value in values}
         committed = sorted((boards.BOARDS / "records" / protocol.name).glob("*/*.json"))
         values += [
             item for item in (record.read(path, protocol) for path in committed) if record.location(item.value) not in ours
         ]
-    console(160).print(rankings.rich_table(protocol, values))
+    console(160).print(rankings.rich_table(protocol, values, new))
     progress.say(f"records  {folder / protocol.name}")
     progress.say(f"samples  {run.out / 'cells' / protocol.name} (grid.png in each)")
     if written:

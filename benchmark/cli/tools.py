@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 import yaml
-from click.core import ParameterSource
 from rich import box
 from rich.table import Table
 
@@ -67,7 +66,8 @@ def score(
     if samples or reference:
         if not (samples and reference) or method:
             raise UserError("scoring files takes --samples and --reference, and no method")
-        unread = [name for name in OF_CELLS if context.get_parameter_source(name) == ParameterSource.COMMANDLINE]
+        sources = {name: context.get_parameter_source(name) for name in OF_CELLS}
+        unread = [name for name, source in sources.items() if source and source.name == "COMMANDLINE"]
         if unread:
             options = ", ".join(f"--{name.removesuffix('_name')}" if name != "overrides" else "overrides" for name in unread)
             raise UserError(f"{options}: of a method's cells, and without meaning for --samples")

@@ -131,4 +131,4 @@ def announce(protocol: Protocol, stages: Sequence[Stage], run: Run) -> None:
     told = [f"{show_hours(value)} to {VERBS[kind]}" for kind, value in found.items() if value * 3600 >= 1]
     whole = show_hours(sum(found.values()))
     machine = "this machine" if run.count * run.nodes == 1 else f"{run.count * run.nodes} devices like this one"
-    progress.say(f"about {whole} on {machine}: {', '.join(told) or 'little is left'} (timed just now)")
+    progress.say(f"about {whole} on {machine}: {', '.join(told) or 'little is left'}; reading and metrics come on top")

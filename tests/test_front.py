@@ -1,0 +1,207 @@
+"""What a newcomer meets first: the README's commands, make's verbs and variables, the notebook, the teaser, the workflows."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import matplotlib
+import pytest
+import yaml
+from PIL import Image
+from rich.console import Console
+from synthetic import value_of
+from typer.testing import CliRunner
+
+from benchmark import protocol
+from benchmark.__main__ import app
+from benchmark.board import ranking
+from benchmark.cli import options
+from benchmark.files import ROOT, UserError
+from benchmark.measure import teaser
+from benchmark.results import record
+from benchmark.run import slurm
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MAKE = shutil.which("make")
+
+
+def make(*words: str) -> subprocess.CompletedProcess[str]:
+    """A dry run of make with this environment's Python: nothing is installed and nothing runs."""
+    command = [MAKE, "-n", "-o", ".venv/.installed", *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def commands(text: str) -> list[str]:
+    """The lines of a text's shell blocks, without their comments."""
+    blocks = re.findall(r"```sh\n(.*?)```", text.replace("\\\n", " "), re.DOTALL)
+    return [line.split("#")[0].strip() for block in blocks for line in block.splitlines() if line.split("#")[0].strip()]
+
+
+@pytest.mark.skipif(not MAKE, reason="there is no make")
+@pytest.mark.parametrize("line", [line for line in commands(README) if line.startswith("make ")])
+def test_make_understands_every_command_of_the_readme(line):
+    words = subprocess.run(["bash", "-c", f"P=shapes; printf '%s\\n' {line[5:]}"], capture_output=True, text=True, check=True)
+    result = make(*words.stdout.splitlines())
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.skipif(not MAKE, reason="there is no make")
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("bench", "METOD=ntk"), "`make bench` does not read METOD"),
+        (("sweep", "METHOD=ntk"), "`make sweep` does not read METHOD (it reads METHODS"),
+        (("lint", "OUT=elsewhere"), "`make lint` does not read OUT"),
+    ],
+)
+def test_a_variable_that_a_verb_does_not_read_is_an_error(words, told):
+    result = make(*words)
+    assert result.returncode == 2
+    assert told in result.stderr
+
+
+@pytest.mark.skipif(not MAKE, reason="there is no make")
+def test_variables_reach_the_command_line():
+    line = make("sweep", "METHODS=rpe2d yarn", "SEED=2", "KEEP=1", "SET=train.steps=5 sample.count=8").stdout
+    for words in ("--methods 'rpe2d yarn'", "--seed '2'", "--keep", "train.steps=5 sample.count=8"):
+        assert words in line
+    line = make("reproduce", "METHOD=yarn").stdout
+    assert "--seed" not in line  # a recorded one is taken
+    assert "--protocol" not in line  # the data say which
+    line = make("plan", "METHODS=ntk", "PRICE=2.5").stdout
+    assert "--price '2.5'" in line
+    assert "plan '' --methods 'ntk'" in line
+
+
+@pytest.mark.skipif(not MAKE, reason="there is no make")
+def test_help_lists_every_verb_in_80_columns():
+    text = subprocess.run([MAKE, "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert max(map(len, text.splitlines())) <= 80
+    phony = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for verb in " ".join(phony).split():
+        assert f"make {verb} " in text, verb
+
+
+def test_the_protocol_follows_the_data(tmp_path):
+    assert options.default_protocol("") == "shapes"
+    assert options.default_protocol(str(tmp_path)) == "folder"
+    (tmp_path / "manifest.json").write_text("{}")  # shards, of any card: then the protocol has to be named
+    assert options.default_protocol(str(tmp_path)) == "shapes"
+    assert options.load("", None).name == "shapes"
+    assert options.load("smoke", None, str(tmp_path)).name == "smoke"
+
+
+@pytest.mark.parametrize("words", [("list",), ("plan", "shapes", "--methods", "rpe2d yarn", "--price", "2", "--cells")])
+def test_tables_fit_80_columns(words):
+    command = [sys.executable, "-m", "benchmark", *words, "--out", "nowhere"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert "…" not in result.stdout  # nothing is cut
+
+
+def test_rows_of_this_run_are_new_in_the_terminal():
+    shapes = protocol.load("shapes")
+    made = [value_of(shapes, name, pair, 0, 20.0) for name in ("yarn", "ntk") for pair in shapes.pairs()]
+    found = [record.from_value(value, shapes) for value in made]
+    console = Console(width=160, file=io.StringIO())
+    console.print(ranking.rich_table(shapes, found, {"ntk"}))
+    text = console.file.getvalue()
+    assert text.count("new") == 1
+    assert re.search(r"NTK\b.*\n.*new", text)
+
+
+def test_list_says_of_every_method_what_it_is():
+    text = CliRunner().invoke(app, ["list", "--out", "nowhere"]).stdout
+    assert re.search(r"^ ?yarn +YaRN +training-free +2023 +2309\.00071", text, re.MULTILINE)
+    assert re.search(r"^ ?rpe2d +RPE-2D +trained +2025 +2503\.18719", text, re.MULTILINE)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    from benchmark.data import shapes
+
+    for name, start in (("a", 0), ("b", 64)):
+        (tmp_path / name).mkdir()
+        for number, image in enumerate(shapes.render_batch("heldout", range(start, start + 64), (32, 32))):
+            Image.fromarray(image).save(tmp_path / name / f"{number:02}.png")
+    return tmp_path
+
+
+def test_score_prints_one_json_object_alone(folders):
+    words = ["--samples", str(folders / "a"), "--reference", str(folders / "b"), "--detector", "shapes", "--json"]
+    result = CliRunner().invoke(app, ["score", *words])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["count"] == 64
+    assert found["scores"]["fid"]["low"] <= found["scores"]["fid"]["value"] <= found["scores"]["fid"]["high"]
+    assert found["detector"]["name"] == "shapes"
+
+
+@pytest.mark.parametrize("words", [["--seed", "0"], ["--out", "runs"], ["--test", "32x32"], ["--keep"]])
+def test_score_refuses_what_files_do_not_need(words):
+    result = CliRunner().invoke(app, ["score", "--samples", "a", "--reference", "b", *words])
+    assert isinstance(result.exception, UserError)
+    assert words[0] in str(result.exception)
+
+
+def test_json_belongs_to_files():
+    result = CliRunner().invoke(app, ["score", "yarn", "--json"])
+    assert isinstance(result.exception, UserError)
+    assert "--json belong to --samples" in str(result.exception)
+
+
+def test_the_notebook_runs(monkeypatch):
+    """Its code cells one after another, as a notebook program would run them."""
+    matplotlib.use("Agg")
+    monkeypatch.chdir(ROOT / "leaderboards")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    cells = json.loads((ROOT / "leaderboards" / "explore.ipynb").read_text(encoding="utf-8"))["cells"]
+    scope: dict = {"__name__": "__main__"}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == []  # committed without outputs: those go stale
+            exec("".join(cell["source"]), scope)
+    assert len(scope["table"]) >= 20
+    assert scope["compared"].loc["fid", "blurred"] > 2 * scope["compared"].loc["fid", "sharp"]
+
+
+def test_the_committed_teaser_is_what_the_grids_give(tmp_path):
+    methods = re.search(r"benchmark\.measure\.teaser (.*)", (ROOT / "Makefile").read_text())[1].split()
+    made = teaser.draw(methods, tmp_path / "teaser.png")
+    with Image.open(made) as ours, Image.open(teaser.FILE) as committed:
+        assert ours.convert("RGB").tobytes() == committed.convert("RGB").tobytes()
+    assert teaser.FILE.stat().st_size < 150_000
+
+
+def test_a_method_without_a_grid_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(teaser, "FOLDER", tmp_path)
+    with pytest.raises(UserError, match="made of committed grids"):
+        teaser.draw(["yarn"], tmp_path / "teaser.png")
+
+
+def test_the_example_of_resources_is_accepted():
+    """By our reader, and by submitit: unknown parameters of SLURM are refused when they are set."""
+    from submitit.slurm.slurm import SlurmExecutor
+
+    common = {"timeout_min", "cpus_per_task", "mem_gb", "gpus_per_node"}
+    for chosen in slurm.resources(ROOT / "cluster.example.yaml").values():
+        for name in chosen.keys() - common:
+            assert name.startswith("slurm_")
+            assert name.removeprefix("slurm_") in SlurmExecutor._valid_parameters()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github").rglob("*.yml")), ids=lambda path: path.name)
+def test_forms_and_workflows_are_yaml(path):
+    assert isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict)
+
+
+def test_links_of_the_readme_lead_somewhere():
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        if not target.startswith(("https://", "../../actions/")):
+            assert (ROOT / target.partition("#")[0]).exists(), target
