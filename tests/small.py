@@ -62,6 +62,6 @@ def manifest(fingerprint: str, **more: Any) -> dict[str, Any]:
     """The manifest of a folder of shards with ten samples, as the writer makes it; `more` replaces or adds fields."""
     shard = {"name": "train-000000.tar", "count": 10, "bytes": 5000, "sha256": "a" * 64}
     return {
-        "format": 1, "kind": "images", "card": "shapes", "classes": 8, "class_names": None, "count": 10, "samples": 10, "failures": [],
-        "fingerprint": fingerprint, "index": "b" * 64, "shards": [shard], "scale": 1.0, "shift": 0.0, **more,
+        "format": 1, "kind": "images", "card": "shapes", "classes": 8, "class_names": None, "count": 10, "samples": 10,
+        "failures": [], "fingerprint": fingerprint, "index": "b" * 64, "shards": [shard], "scale": 1.0, "shift": 0.0, **more,
     }  # fmt: skip

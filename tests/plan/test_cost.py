@@ -126,7 +126,7 @@ def test_detectors_are_what_torch_counts():
     assert sorted(networks) == registry.detectors()
     for name, (network, images) in networks.items():
         with torch.no_grad():
-            assert counted(network.eval(), images) == pytest.approx(registry.detector_facts(name)["flops"], rel=0.01), name
+            assert counted(network.eval(), images) == pytest.approx(registry.detector_facts(name).flops, rel=0.01), name
 
 
 def test_outputs_and_evaluations_are_those_of_the_objectives():

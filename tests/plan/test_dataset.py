@@ -14,7 +14,6 @@ from benchmark.identity import Training
 from benchmark.plan.dataset import PICTURE, DataSet
 from benchmark.plan.place import Run
 
-
 PICTURES, RIGHT, OTHER = "aaaaaaaa", "11111111", "22222222"
 
 
@@ -25,8 +24,8 @@ def latents(fingerprint: str, images: str, size: int) -> dict[str, object]:
         kind="latents",
         images=images,
         size=[size, size],
-        scale=[0.18215] * 4,
-        shift=[0.0] * 4,
+        scale=0.18215,
+        shift=0.0,
         autoencoder={"folder": "sd-vae-ft-ema", "hash": fingerprint},
     )
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from benchmark.run.place import Run
 
 from benchmark import protocol
-from benchmark.run import estimate, stages
+from benchmark.plan import stages
+from benchmark.plan.place import Run
+from benchmark.run import estimate
 
 
 @pytest.fixture
