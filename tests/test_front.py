@@ -23,6 +23,7 @@ from benchmark.board import ranking
 from benchmark.cli import options
 from benchmark.files import ROOT, UserError
 from benchmark.measure import teaser
+from benchmark.plan import own
 from benchmark.results import record
 from benchmark.run import slurm
 
@@ -88,12 +89,10 @@ def test_help_lists_every_verb_in_80_columns():
 
 
 def test_the_protocol_follows_the_data(tmp_path):
-    assert options.default_protocol("") == "shapes"
-    assert options.default_protocol(str(tmp_path)) == "folder"
-    (tmp_path / "manifest.json").write_text("{}")  # shards, of any card: then the protocol has to be named
-    assert options.default_protocol(str(tmp_path)) == "shapes"
+    assert own.default_protocol("") == "shapes"
+    assert own.default_protocol(str(tmp_path)) == "folder"
     assert options.load("", None).name == "shapes"
-    assert options.load("smoke", None, str(tmp_path)).name == "smoke"
+    assert options.load("smoke", None).name == "smoke"
 
 
 @pytest.mark.parametrize("words", [("list",), ("plan", "shapes", "--methods", "rpe2d yarn", "--price", "2", "--cells")])
