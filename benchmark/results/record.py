@@ -224,13 +224,17 @@ def place(protocol_name: str, method: str, train: str, test: str, seed: int) -> 
     return Path(protocol_name, method, f"{train}-{test}-s{seed}.json")
 
 
+def text_of(value: dict[str, Any]) -> str:
+    """A record as it is written, everywhere with the same bytes."""
+    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
+    # A list without lists or objects in it goes on one line: records are mostly replicates. Strings hold no raw line end.
+    return re.sub(r"\[\n([^\[\]{}]*)\n *\]", lambda found: f"[{' '.join(map(str.strip, found[1].splitlines()))}]", text) + "\n"
+
+
 def write(value: dict[str, Any], folder: Path | str = FOLDER) -> Path:
     """Writes a record to its place below `folder`, atomically, and returns its path."""
     path = Path(folder) / location(value)
-    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
-    # A list without lists or objects in it goes on one line: records are mostly replicates. Strings hold no raw line end.
-    text = re.sub(r"\[\n([^\[\]{}]*)\n *\]", lambda found: f"[{' '.join(map(str.strip, found[1].splitlines()))}]", text)
-    files.write_text(path, text + "\n")
+    files.write_text(path, text_of(value))
     return path
 
 

@@ -14,6 +14,7 @@ from torchvision.models import inception_v3
 
 from benchmark import protocol, registry
 from benchmark.evaluate.classifier import Classifier
+from benchmark.evaluate.photos import Photos
 from benchmark.model import diffusion, flops
 from benchmark.model.dit import Core
 from benchmark.model.encoding import Encoding
@@ -121,11 +122,12 @@ def test_detectors_are_what_torch_counts():
                 torch.empty(1, 3, 224, 224),
             ),
         }
-    networks["shapes"] = (Classifier(), torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    for name, network in (("shapes", Classifier()), ("photos", Photos())):
+        networks[name] = network, torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
     assert sorted(networks) == registry.detectors()
     for name, (network, images) in networks.items():
         with torch.no_grad():
-            assert counted(network.eval(), images) == pytest.approx(registry.detector_facts(name)["flops"], rel=0.01), name
+            assert counted(network.eval(), images) == pytest.approx(registry.detector_facts(name).flops, rel=0.01), name
 
 
 def test_outputs_and_evaluations_are_those_of_the_objectives():

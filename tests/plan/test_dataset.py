@@ -8,22 +8,36 @@ import pytest
 
 from benchmark import protocol
 from benchmark.data import shapes, writer
+from benchmark.data.index import FORMAT
 from benchmark.files import UserError, write_json
 from benchmark.identity import Training
 from benchmark.plan.dataset import PICTURE, DataSet
 from benchmark.plan.place import Run
 
+PICTURES, RIGHT, OTHER, SECOND = (letter * 12 for letter in "abcd")  # fingerprints
+SHARD = {"name": "shard-00000.tar", "count": 10, "bytes": 5000, "sha256": "e" * 64}
+MANIFEST = {
+    "format": FORMAT, "card": "imagenet", "kind": "images", "classes": 1000, "class_names": None, "count": 10, "samples": 10,
+    "failures": [], "index": "f" * 12, "shards": [SHARD],
+}  # fmt: skip
+
+
+def latents(fingerprint: str, images: str, side: int) -> dict:
+    """The manifest of latents, as far as a plan reads it."""
+    autoencoder = {"name": "small", "hash": "e" * 12}
+    more = {"size": [side, side], "scale": 1.0, "shift": 0.0, "autoencoder": autoencoder, "samples": 20}
+    return MANIFEST | {"kind": "latents", "fingerprint": fingerprint, "images": images} | more
+
 
 def manifests(folder: Path) -> None:
     """Pictures, their latents at two sizes, and latents of other pictures, as far as a plan reads them."""
-    base = {"count": 10, "shards": [{"bytes": 5000}]}
-    for name, more in {
-        "pictures": {"kind": "images", "fingerprint": "p"},
-        "latents-right": {"kind": "latents", "fingerprint": "right", "images": "p", "size": [256, 256]},
-        "latents-other": {"kind": "latents", "fingerprint": "other", "images": "p", "size": [512, 512]},
-        "latents-strange": {"kind": "latents", "fingerprint": "strange", "images": "q", "size": [256, 256]},
+    for name, manifest in {
+        "pictures": MANIFEST | {"fingerprint": PICTURES},
+        f"latents-{RIGHT}": latents(RIGHT, PICTURES, 256),
+        f"latents-{OTHER}": latents(OTHER, PICTURES, 512),
+        "latents-strange": latents("9" * 12, "8" * 12, 256),
     }.items():
-        write_json(folder / name.replace("latents-right", "right") / "manifest.json", base | more)
+        write_json(folder / name / "manifest.json", manifest)
 
 
 def test_pictures_have_an_identity_before_they_are_written(tmp_path):
@@ -58,10 +72,7 @@ def test_what_a_training_sees(tmp_path):
     run = Run(tmp_path, str(tmp_path / "data" / "pictures"))
     training = Training(large, "nope", "256x256", 0)
     data = DataSet(large, run)
-    assert data.seen_by(training) == "right"
+    assert data.seen_by(training) == RIGHT
     assert {size: len(folders) for size, folders in data.latents.items()} == {"256x256": 1, "512x512": 1}
-    write_json(
-        tmp_path / "data" / "second" / "manifest.json",
-        {"count": 10, "shards": [], "kind": "latents", "fingerprint": "second", "images": "p", "size": [256, 256]},
-    )
+    write_json(tmp_path / "data" / "second" / "manifest.json", latents(SECOND, PICTURES, 256))
     assert DataSet(large, run).seen_by(training) is None
