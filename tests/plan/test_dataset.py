@@ -11,6 +11,7 @@ from benchmark.data import shapes, writer
 from benchmark.data.index import FORMAT
 from benchmark.files import UserError, write_json
 from benchmark.identity import Training
+from benchmark.plan import own
 from benchmark.plan.dataset import PICTURE, DataSet
 from benchmark.plan.place import Run
 
@@ -76,3 +77,29 @@ def test_what_a_training_sees(tmp_path):
     assert {size: len(folders) for size, folders in data.latents.items()} == {"256x256": 1, "512x512": 1}
     write_json(tmp_path / "data" / "second" / "manifest.json", latents(SECOND, PICTURES, 256))
     assert DataSet(large, run).seen_by(training) is None
+
+
+def test_shards_of_another_data_set_are_refused(tmp_path):
+    manifests(tmp_path / "data")
+    pictures = str(tmp_path / "data" / "pictures")
+    DataSet(protocol.load("imagenet-256-s2"), Run(tmp_path, pictures)).check()
+    with pytest.raises(UserError, match="holds shards of imagenet, and imagenet-64 is for imagenet-64"):
+        DataSet(protocol.load("imagenet-64"), Run(tmp_path, pictures)).check()
+    with pytest.raises(UserError, match="holds shards of 'imagenet': name a protocol of that data set with --protocol"):
+        own.default_protocol(pictures)
+
+
+def test_other_shards_of_the_embedded_set_are_refused(tmp_path):
+    smoke = protocol.load("smoke")
+    written = writer.prepare(DataSet(smoke, Run(tmp_path)).card, None, tmp_path / "data", workers=1)
+    given = Run(tmp_path / "runs", str(written.folder))
+    DataSet(smoke, given).check()
+    with pytest.raises(UserError, match="holds other shards of shapes than shapes trains on: leave DATA empty"):
+        DataSet(protocol.load("shapes"), given).check()
+    assert own.default_protocol(str(written.folder)) == "shapes"
+
+
+def test_a_manifest_that_was_edited_is_told(tmp_path):
+    write_json(tmp_path / "manifest.json", {"format": FORMAT})
+    with pytest.raises(UserError, match="lacks card"):
+        own.default_protocol(str(tmp_path))

@@ -156,6 +156,20 @@ def test_a_record_follows_the_revisions(tmp_path, monkeypatch):
     assert key() != before
 
 
+def test_the_detectors_code_is_part_of_what_is_made_with_it(tmp_path, monkeypatch):
+    smoke = protocol.load("smoke")
+    shards(smoke, tmp_path)
+    run = Run(tmp_path, "", "1", 1)
+    (stage,) = [s for s in stages.graph(smoke, ["nope"], 0, run) if s.kind == "reference" and s.test == "16x16"]
+    score = next(s for s in stages.graph(smoke, ["nope"], 0, run) if s.kind == "score")
+    stage.run()
+    assert stage.state() == COMPLETE, "its name is that of the file which `make` writes"
+    before, real = score.key(), stages.code_key
+    monkeypatch.setattr(stages, "code_key", lambda *names: real(*[n for n in names if "detectors" not in n]))
+    assert stage.state() == MISSING
+    assert score.key() != before
+
+
 def test_only_the_first_images_are_asked_for_without_keep(tmp_path, monkeypatch):
     smoke = protocol.load("smoke")
     folder = tmp_path / "cell"
