@@ -76,7 +76,7 @@ def watch_parent() -> None:
     def watch() -> None:
         while os.getppid() == int(parent):
             time.sleep(1)
-        os._exit(1)  # safe everywhere: files are whole or absent
+        os._exit(1)  # safe everywhere: files are complete or absent
 
     threading.Thread(target=watch, daemon=True).start()
 

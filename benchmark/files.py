@@ -1,4 +1,4 @@
-"""Files and errors: whole or absent on disk, one line for people when something is wrong."""
+"""Files and errors: complete or absent on disk, one line for people when something is wrong."""
 
 from __future__ import annotations
 

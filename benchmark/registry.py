@@ -64,7 +64,7 @@ def trained_name(name: str) -> str:
 
 
 def augments(name: str, options: Mapping[str, Any]) -> bool:
-    """Whether a method's training changes pictures before it sees them, so that it cannot read latents of whole ones.
+    """Whether a method's training changes pictures before it sees them, so that it cannot read latents of unchanged ones.
 
     Its class attribute `augments` names the option whose value says so. Read without importing torch.
     """
@@ -122,7 +122,7 @@ def _tree(path: str, changed: int) -> ast.Module:
 
 
 def build(name: str, protocol: Protocol, train: str, seed: int) -> Method:
-    """The method `name` in a contest, with the contest's hyper-parameters for it, and fresh weights."""
+    """The method `name` under a protocol, with the protocol's hyper-parameters for it, and fresh weights."""
     return load(name)(protocol, train, seed, protocol.options.get(name, {}))
 
 

@@ -40,10 +40,13 @@ NARROW = 80  # columns, where there is no terminal
 own = lazy.module("benchmark.plan.own")
 
 
-def load(name: str, overrides: list[str] | None, run: Run | None = None) -> protocol.Protocol:
-    """The protocol, with options of methods that exist; with a run, what its pictures decide where they are one's own."""
+def load(name: str, overrides: list[str] | None, run: Run | None = None, write: bool = True) -> protocol.Protocol:
+    """The protocol, with options of methods that exist; with a run, what its pictures decide where they are one's own.
+
+    `write`: whether shards of pictures of one's own are written to find that out.
+    """
     name = name or (own.default_protocol(run.data) if run else "shapes")
-    found = own.fitted(name, overrides or (), run) if run else protocol.load(name, overrides or ())
+    found = own.fitted(name, overrides or (), run, write) if run else protocol.load(name, overrides or ())
     for method in [*found.options, *found.train.lr_of]:
         registry.check(method)
     for method in found.train.lr_of:

@@ -140,9 +140,10 @@ def plan(
     keep: Keep = False,
 ) -> None:
     """What a protocol still needs, with operations, device-hours and disk. Nothing runs, nothing is written."""
-    protocol = load(protocol_name, overrides, data)
     flops.device(device)
-    found = stages.graph(protocol, chosen_methods(protocol, methods), seed, place.Run(out, data, "1", 1, keep=keep))
+    run = place.Run(out, data, "1", 1, keep=keep)
+    protocol = load(protocol_name, overrides, run, write=False)
+    found = stages.graph(protocol, chosen_methods(protocol, methods), seed, run)
     plans.print_plan(protocol, found, device, efficiency, count, price, cells, console())
 
 
@@ -195,10 +196,10 @@ def latents(
 
     Trainings find them in OUT. The environment's AUTOENCODER names a local folder instead of the card's autoencoder.
     """
-    protocol = load(protocol_name, overrides, data)
+    run = place.Run(out, data, devices, 1)
+    protocol = load(protocol_name, overrides, run)
     if protocol.data.representation != "latents":
         raise UserError(f"{protocol.name} trains on pixels and needs no latents")
-    run = place.Run(out, data, devices, 1)
     name = latent.autoencoder_of(stages.DataSet(protocol, run).card)
     index = indexes.Index(training.prepared(protocol, run))
     kind = place.device()

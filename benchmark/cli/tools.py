@@ -83,8 +83,13 @@ def score(
     found = load(protocol_name, overrides, run)
     wanted = set(chosen_cells(found, method, seed, train, test))
     graph = stages.graph(found, [method], seed, run)
+    tests = {cell.test for cell in wanted}
     local.raise_for(
-        local.run_all([stage for stage in graph if stage.kind == "reference" or getattr(stage, "cell", None) in wanted])
+        local.run_all(
+            stage
+            for stage in graph
+            if (stage.test in tests if stage.kind == "reference" else getattr(stage, "cell", None) in wanted)
+        )
     )
 
 
@@ -196,9 +201,9 @@ def submit(
     data: Data = "",
 ) -> None:
     """Copy a complete row from OUT into leaderboards/, regenerate them, and show what that changes in the ranking."""
-    found = load(protocol_name, None, data)
     registry.check(method)
-    written, changes = boards.submit(found, method, seed, place.Run(out, data, "1", 1))
+    run = place.Run(out, data, "1", 1)
+    written, changes = boards.submit(load(protocol_name, None, run), method, seed, run)
     print(changes)
     progress.say(f"{len(written)} files written below {boards.BOARDS}: commit them and open a pull request")
 

@@ -28,8 +28,8 @@ from benchmark.evaluate.detectors import Detector
 from benchmark.evaluate.metrics import FrechetDistance, Moments
 from benchmark.evaluate.samples import DAMAGED_ZIP, file_list_hash, image_files, open_image, open_images
 from benchmark.evaluate.spectrum import log_spectrum
-from benchmark.files import UserError, atomic, digest, file_hash
-from benchmark.identity import code_key
+from benchmark.files import UserError, atomic, file_hash
+from benchmark.identity import code_key, reference_key
 from benchmark.protocol import size_name
 from benchmark.streams import subset
 
@@ -148,7 +148,7 @@ class Reference:
 
 def identity(source: Source, size_hw: tuple[int, int], detector: Detector, count: int, nearest: int) -> str:
     """The hash of all that decides what a reference holds, up to rounding: the same on every machine."""
-    return digest([source.name, source.hash, size_name(*size_hw), detector.name, detector.hash, count, nearest])
+    return reference_key(source.name, source.hash, size_name(*size_hw), detector.name, detector.hash, count, nearest)
 
 
 def make(
@@ -184,7 +184,8 @@ def make(
     key = identity(source, size_hw, detector, count, nearest)
     path = None
     if folder is not None:
-        name = f"{source.name}-{size_name(*size_hw)}-{detector.name}-{count}-{key}-{code_key(__name__)[:6]}.npz"
+        code = code_key(__name__, type(detector).__module__)[:6]
+        name = f"{source.name}-{size_name(*size_hw)}-{detector.name}-{count}-{key}-{code}.npz"
         path = Path(folder) / name
         if path.is_file():
             return load(path, detector)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from benchmark.data.images import DAMAGE
 from benchmark.data.sources import ENDINGS
-from benchmark.files import UserError, atomic, digest, read_json
+from benchmark.files import UserError, atomic, below, digest, read_fields
 from benchmark.protocol import size_name
 
 UNIT_BYTES, UNIT_IMAGES = 1 << 27, 500  # limits of a run of images that is read as one: 128 MiB of pixels, 500 images
@@ -74,12 +74,14 @@ def open_images(path: Path | str) -> Images:
         return _open_npz(path)
     if not path.is_dir():
         raise UserError(f"{path} is not there; samples are a cell's folder, an .npz with arr_0, or a folder of images")
+    done = read_fields(path / "samples.json", "count") if (path / "samples.json").is_file() else {}
+    if same := done.get("same_as"):  # a cell whose images are those of another one
+        return open_images(below(path.parent, str(same)))
     for folder in (path / "chunks", path):
         if any(folder.glob("chunk-*.npy")):
             images = _open_chunks(folder)
-            done = path / "samples.json"
-            if done.is_file() and images.count != (count := read_json(done)["count"]):
-                raise UserError(f"{path} holds {images.count} images of {count}: sample the cell again")
+            if images.count != done.get("count", images.count):
+                raise UserError(f"{path} holds {images.count} images of {done['count']}: sample the cell again with --keep")
             return images
     return _open_pictures(path)
 

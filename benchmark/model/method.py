@@ -48,7 +48,7 @@ class Method(LightningModule):
         conditioner: a module [B, 6] (the batch's `crop`) -> [B, D], added to the timestep and class embedding.
 
     Args:
-        protocol: the contest.
+        protocol: what it is trained and tested under.
         train: the training size in pixels, such as "32x32".
         seed: of initialisation and training.
         options: values for `Options`; unknown names are an error.
@@ -144,7 +144,7 @@ class Method(LightningModule):
 
     @property
     def scaled_by_protocol(self) -> bool:
-        """Whether the contest scales the logits of every method; then no method applies a temperature of its own."""
+        """Whether the protocol scales the logits of every method; then no method applies a temperature of its own."""
         return self.protocol.switches.attention_scale != "none"
 
     def encoding(self, grid_hw: tuple[int, int], time: float | None = None) -> Encoding:

@@ -68,6 +68,22 @@ class DataSet:
             return manifest["images"] if manifest["kind"] == "latents" else manifest["fingerprint"]
         return None if self.source is None else writer.fingerprint(self.card, self.source)
 
+    def check(self) -> None:
+        """Raises UserError where the shards that were given are of another data set than the protocol's."""
+        if not self.given:
+            return
+        manifest = self._manifests[Path(self.run.data)]
+        if manifest["card"] != self.card.name:
+            raise UserError(
+                f"{self.run.data} holds shards of {manifest['card']}, and {self.protocol.name} is for {self.card.name}: "
+                "give those, or name a protocol of that data set"
+            )
+        if self.card.kind == "shapes" and self.fingerprint != writer.fingerprint(self.card, sources.source(self.card)):
+            raise UserError(
+                f"{self.run.data} holds other shards of {self.card.name} than {self.protocol.name} trains on: leave DATA empty, "
+                "and they are rendered"
+            )
+
     @cached_property
     def images(self) -> Path | None:
         """The complete shards of pictures."""

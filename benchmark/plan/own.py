@@ -7,7 +7,8 @@ from pathlib import Path
 from benchmark import lazy, protocol
 from benchmark.data.card import load_card
 from benchmark.data.index import Index
-from benchmark.files import UserError, read_json
+from benchmark.files import UserError, is_file, read_fields, shown
+from benchmark.plan.dataset import DataSet
 from benchmark.plan.place import Run
 from benchmark.protocol import Protocol
 
@@ -17,15 +18,24 @@ FOLDER, EMBEDDED = "folder", "shapes"  # protocols: with DATA, and without
 def default_protocol(data: str) -> str:
     """The protocol where none is named: pictures of one's own have theirs, and so have shards that were made of them."""
     manifest = Path(data) / "manifest.json"
-    if not data or (manifest.is_file() and load_card(read_json(manifest)["card"]).kind != "own"):
+    if not data:
         return EMBEDDED
-    return FOLDER
+    if not is_file(manifest):
+        return FOLDER
+    card = read_fields(manifest, "card")["card"]
+    for name in (FOLDER, EMBEDDED):
+        if protocol.load(name).data.card == card:
+            return name
+    raise UserError(f"{data} holds shards of {shown(card)}: name a protocol of that data set with --protocol")
 
 
-def fitted(name: str, overrides: list[str] | tuple[str, ...], run: Run) -> Protocol:
+def fitted(name: str, overrides: list[str] | tuple[str, ...], run: Run, write: bool = True) -> Protocol:
     """A protocol, with what the pictures decide where its card takes any: classes, reference, batch. Writes their shards.
 
     These are overrides like any other, before those that are given, so that a launched process loads the same rules.
+
+    Args:
+        write: whether shards are written. Without them pictures are only counted, damaged ones that look right included.
 
     Raises:
         UserError: there are no pictures, or too few for a reference.
@@ -35,12 +45,22 @@ def fitted(name: str, overrides: list[str] | tuple[str, ...], run: Run) -> Proto
         return rules
     if not run.data:
         raise UserError(f"{rules.name} is for pictures of your own: give their folder as DATA")
-    index = Index(lazy.module("benchmark.run.train").prepared(rules, run))
-    if len(index) < 4:
-        raise UserError(f"{index.folder} has {len(index)} usable pictures; a reference needs at least 4")
-    derived = [f"core.classes={index.classes}"]
+    folder = lazy.module("benchmark.run.train").prepared(rules, run) if write else DataSet(rules, run).images
+    count, classes = counted(rules, run) if folder is None else (len(index := Index(folder)), index.classes)
+    if count < 4:
+        raise UserError(f"{folder or run.data} has {count} usable pictures; a reference needs at least 4")
+    derived = [f"core.classes={classes}"]
     for key, value in (("score.reference", rules.score.reference), ("score.nearest", rules.score.nearest),
                        ("train.batch", rules.train.batch)):  # fmt: skip
-        if value > len(index):
-            derived.append(f"{key}={len(index)}")
+        if value > count:
+            derived.append(f"{key}={count}")
     return protocol.load(name, [*derived, *overrides])
+
+
+def counted(rules: Protocol, run: Run) -> tuple[int, int]:
+    """(pictures, classes) of a source, as far as they are known before shards of it are written."""
+    source = DataSet(rules, run).source
+    if source is None:
+        raise UserError(f"{run.data} holds no pictures: {rules.name} is for a folder of pictures, or of shards of them")
+    source.prepare(run.decoders * run.count)
+    return len(source), source.classes if isinstance(source.classes, int) else len(source.classes)

@@ -142,7 +142,7 @@ def notes(
         )
     for stage in stages:
         if isinstance(stage, Train) and not stage.is_complete() and (more := stage.encoding()).operations:
-            encoding = more.hours(device, share)
+            encoding = (more * (1 - stage.done())).hours(device, share)  # what is left of it
             core = stage.cost().hours(device, share) - encoding
             lines.append(
                 f"{stage.title} augments in pixel space: its reader encodes every picture anew, {show_hours(encoding)} on top of "

@@ -162,7 +162,9 @@ class Latents(Stage):
         return cost.latents(self.protocol, self.size, self.context.data.count)
 
     def run(self) -> None:
-        raise UserError(f"latents at {self.size} are missing: `make latents` writes them")
+        self.context.changed()  # they may have been written meanwhile
+        if not self.is_complete():
+            raise UserError(f"latents at {self.size} are missing: `make latents` writes them")
 
     def verb(self) -> list[str]:
         return ["latents", "--train", self.size]
@@ -234,8 +236,8 @@ class Reference(Stage):
         return reference_key(*self.context.data.real(), self.test, score.detector, weights, score.reference, nearest)
 
     def state(self) -> str:
-        key = self.key()
-        found = key and any((self.context.run.out / "references").glob(f"*-{key}-{code_key(SCORING[1])[:6]}.npz"))
+        key, code = self.key(), code_key(SCORING[1], detector_module(self.protocol))[:6]
+        found = key and any((self.context.run.out / "references").glob(f"*-{key}-{code}.npz"))
         return COMPLETE if found else MISSING
 
     def full_cost(self) -> Cost:
@@ -246,8 +248,9 @@ class Reference(Stage):
 
     def verb(self) -> list[str]:
         score = self.protocol.score
-        data = self.context.data  # the shards: their card says which classes of a source count
-        source = "shapes" if data.card.kind == "shapes" else str(data.folder or self.context.run.data)
+        data = self.context.data
+        name, _ = data.real()
+        source = name if data.card.kind == "shapes" else str(data.folder)  # of the prepared pictures: what the key names
         numbers = ["--count", str(score.reference), "--nearest", str(min(score.nearest, score.reference))]
         return ["reference", source, self.test, *numbers, "--detector", score.detector]
 
@@ -341,9 +344,8 @@ class Score(Stage):
         weights = registry.detector_weights(self.protocol.score.detector)
         if weights is None:
             return None
-        return digest(
-            [self.protocol.hash, weights, code_key(*SCORING), self.context.run.data, revision.current(self.cell.method)]
-        )
+        code = code_key(*SCORING, detector_module(self.protocol))
+        return digest([self.protocol.hash, weights, code, self.context.run.data, revision.current(self.cell.method)])
 
     @property
     def file(self) -> Path | None:
@@ -355,7 +357,9 @@ class Score(Stage):
             return MISSING
         cell = self.cell
         written = record.place(self.protocol.name, cell.method, cell.train, cell.test, cell.seed)
-        return COMPLETE if (records_folder(self.protocol, self.context.run) / written).is_file() else "no record"
+        written = records_folder(self.protocol, self.context.run) / written
+        same = written.is_file() and written.read_bytes() == self.file.read_bytes()
+        return COMPLETE if same else "no record"  # also where the record is an older one
 
     def run(self) -> None:
         scoring.score(self)
@@ -370,13 +374,18 @@ def images_folder(folder: Path) -> Path:
     return folder.parent / same if same else folder
 
 
+def detector_module(protocol: Protocol) -> str:
+    """The file of a protocol's detector: its code is part of what features, references and records depend on."""
+    return f"benchmark.evaluate.detectors.{protocol.score.detector}"
+
+
 def features_folder(folder: Path, protocol: Protocol) -> Path | None:
     """Where a cell's features are, as evaluate/score.py names it; None while the detector's weights are not there."""
     name = protocol.score.detector
     weights = registry.detector_weights(name)
     if weights is None:
         return None
-    code = code_key(f"benchmark.evaluate.detectors.{name}", "benchmark.evaluate.spectrum")
+    code = code_key(detector_module(protocol), "benchmark.evaluate.spectrum")
     return folder / "features" / f"{name}-{weights}-{code[:6]}"
 
 
@@ -410,6 +419,7 @@ def graph(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> li
     Methods with a training of their own come before those that use it.
     """
     context = Context(protocol, run)
+    context.data.check()
     latent = protocol.data.representation == "latents"
     augmenting = {name for name in methods if context.data.augments(name)}
     shards = Shards(context=context)
@@ -418,9 +428,6 @@ def graph(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> li
         if latent and set(methods) - augmenting
         else {}
     )
-    stages: list[Stage] = [*latents.values()]
-    if not latents or augmenting or not all(stage.is_complete() for stage in latents.values()):
-        stages.insert(0, shards)  # who has latents of everything needs no pictures
     trainings: dict[Training, Train] = {}
     references: dict[str, Reference] = {}
     samples: dict[Cell, Sample] = {}
@@ -441,7 +448,10 @@ def graph(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> li
             made.needs.append(base)
         cells += [made, Score(context=context, needs=[made, references[cell.test]], sample=made)]
         samples.setdefault(same, made)
-    return [*stages, *trainings.values(), *references.values(), *cells]
+    later: list[Stage] = [*latents.values(), *trainings.values(), *references.values(), *cells]
+    # Who has latents and references of everything needs no pictures.
+    pictures = not latents or augmenting or not all(stage.is_complete() for stage in (*latents.values(), *references.values()))
+    return [shards, *later] if pictures else later
 
 
 def processors() -> int:

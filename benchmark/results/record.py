@@ -34,7 +34,7 @@ LIBRARIES = ("torch", "torchvision", "lightning", "torchmetrics", "timm", "diffu
 
 @dataclass(frozen=True)
 class Record:
-    """A validated record. `value` is the whole JSON; the fields repeat what tables ask for all the time."""
+    """A validated record. `value` is all of the JSON; the fields repeat what tables ask for all the time."""
 
     protocol: str
     method: str
@@ -100,7 +100,7 @@ def _fit_levels(score: dict[str, Any], where: str) -> None:
 
 
 def validate(value: Any, rules: protocol.Protocol) -> None:
-    """Raises a UserError that names the first key which breaks the schema or the rules of the contest."""
+    """Raises a UserError that names the first key which breaks the schema or the rules of the protocol."""
     if isinstance(value, dict) and "schema" in value and value["schema"] != SCHEMA:
         raise UserError(f"schema {shown(value['schema'])} is unknown: this version reads schemas 1 and {SCHEMA}")
     try:
@@ -180,7 +180,7 @@ def build(
     """A validated record, rounded once; the arguments are the sections of the schema that only the caller knows.
 
     Args:
-        rules: the contest; its name, hash, data card and number of samples are filled in from it.
+        rules: the protocol; its name, hash, data card and number of samples are filled in from it.
         scores: {metric: {"value", and perhaps "low", "high", "replicates"}}, or None for a cell that failed.
 
     Raises:
@@ -224,13 +224,17 @@ def place(protocol_name: str, method: str, train: str, test: str, seed: int) -> 
     return Path(protocol_name, method, f"{train}-{test}-s{seed}.json")
 
 
+def text_of(value: dict[str, Any]) -> str:
+    """A record as it is written, everywhere with the same bytes."""
+    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
+    # A list without lists or objects in it goes on one line: records are mostly replicates. Strings hold no raw line end.
+    return re.sub(r"\[\n([^\[\]{}]*)\n *\]", lambda found: f"[{' '.join(map(str.strip, found[1].splitlines()))}]", text) + "\n"
+
+
 def write(value: dict[str, Any], folder: Path | str = FOLDER) -> Path:
     """Writes a record to its place below `folder`, atomically, and returns its path."""
     path = Path(folder) / location(value)
-    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
-    # A list without lists or objects in it goes on one line: records are mostly replicates. Strings hold no raw line end.
-    text = re.sub(r"\[\n([^\[\]{}]*)\n *\]", lambda found: f"[{' '.join(map(str.strip, found[1].splitlines()))}]", text)
-    files.write_text(path, text + "\n")
+    files.write_text(path, text_of(value))
     return path
 
 
@@ -301,7 +305,7 @@ def read(path: Path | str, rules: protocol.Protocol | None = None) -> Record:
     """Reads and validates one record, wherever it lies.
 
     Args:
-        rules: the contest; by default the committed protocol that the record's folder names.
+        rules: the protocol; by default the committed one that the record's folder names.
 
     Raises:
         UserError: names the file and what is wrong with it.
@@ -353,7 +357,7 @@ def read_all(folder: Path | str = FOLDER) -> list[Record]:
 
 
 def _disagreements(records: list[Record]) -> list[str]:
-    """Records that may not share a table with the others of their contest, in the words of a refusal.
+    """Records that may not share a table with the others of their protocol, in the words of a refusal.
 
     The side with fewer records is named (the later in the order of paths where both have as many).
     """

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from pathlib import Path
 
 from PIL import Image
 
+from benchmark import progress
 from benchmark.board import generate, ranking
-from benchmark.files import ROOT, UserError, atomic
+from benchmark.files import ROOT, UserError, atomic, listed
 from benchmark.identity import cells_of
 from benchmark.plan.place import Run
 from benchmark.plan.stages import Sample, graph, records_folder
@@ -23,46 +25,60 @@ KEPT_ROWS = 2  # of a grid of samples, beside the records
 def board(protocol: Protocol, run: Run) -> list[Path]:
     """Makes the leaderboards of a run under OUT: the committed records with the run's own in their place or beside them.
 
-    Custom runs and protocols that are not ranked have no board: their records belong to no committed table.
+    Custom runs and protocols that are not ranked have no board: their records belong to no committed table. Nor has a run without
+    records.
 
     Returns:
         the files that were written.
     """
     if protocol.custom or not protocol.ranked:
         return []
-    target = run.out / "leaderboards"
+    source, target = records_folder(protocol, run), run.out / "leaderboards"
+    if not any(source.rglob("*.json")):
+        return []
+    shutil.rmtree(target / "records", ignore_errors=True)  # those of an older protocol, or gone since
     for folder in ("records", "grids", "notes"):
         if (BOARDS / folder).is_dir():
             shutil.copytree(BOARDS / folder, target / folder, dirs_exist_ok=True)
-    shutil.copytree(records_folder(protocol, run), target / "records", dirs_exist_ok=True)
+    shutil.copytree(source, target / "records", dirs_exist_ok=True)
     return generate.generate(target / "records", target)
 
 
 def keep_grids(protocol: Protocol, method: str, seed: int, run: Run, target: Path) -> list[Path]:
-    """Puts the first rows of each cell's grid below a folder of leaderboards, in 256 colours: an eighth of the bytes."""
-    written = []
+    """Puts the first rows of each cell's grid below a folder of leaderboards, in 256 colours: an eighth of the bytes.
+
+    Of a cell whose samples are not there any more no grid is left: an older one would not belong to its new record.
+    """
+    written, without = [], []
     for stage in graph(protocol, [method], seed, run):
-        if not (isinstance(stage, Sample) and stage.is_complete()):
+        if not isinstance(stage, Sample):
             continue
-        source = stage.images / GRID
         path = target / "grids" / protocol.name / method / f"{stage.cell.train}-{stage.cell.test}-s{seed}.png"
+        if not (stage.is_complete() and (source := stage.images / GRID).is_file()):
+            path.unlink(missing_ok=True)
+            without.append(f"{stage.cell.train} -> {stage.cell.test}")
+            continue
         height = KEPT_ROWS * (size_hw(stage.cell.test)[0] + GRID_GAP) - GRID_GAP
         with Image.open(source) as sheet, atomic(path) as draft:
             rows = sheet.crop((0, 0, sheet.width, min(height, sheet.height)))
             few = rows.convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
             few.save(draft, format="PNG", optimize=True)
         written.append(path)
+    if without:
+        progress.say(f"no grid of {listed(without)}: the samples are not in {run.out}")
     return written
 
 
 def submit(protocol: Protocol, method: str, seed: int, run: Run) -> tuple[list[Path], str]:
     """Copies a complete row of a ranked protocol from OUT into leaderboards/, with its grids, and regenerates them.
 
+    Everything is made in a copy first: what cannot be read, drawn or ranked leaves leaderboards/ as it was.
+
     Returns:
         (what was written, what that changes in the rankings as markdown).
 
     Raises:
-        UserError: a custom run, a protocol that is not ranked, or a row that lacks a cell.
+        UserError: a custom run, a protocol that is not ranked, or a row that lacks a cell or holds a stale one.
     """
     if protocol.custom or not protocol.ranked:
         kind = "a custom run" if protocol.custom else f"protocol '{protocol.name}', which is not ranked"
@@ -70,18 +86,41 @@ def submit(protocol: Protocol, method: str, seed: int, run: Run) -> tuple[list[P
     source = records_folder(protocol, run)
     paths = [record.place(protocol.name, method, cell.train, cell.test, seed) for cell in cells_of(protocol, [method], seed)]
     missing = [path.name for path in paths if not (source / path).is_file()]
+    row = f"the row of {method} with seed {seed}"
     if missing:
-        lacks = f"lacks {len(missing)} of {len(paths)} cells in {source}"
-        raise UserError(f"the row of {method} with seed {seed} {lacks}: run `make bench`")
-    for path in paths:
-        record.read(source / path, protocol)  # refused before anything is copied
-    before = run.out / "before"
-    shutil.copytree(BOARDS / "records", before, dirs_exist_ok=True)
-    for path in paths:
-        (BOARDS / "records" / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / path, BOARDS / "records" / path)
-    grids = keep_grids(protocol, method, seed, run, BOARDS)
-    written = generate.generate()
-    changes = ranking.ranking_changes(before, BOARDS / "records")
-    shutil.rmtree(before)
-    return [*(BOARDS / "records" / path for path in paths), *grids, *written], changes
+        raise UserError(f"{row} lacks {len(missing)} of {len(paths)} cells in {source}: run `make bench`")
+    stale = [path.name for path in paths if record.read(source / path, protocol).stale]
+    if stale:
+        raise UserError(f"{row} was made by code that has changed since ({listed(stale)} in {source}): run `make bench`")
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder) / BOARDS.name
+        shutil.copytree(BOARDS, draft)
+        before = {path.relative_to(draft.parent) for path in draft.rglob("*") if path.is_file()}
+        if (readme := BOARDS.parent / "README.md").is_file():  # shows a table too
+            shutil.copyfile(readme, draft.parent / readme.name)
+        for path in paths:
+            (draft / "records" / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / path, draft / "records" / path)
+        keep_grids(protocol, method, seed, run, draft)
+        generate.generate(draft / "records", draft)
+        changes = ranking.ranking_changes(BOARDS / "records", draft / "records")
+        return copied(draft.parent, BOARDS.parent, before), changes
+
+
+def copied(draft: Path, target: Path, before: set[Path]) -> list[Path]:
+    """Makes files of `target` those of `draft`, as far as they differ; those of `before` that are not in the draft go.
+
+    Returns:
+        the files that were written.
+    """
+    written = []
+    now = {path.relative_to(draft) for path in draft.rglob("*") if path.is_file()}
+    for path in sorted(now):
+        content = (draft / path).read_bytes()
+        if not (target / path).is_file() or content != (target / path).read_bytes():
+            with atomic(target / path) as new:
+                new.write_bytes(content)
+            written.append(target / path)
+    for path in before - now:
+        (target / path).unlink(missing_ok=True)
+    return written

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -81,7 +82,8 @@ def abreast(stages: Sequence[Stage], methods: Sequence[str], seed: int, run: Run
     """
     for stage in stages:
         if stage.kind in ("shards", "reference") and not stage.is_complete():
-            run_one(stage)
+            with contextlib.suppress(UserError):
+                run_one(stage)
     trainings = [stage for stage in stages if isinstance(stage, Train) and not stage.is_complete()]
     side_by_side([Job(f"train {stage.title}", stage.command()) for stage in trainings], run)
     protocol = stages[0].protocol

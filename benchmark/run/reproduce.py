@@ -198,15 +198,10 @@ def number(score: dict[str, Any] | None) -> str:
     return f"{score['value']:.5g}{ends}"
 
 
-def summary(lines: Sequence[Line], protocol: Protocol) -> list[str]:
+def summary(lines: Sequence[Line]) -> list[str]:
     """What the table amounts to, in words."""
     words = [line.word for line in lines]
     said = [", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words)) + f" of {len(words)} values"]
-    if protocol.custom or not protocol.ranked:
-        kind = "custom settings" if protocol.custom else f"'{protocol.name}'"
-        said.append(f"There are no committed records of {kind}: nothing to compare with.")
-    elif all(line.committed is None for line in lines):
-        said.append("This row has no committed record yet: nothing to compare with.")
     if all(line.paper is None for line in lines):
         said.append("No paper has figures for these cells.")
     said += list(dict.fromkeys(line.note for line in lines if line.note))
@@ -248,14 +243,14 @@ def reproduce(protocol: Protocol, method: str, seed: int | None, run: Run) -> li
     took = [item.value["hours"] for item in committed.values() if item.seed == seed]
     trained = next(item.value["training"]["hours"] for item in committed.values() if item.seed == seed) or 0.0
     hours = trained + sum(cell["sample"] + cell["score"] for cell in took)
-    machine = next(iter(committed.values())).value["hardware"]["name"]
+    machine = next(item.value["hardware"]["name"] for item in committed.values() if item.seed == seed)
     progress.say(f"{method}, seed {seed}: the committed records took {plan.show_hours(hours)} on {machine}")
     there = all(stage.is_complete() for stage in graph(protocol, [method], seed, run) if stage.kind in ("train", "sample"))
     values, failures = run_row(protocol, method, seed, run)
     lines = compare_row(protocol, values, cells_of(protocol, [method], seed), committed, published.load())
     console = Console(width=None if sys.stdout.isatty() else 180)
     console.print(show(lines, protocol, method, seed))
-    for text in summary(lines, protocol):
+    for text in summary(lines):
         console.print(text, highlight=False)
     if there:
         console.print(f"Its weights and images were in {run.out} already and were not made anew: another OUT makes them.")

@@ -24,15 +24,16 @@ from benchmark.data.latents import autoencoder_identity, autoencoder_of, decoder
 from benchmark.evaluate import detectors
 from benchmark.evaluate.samples import Images, Unit
 from benchmark.evaluate.score import features_folder, is_done, outputs_of, unit_file
-from benchmark.files import UserError, atomic, listed, read_fields, read_json, sweep, write_array, write_json
+from benchmark.files import UserError, atomic, listed, read_fields, read_json, write_array, write_json
 from benchmark.identity import Cell
 from benchmark.model.method import Method
 from benchmark.model.precision import autocast
 from benchmark.plan import cost, needs
 from benchmark.plan.place import Run, check_nodes
-from benchmark.plan.stages import CHUNKS, DONE, KEPT_IMAGES, REPORT, is_sampled
+from benchmark.plan.stages import CHUNKS, DONE, KEPT_IMAGES, REPORT, images_folder, is_sampled
+from benchmark.plan.stages import features_folder as planned_features
 from benchmark.protocol import Protocol, size_hw
-from benchmark.run.train import load_weights, quieten, trained
+from benchmark.run.train import alone, load_weights, quieten, trained
 
 GRID = "grid.png"
 GRID_IMAGES, GRID_GAP = 32, 2  # images, and pixels between them
@@ -53,6 +54,34 @@ def units(cell: Cell, folder: Path) -> Images:
     return Images(folder.name, size_hw(cell.test), found, folder.name)
 
 
+def kept_images(protocol: Protocol, keep: bool) -> int:
+    """How many images of a cell stay on disk, but for the rest of their batch."""
+    return protocol.sample.count if keep else KEPT_IMAGES
+
+
+def has_chunk(path: Path, unit: Unit, size_hw: tuple[int, int]) -> bool:
+    """Whether the images of a batch are there, all of them; a file that is damaged is none."""
+    if not path.is_file():
+        return False
+    try:
+        images = np.load(path, mmap_mode="r", allow_pickle=False)  # compares the length of the file with its head
+    except (ValueError, OSError, EOFError, SyntaxError):
+        return False
+    return images.dtype == np.uint8 and images.shape == (unit.count, *size_hw, 3)
+
+
+def lost(cell: Cell, folder: Path, place: Path | None, keep: bool) -> list[int]:
+    """The batches of a cell whose features, or images that are to stay, are missing or damaged."""
+    found, kept = units(cell, folder), kept_images(cell.protocol, keep)
+    return [
+        k
+        for k, unit in enumerate(found.units)
+        if place is None
+        or not is_done(unit_file(place, k), unit)
+        or (unit.start < kept and not has_chunk(chunk_path(folder, k), unit, found.size_hw))
+    ]
+
+
 def sample(cell: Cell, run: Run) -> Path:
     """Generates the images of a cell, or finds them made.
 
@@ -67,8 +96,12 @@ def sample(cell: Cell, run: Run) -> Path:
     folder = cell.folder(run.out, report["fingerprint"])
     title = f"sample {cell.method} {cell.train} -> {cell.test}"
     if is_sampled(folder, cell.protocol, run.keep):
-        progress.say(f"{title}: complete already, skipped ({folder})")
-        return folder
+        images = images_folder(folder)
+        if not lost(cell, images, planned_features(images, cell.protocol), run.keep):
+            progress.say(f"{title}: complete already, skipped ({folder})")
+            return folder
+        if progress.first_rank():
+            (images / DONE).unlink(missing_ok=True)
     base = Cell(cell.protocol, cell.training.method, cell.train, cell.test, cell.seed)
     if base.method != cell.method and same_encodings(cell):
         made = sample(base, run)
@@ -110,46 +143,44 @@ def generate(cell: Cell, folder: Path, training: Path, report: dict[str, Any], t
     config = cell.protocol.sample
     title_ = f"{title}, {config.count:,} images"
     needs.check_memory(needs.sampling(cell.protocol, cell.test), title_)
-    needs.check_disk(cost.sampling(cell.protocol, cell.test, config.count if run.keep else KEPT_IMAGES).bytes, title_, run.out)
     fabric = launched(run)
-    if fabric.is_global_zero:
-        sweep(folder, everywhere=True)  # of a killed run
     detector = detectors.load(cell.protocol.score.detector, device=fabric.device)
     place, cut = features_folder(folder, detector), units(cell, folder).units
-    kept = config.count if run.keep else KEPT_IMAGES
-    missing = [
-        k
-        for k, unit in enumerate(cut)
-        if not is_done(unit_file(place, k), unit) or (unit.start < kept and not chunk_path(folder, k).is_file())
-    ]
-    fabric.barrier()  # every process has seen the same files before one of them writes
-    if cell.protocol.data.representation == "latents":
-        check_autoencoder(cell.protocol, report)
-    method = registry.build(cell.method, cell.protocol, cell.train, cell.seed)
-    load_weights(method, training, report["fingerprint"])
-    method = method.to(fabric.device).eval()
-    decode = decoder(cell.protocol, fabric.device)
-    own = missing[fabric.global_rank :: fabric.world_size]
-    began = time.monotonic()
-    with progress.stage(title, len(own) * config.steps, "step") as stage:
-        for k in own:
-            unit = cut[k]
-            if chunk_path(folder, k).is_file():  # its features are missing: the detector is another one now
-                images = unit.read()
-                stage.advance(config.steps)
-            else:
-                with torch.inference_mode(), autocast(config.precision, fabric.device):
-                    made = method.generate(cell.test, cell.seed, range(unit.start, unit.start + unit.count), stage.advance)
-                    images = to_uint8(decode(made))
-                if unit.start < kept:
-                    write_array(chunk_path(folder, k), images)
-            with atomic(unit_file(place, k)) as draft:
-                save_file(outputs_of(images, detector), draft, {"stamp": unit.stamp})
-    add_hours(folder, fabric.global_rank, (time.monotonic() - began) / 3600)
-    fabric.barrier()
-    if fabric.is_global_zero:
-        finish(cell, folder, place)
-    fabric.barrier()
+    with alone(folder, "sampling"):
+        missing = lost(cell, folder, place, run.keep)
+        kept = kept_images(cell.protocol, run.keep)
+        share = len(missing) / len(cut)
+        needs.check_disk(cost.sampling(cell.protocol, cell.test, kept).bytes * share, title_, run.out)
+        fabric.barrier()  # every process has seen the same files before one of them writes
+        if cell.protocol.data.representation == "latents":
+            check_autoencoder(cell.protocol, report)
+        method = registry.build(cell.method, cell.protocol, cell.train, cell.seed)
+        load_weights(method, training, report["fingerprint"])
+        method = method.to(fabric.device).eval()
+        decode = decoder(cell.protocol, fabric.device)
+        own = missing[fabric.global_rank :: fabric.world_size]
+        began = time.monotonic()
+        try:
+            with progress.stage(title, len(own) * config.steps, "step") as stage:
+                for k in own:
+                    unit = cut[k]
+                    if has_chunk(chunk_path(folder, k), unit, size_hw(cell.test)):  # only its features are missing
+                        images = unit.read()
+                        stage.advance(config.steps)
+                    else:
+                        with torch.inference_mode(), autocast(config.precision, fabric.device):
+                            numbers = range(unit.start, unit.start + unit.count)
+                            images = to_uint8(decode(method.generate(cell.test, cell.seed, numbers, stage.advance)))
+                        if unit.start < kept:
+                            write_array(chunk_path(folder, k), images)
+                    with atomic(unit_file(place, k)) as draft:
+                        save_file(outputs_of(images, detector), draft, {"stamp": unit.stamp})
+        finally:  # of a run that was stopped, too
+            add_hours(folder, fabric.global_rank, (time.monotonic() - began) / 3600)
+        fabric.barrier()
+        if fabric.is_global_zero:
+            finish(cell, folder, place)
+        fabric.barrier()
 
 
 def check_autoencoder(protocol: Protocol, report: dict[str, Any]) -> None:

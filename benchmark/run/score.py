@@ -16,7 +16,7 @@ from benchmark.evaluate import detectors
 from benchmark.evaluate import score as scoring
 from benchmark.evaluate.detectors import Detector
 from benchmark.evaluate.reference import Reference, Scenes, make, open_source
-from benchmark.files import UserError, read_fields, read_json, sweep, write_json
+from benchmark.files import UserError, read_fields, read_json, sweep, write_text
 from benchmark.identity import Cell
 from benchmark.plan import needs
 from benchmark.plan.place import Run, device
@@ -75,7 +75,7 @@ def score(stage: Score) -> dict[str, Any]:
         if name not in COMPARED:
             entry.pop("replicates", None)
     value = build(cell, stage.sample.folder, scores, detector, real, (time.monotonic() - began) / 3600, run)
-    write_json(stage.file, value)
+    write_text(stage.file, record.text_of(value))
     progress.say(f"score {cell}: record {record.write(value, destination)}")
     if failure is not None:
         raise failure

@@ -51,6 +51,7 @@ def prepared(protocol: Protocol, run: Run, verbose: bool = True) -> Path:
     """The protocol's shards: those of `run.data`, or written now from what the card says."""
     data = DataSet(protocol, run)
     if data.given:
+        data.check()
         return Path(run.data)
     if data.source is None:
         sources.source(data.card, None)  # says what is missing

@@ -25,7 +25,7 @@ from benchmark.evaluate.samples import (
     open_images,
 )
 from benchmark.evaluate.score import FeatureRows, Features, Options, extract, fid_infinity, score
-from benchmark.files import UserError
+from benchmark.files import UserError, write_json
 from benchmark.streams import balanced_order
 
 SIZE = (24, 32)
@@ -90,6 +90,16 @@ def test_all_kinds_of_images_are_the_same_stream(tmp_path):
         opened = open_images(tmp_path / name)
         assert (opened.count, opened.size_hw) == (50, SIZE)
         np.testing.assert_array_equal(np.concatenate(list(opened.batches())), images)
+
+
+def test_a_cell_with_the_images_of_another_one(tmp_path):
+    images = scenes(20)
+    cell(tmp_path / "base", images)
+    write_json(tmp_path / "cell" / "samples.json", {"count": 20, "same_as": "base"})
+    np.testing.assert_array_equal(np.concatenate(list(open_images(tmp_path / "cell").batches())), images)
+    write_json(tmp_path / "base" / "samples.json", {"count": 500})
+    with pytest.raises(UserError, match="base holds 20 images of 500: sample the cell again with --keep"):
+        open_images(tmp_path / "cell")
 
 
 def test_npz_in_several_units(tmp_path, monkeypatch):

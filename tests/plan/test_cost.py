@@ -123,7 +123,7 @@ def test_detectors_are_what_torch_counts():
             ),
         }
     for name, network in (("shapes", Classifier()), ("photos", Photos())):
-        networks[name] = (network, torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+        networks[name] = network, torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
     assert sorted(networks) == registry.detectors()
     for name, (network, images) in networks.items():
         with torch.no_grad():

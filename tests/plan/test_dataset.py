@@ -5,40 +5,40 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from small import manifest
 
 from benchmark import protocol
 from benchmark.data import shapes, writer
+from benchmark.data.index import FORMAT
 from benchmark.files import UserError, write_json
 from benchmark.identity import Training
+from benchmark.plan import own
 from benchmark.plan.dataset import PICTURE, DataSet
 from benchmark.plan.place import Run
 
-PICTURES, RIGHT, OTHER = "aaaaaaaa", "11111111", "22222222"
+PICTURES, RIGHT, OTHER, SECOND = (letter * 12 for letter in "abcd")  # fingerprints
+SHARD = {"name": "shard-00000.tar", "count": 10, "bytes": 5000, "sha256": "e" * 64}
+MANIFEST = {
+    "format": FORMAT, "card": "imagenet", "kind": "images", "classes": 1000, "class_names": None, "count": 10, "samples": 10,
+    "failures": [], "index": "f" * 12, "shards": [SHARD],
+}  # fmt: skip
 
 
-def latents(fingerprint: str, images: str, size: int) -> dict[str, object]:
-    """The manifest of latents."""
-    return manifest(
-        fingerprint,
-        kind="latents",
-        images=images,
-        size=[size, size],
-        scale=0.18215,
-        shift=0.0,
-        autoencoder={"folder": "sd-vae-ft-ema", "hash": fingerprint},
-    )
+def latents(fingerprint: str, images: str, side: int) -> dict:
+    """The manifest of latents, as far as a plan reads it."""
+    autoencoder = {"name": "small", "hash": "e" * 12}
+    more = {"size": [side, side], "scale": 1.0, "shift": 0.0, "autoencoder": autoencoder, "samples": 20}
+    return MANIFEST | {"kind": "latents", "fingerprint": fingerprint, "images": images} | more
 
 
 def manifests(folder: Path) -> None:
     """Pictures, their latents at two sizes, and latents of other pictures, as far as a plan reads them."""
-    for name, found in {
-        "pictures": manifest(PICTURES),
-        "right": latents(RIGHT, PICTURES, 256),
-        "latents-other": latents(OTHER, PICTURES, 512),
-        "latents-strange": latents("33333333", "bbbbbbbb", 256),
+    for name, manifest in {
+        "pictures": MANIFEST | {"fingerprint": PICTURES},
+        f"latents-{RIGHT}": latents(RIGHT, PICTURES, 256),
+        f"latents-{OTHER}": latents(OTHER, PICTURES, 512),
+        "latents-strange": latents("9" * 12, "8" * 12, 256),
     }.items():
-        write_json(folder / name / "manifest.json", found)
+        write_json(folder / name / "manifest.json", manifest)
 
 
 def test_pictures_have_an_identity_before_they_are_written(tmp_path):
@@ -75,5 +75,31 @@ def test_what_a_training_sees(tmp_path):
     data = DataSet(large, run)
     assert data.seen_by(training) == RIGHT
     assert {size: len(folders) for size, folders in data.latents.items()} == {"256x256": 1, "512x512": 1}
-    write_json(tmp_path / "data" / "second" / "manifest.json", latents("44444444", PICTURES, 256))
+    write_json(tmp_path / "data" / "second" / "manifest.json", latents(SECOND, PICTURES, 256))
     assert DataSet(large, run).seen_by(training) is None
+
+
+def test_shards_of_another_data_set_are_refused(tmp_path):
+    manifests(tmp_path / "data")
+    pictures = str(tmp_path / "data" / "pictures")
+    DataSet(protocol.load("imagenet-256-s2"), Run(tmp_path, pictures)).check()
+    with pytest.raises(UserError, match="holds shards of imagenet, and imagenet-64 is for imagenet-64"):
+        DataSet(protocol.load("imagenet-64"), Run(tmp_path, pictures)).check()
+    with pytest.raises(UserError, match="holds shards of 'imagenet': name a protocol of that data set with --protocol"):
+        own.default_protocol(pictures)
+
+
+def test_other_shards_of_the_embedded_set_are_refused(tmp_path):
+    smoke = protocol.load("smoke")
+    written = writer.prepare(DataSet(smoke, Run(tmp_path)).card, None, tmp_path / "data", workers=1)
+    given = Run(tmp_path / "runs", str(written.folder))
+    DataSet(smoke, given).check()
+    with pytest.raises(UserError, match="holds other shards of shapes than shapes trains on: leave DATA empty"):
+        DataSet(protocol.load("shapes"), given).check()
+    assert own.default_protocol(str(written.folder)) == "shapes"
+
+
+def test_a_manifest_that_was_edited_is_told(tmp_path):
+    write_json(tmp_path / "manifest.json", {"format": FORMAT})
+    with pytest.raises(UserError, match="lacks card"):
+        own.default_protocol(str(tmp_path))

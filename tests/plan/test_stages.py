@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 import test_dataset
+from PIL import Image
 
 from benchmark import protocol, registry
 from benchmark.data import writer
 from benchmark.data.card import load_card
-from benchmark.evaluate import detectors
+from benchmark.evaluate import detectors, reference
 from benchmark.evaluate.score import features_folder, unit_file
-from benchmark.files import write_json
+from benchmark.files import UserError, write_json
 from benchmark.identity import Cell, Training, cells_of
-from benchmark.plan import cost, stages
+from benchmark.plan import cost, own, stages
 from benchmark.plan.place import Run
 from benchmark.plan.stages import CHECKPOINTS, COMPLETE, DONE, MISSING, REPORT, WEIGHTS, Sample, Stage, Train
 from benchmark.protocol import Protocol
@@ -24,7 +25,6 @@ from benchmark.results import record
 from benchmark.run import sample
 
 METHODS = ["extrapolation", "yarn", "nope"]
-END = {"count": 32, "size": [16, 16], "hours": 0.1}  # of a sampled cell
 
 
 def graph(found: Protocol, methods: list[str], out: Path, seed: int = 0, data: str = "", keep: bool = False) -> list[Stage]:
@@ -119,7 +119,7 @@ def test_what_is_there_is_found(tmp_path):
     for k in (0, 1):
         sample.chunk_path(cell, k).touch()
     assert states()["sample 16x16"] == "32 of 32 images", "its end is not written"
-    write_json(cell / DONE, END)
+    write_json(cell / DONE, {"count": 32})
     assert states()["sample 16x16"] == COMPLETE
     assert states()["sample 32x24"] == MISSING
     assert states()["score 16x16"] == MISSING
@@ -127,7 +127,10 @@ def test_what_is_there_is_found(tmp_path):
     assert score.file.parent == cell
     write_json(score.file, {})
     assert states()["score 16x16"] == "no record"
-    write_json(tmp_path / "records" / smoke.hash / record.place("smoke", "extrapolation", "16x16", "16x16", 0), {})
+    written = tmp_path / "records" / smoke.hash / record.place("smoke", "extrapolation", "16x16", "16x16", 0)
+    write_json(written, {"older": True})
+    assert states()["score 16x16"] == "no record", "an older one lies there"
+    write_json(written, {})
     assert states()["score 16x16"] == COMPLETE
     score.file.rename(cell / "record-0123456789ab.json")
     assert states()["score 16x16"] == MISSING, "a record of other code or another revision"
@@ -153,13 +156,27 @@ def test_a_record_follows_the_revisions(tmp_path, monkeypatch):
     assert key() != before
 
 
+def test_the_detectors_code_is_part_of_what_is_made_with_it(tmp_path, monkeypatch):
+    smoke = protocol.load("smoke")
+    shards(smoke, tmp_path)
+    run = Run(tmp_path, "", "1", 1)
+    (stage,) = [s for s in stages.graph(smoke, ["nope"], 0, run) if s.kind == "reference" and s.test == "16x16"]
+    score = next(s for s in stages.graph(smoke, ["nope"], 0, run) if s.kind == "score")
+    stage.run()
+    assert stage.state() == COMPLETE, "its name is that of the file which `make` writes"
+    before, real = score.key(), stages.code_key
+    monkeypatch.setattr(stages, "code_key", lambda *names: real(*[n for n in names if "detectors" not in n]))
+    assert stage.state() == MISSING
+    assert score.key() != before
+
+
 def test_only_the_first_images_are_asked_for_without_keep(tmp_path, monkeypatch):
     smoke = protocol.load("smoke")
     folder = tmp_path / "cell"
     place = stages.features_folder(folder, smoke)
     place.mkdir(parents=True)
     (folder / "chunks").mkdir()
-    write_json(folder / DONE, END)
+    write_json(folder / DONE, {"count": 32})
     for k in (0, 1):
         unit_file(place, k).touch()
     sample.chunk_path(folder, 0).touch()
@@ -170,7 +187,7 @@ def test_only_the_first_images_are_asked_for_without_keep(tmp_path, monkeypatch)
     sample.chunk_path(folder, 1).touch()
     assert stages.is_sampled(folder, smoke, keep=True)
     # Of a cell whose images are another one's, these count.
-    write_json(tmp_path / "same" / DONE, END | {"same_as": "cell"})
+    write_json(tmp_path / "same" / DONE, {"count": 32, "same_as": "cell"})
     assert stages.is_sampled(tmp_path / "same", smoke, keep=True)
     shutil.rmtree(folder)
     assert not stages.is_sampled(tmp_path / "same", smoke, keep=True)
@@ -194,7 +211,7 @@ def test_encoding_on_the_way_is_counted_for_those_who_augment(tmp_path):
     assert "latents" in kinds(graph(plain, ["rpe2d"], tmp_path)), "without augmentation latents do"
 
 
-@pytest.mark.parametrize("given", ["pictures", "right"])
+@pytest.mark.parametrize("given", ["pictures", f"latents-{test_dataset.RIGHT}"])
 def test_latents_are_found_beside_their_pictures(given, tmp_path):
     """Whichever of the two is given as DATA; latents of another size or of other pictures do not count."""
     test_dataset.manifests(tmp_path / "data")
@@ -202,10 +219,10 @@ def test_latents_are_found_beside_their_pictures(given, tmp_path):
     found = {s.kind: s for s in graph(protocol.load("imagenet-256-s2"), ["nope", "rpe2d"], tmp_path, data=data)}
     assert found["shards"].is_complete()
     assert found["latents"].is_complete()
-    assert found["latents"].key() == "right"
+    assert found["latents"].key() == test_dataset.RIGHT
     assert found["shards"].key() == test_dataset.PICTURES
     larger = {s.kind: s for s in graph(protocol.load("imagenet-512-xl2"), ["nope"], tmp_path, data=data)}
-    assert larger["latents"].key() == "other"
+    assert larger["latents"].key() == test_dataset.OTHER
 
 
 def test_commands_say_all_that_a_stage_needs(tmp_path):
@@ -220,6 +237,36 @@ def test_commands_say_all_that_a_stage_needs(tmp_path):
     assert by_kind["sample"].command() == ["sample", *cell, *where, *spread, "--keep"]
     assert by_kind["score"].command() == ["score", *cell, *where]
     assert by_kind["reference"].command()[:3] == ["reference", "shapes", "32x24"]
+
+
+def test_a_reference_of_pictures_is_made_from_their_shards(tmp_path):
+    """So that what the command writes has the name that the stage looks for."""
+    pictures = tmp_path / "pictures"
+    for number in range(6):
+        (pictures / f"class-{number % 2}").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (72, 72), (40 * number, 0, 0)).save(pictures / f"class-{number % 2}" / f"{number}.png")
+    run = Run(tmp_path / "out", str(pictures), "1", 1)
+    planned = own.fitted("folder", ["score.detector=shapes"], run, write=False)
+    assert not run.out.exists(), "a plan writes nothing"
+    found = own.fitted("folder", ["score.detector=shapes"], run)
+    assert planned.hash == found.hash
+    stage = next(stage for stage in stages.graph(found, ["nope"], 0, run) if stage.kind == "reference")
+    _, source, size, _, count, _, nearest, *_ = stage.command()
+    made = reference.identity(
+        reference.open_source(source), protocol.size_hw(size), detectors.load("shapes"), int(count), int(nearest)
+    )
+    assert made == stage.key()
+
+
+def test_latents_that_were_written_meanwhile_are_no_failure(tmp_path):
+    large, run = protocol.load("imagenet-256-s2"), Run(tmp_path, str(tmp_path / "data" / "pictures"), "1", 1)
+    test_dataset.manifests(tmp_path / "data")
+    (tmp_path / "data" / f"latents-{test_dataset.RIGHT}").rename(tmp_path / "later")
+    stage = next(stage for stage in stages.graph(large, ["nope"], 0, run) if stage.kind == "latents")
+    with pytest.raises(UserError, match="`make latents` writes them"):
+        stage.run()
+    (tmp_path / "later").rename(tmp_path / "data" / f"latents-{test_dataset.RIGHT}")
+    stage.run()
 
 
 def test_methods_of_a_protocol():

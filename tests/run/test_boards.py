@@ -94,7 +94,41 @@ def test_a_complete_row_is_copied_and_the_tables_follow(committed, tmp_path):
     assert "7 new, 0 changed, 0 removed" in changes
     assert "`ntk`" in changes
     assert any(path.suffix == ".html" for path in written)
-    assert not (run.out / "before").exists()
+
+
+def test_a_stale_row_is_refused(committed, tmp_path, monkeypatch):
+    shapes, run = protocol.load("shapes"), Run(tmp_path / "runs", devices="1")
+    write_row(run, "ntk", shapes.pairs())
+    monkeypatch.setattr(record.revision, "SCORE", record.revision.SCORE + 1)
+    before = files(committed)
+    with pytest.raises(UserError, match="the row of ntk with seed 0 was made by code that has changed since"):
+        boards.submit(shapes, "ntk", 0, run)
+    assert files(committed) == before
+
+
+def test_what_fails_on_the_way_leaves_the_leaderboards_as_they_were(committed, tmp_path, monkeypatch):
+    shapes, run = protocol.load("shapes"), Run(tmp_path / "runs", devices="1")
+    write_row(run, "ntk", shapes.pairs())
+    before = files(committed)
+
+    def fail(*_) -> None:
+        raise UserError("no table")
+
+    monkeypatch.setattr(boards.generate, "generate", fail)
+    with pytest.raises(UserError, match="no table"):
+        boards.submit(shapes, "ntk", 0, run)
+    assert files(committed) == before
+
+
+def test_an_old_grid_does_not_stay_beside_a_new_record(committed, tmp_path):
+    shapes, run = protocol.load("shapes"), Run(tmp_path / "runs", devices="1")
+    write_row(run, "ntk", shapes.pairs())
+    old, other = (committed / f"grids/shapes/{name}/32x32-48x64-s0.png" for name in ("ntk", "yarn"))
+    for path in (old, other):
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(path)
+    boards.submit(shapes, "ntk", 0, run)
+    assert (old.exists(), other.exists()) == (False, True)
 
 
 def test_a_run_has_its_board_beside_it(committed, tmp_path):
@@ -106,6 +140,9 @@ def test_a_run_has_its_board_beside_it(committed, tmp_path):
     methods = {path.parent.name for path in (run.out / "leaderboards" / "records" / "shapes").rglob("*.json")}
     assert methods == {"ntk", "yarn"}, "the run's own among the committed"
     assert files(committed) == before
+    for path in stages.records_folder(shapes, run).rglob("*.json"):
+        path.unlink()
+    assert boards.board(shapes, run) == [], "without records there is no board"
 
 
 def test_the_first_rows_of_a_grid_are_kept(tmp_path, monkeypatch):
@@ -114,7 +151,7 @@ def test_the_first_rows_of_a_grid_are_kept(tmp_path, monkeypatch):
     images = [np.full((48, 64, 3), 8 * number, np.uint8) for number in range(sample.GRID_IMAGES)]
     base, cell = tmp_path / "cells" / "base", tmp_path / "cells" / "cell"
     sample.save_grid(images, base / "grid.png")
-    write_json(cell / stages.DONE, {"same_as": "base"})
+    write_json(cell / stages.DONE, {"count": 32, "same_as": "base"})
     monkeypatch.setattr(stages.Sample, "state", lambda stage: "complete" if stage.cell.test == "48x64" else "missing")
     monkeypatch.setattr(stages.Sample, "folder", property(lambda stage: cell))
     (path,) = boards.keep_grids(shapes, "yarn", 1, run, tmp_path / "leaderboards")

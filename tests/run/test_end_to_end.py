@@ -25,6 +25,7 @@ from benchmark.plan import stages
 from benchmark.plan.place import Run
 from benchmark.plan.stages import WEIGHTS, Stage
 from benchmark.run import local, sample
+from benchmark.run.train import alone
 from benchmark.run.train import train as fit
 
 pytestmark = pytest.mark.xdist_group("end to end")  # most of them share the folder of one run
@@ -119,9 +120,30 @@ def test_what_a_cell_has_lost_is_made_again_and_without_it_nothing_is_scored(fir
     assert not list(cell.glob("record-*.json")), "a failure of the disk is no result"
     for path, text in records.items():
         path.write_bytes(text)
+    again = Cell(protocol.load("smoke"), "rpe2d", "16x16", "16x16", 0), Run(out)
     (cell / "chunks" / "chunk-00000.npy").unlink()
-    sample.sample(Cell(protocol.load("smoke"), "rpe2d", "16x16", "16x16", 0), Run(out))
+    sample.sample(*again)
     assert content(cell) == complete
+    features, chunk = next(cell.glob("features/*/unit-00000.safetensors")), cell / "chunks" / "chunk-00001.npy"
+    for damaged in (features, chunk):  # as a disk leaves them
+        damaged.write_bytes(damaged.read_bytes()[:40])
+        sample.sample(*again)
+        assert content(cell) == complete
+    for damaged in (features, chunk):
+        damaged.write_bytes(b"")
+    sample.sample(*again)
+    assert content(cell) == complete
+    assert (cell / "samples.json").is_file()
+
+
+def test_two_runs_do_not_sample_a_cell_at_once(first, out):
+    (cell,) = out.glob("cells/smoke/rpe2d-16x16-16x16-s0-*")
+    hours = (cell / "hours-0.json").read_bytes()
+    (cell / "samples.json").unlink()
+    with alone(cell, "sampling"), pytest.raises(UserError, match="another process is sampling in"):
+        sample.sample(Cell(protocol.load("smoke"), "rpe2d", "16x16", "16x16", 0), Run(out))
+    assert (cell / "hours-0.json").read_bytes() == hours
+    sample.sample(Cell(protocol.load("smoke"), "rpe2d", "16x16", "16x16", 0), Run(out))
 
 
 def test_a_failed_score_is_told_each_time(first, out):

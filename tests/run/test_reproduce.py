@@ -14,7 +14,7 @@ from synthetic import value_of
 
 from benchmark import protocol
 from benchmark.board import published
-from benchmark.files import UserError, write_json
+from benchmark.files import UserError
 from benchmark.identity import Cell, cells_of
 from benchmark.plan import stages
 from benchmark.plan.place import Run
@@ -98,7 +98,7 @@ def test_a_row_beside_its_records():
     console = rich.console.Console(file=io.StringIO(), width=200)
     console.print(reproduce.show(lines, shapes, "yarn", 0))
     assert "+1000" in console.file.getvalue()
-    said = " ".join(reproduce.summary(lines, shapes))
+    said = " ".join(reproduce.summary(lines))
     assert "1 differs" in said
     assert "No paper has figures" in said
 
@@ -144,7 +144,7 @@ def test_the_row_runs_beside_the_leaderboards_and_leaves_them_alone(tmp_path, mo
                 value = make(shapes, stage.cell.method, stage.cell.train, stage.cell.test, stage.cell.seed)
                 written.append(record.write(value, stages.records_folder(shapes, stage.context.run)))
                 written.append(tmp_path / f"{stage.cell.test}.json")
-                write_json(written[-1], value)
+                written[-1].write_text(record.text_of(value))
         return []
 
     monkeypatch.setattr(local, "run_all", run_all)
