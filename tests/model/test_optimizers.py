@@ -109,3 +109,13 @@ def test_a_trained_method_may_have_a_rate_of_its_own() -> None:
         protocol.load("smoke", ["train.lr_of.ledit=0"])
     with pytest.raises(UserError, match=r"train\.optimizer"):
         protocol.load("smoke", ["train.optimizer=moun"])
+
+
+def test_both_rates_follow_the_methods() -> None:
+    """A method whose rate is half of the others' has half of Muon's as well."""
+    rules = small.contest(train={"optimizer": "muon", "lr": 1e-3, "muon_lr": 0.02, "lr_of": {"ledit": 5e-4}})
+    rates = {
+        name: [group["lr"] for group in registry.build(name, rules, "16x24", 0).optimizer().param_groups]
+        for name in ("ledit", "sincos")
+    }
+    assert rates == {"ledit": [0.01, 5e-4], "sincos": [0.02, 1e-3]}
