@@ -23,7 +23,7 @@ class RoPEAugmented(Extrapolation):
 
     @dataclass(frozen=True)
     class Options:
-        resize: float = 1.5  # k: the short side is resized to a random length in [S, k S]
+        resize: float = 1.5  # k: the short side is resized to a random length in [S, k S]; 0 turns it off
         uncropped: float = 0.5  # probability that a training picture is not augmented
 
     def build(self) -> None:
@@ -31,4 +31,6 @@ class RoPEAugmented(Extrapolation):
 
     @classmethod
     def augmentation_of(cls, options: Any) -> tuple[str, dict[str, Any]]:
+        if not options.resize:
+            return super().augmentation_of(options)
         return "random_resize_crop", {"largest": options.resize, "uncropped": options.uncropped}

@@ -97,6 +97,15 @@ def test_says_where_it_was_published(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_says_whether_it_changes_pictures_in_training(name):
+    """What is read without torch, from which a plan knows whether latents can be written beforehand, is what training does."""
+    cls = registry.load(name)
+    for options in [{}, {cls.augments: 0.0}] if cls.augments else [{}]:
+        does = cls.augmentation_of(cls.make_options(options))[0] != "center_crop"
+        assert registry.augments(name, options) == does, options
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_is_in_the_table_of_contents(name):
     cls = registry.load(name)
     (row,) = (
