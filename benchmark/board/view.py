@@ -195,7 +195,7 @@ def facts(board: Table) -> list[tuple[str, str]]:
     references = {record.test: record.value["reference"]["hash"] for record in records}
     sizes = dict.fromkeys(pair.test for pair in board.pairs if pair.test in references)
     each = ", ".join(f"{size} {references[size]}" for size in sizes)
-    switches = rules.switches
+    switches, steps = rules.switches, f"{rules.train.steps:,} steps"
     found = [
         ("Protocol", f"{rules.name}, hash {rules.hash}"),
         ("Samples", f"N = {rules.sample.count:,} per cell"),
@@ -205,7 +205,7 @@ def facts(board: Table) -> list[tuple[str, str]]:
         ("Reference", f"{rules.score.reference:,} images at every test size{': ' + each if each else ''}"),
         ("Precision, recall", f"{min(rules.score.nearest, rules.score.reference):,} real images, exact distances"),
         ("Inception score", f"{rules.splits} split{'s' if rules.splits > 1 else ''}"),
-        ("Training", f"{rules.train.steps:,} steps of {rules.train.batch}, {rules.objective.name} objective, {_optimizer(rules)}"),
+        ("Training", f"{steps} of {rules.train.batch}, {rules.objective.name} objective, {_optimizer(rules)}"),
         ("Sampling", f"{rules.sample.solver}, {rules.sample.steps} steps, guidance {rules.sample.guidance:g}"),
         ("Switches", f"attention scale {switches.attention_scale}, timestep shift {switches.timestep_shift}"),
     ]
