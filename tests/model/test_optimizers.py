@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import small
@@ -85,6 +86,29 @@ def test_a_restored_state_continues_with_the_same_bits() -> None:
     steps(resumed, again, 3, 6)
     for name, value in through.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
+def test_a_copy_steps_as_the_original_does(again) -> None:
+    """With its parameters in the copy, whose groups a schedule reaches in both parts."""
+    pair = [torch.nn.Parameter(small.normal(0, 6, 4)), torch.nn.Parameter(small.normal(1, 5))]
+    optimizer = MuonAdamW(pair[:1], pair[1:], lr=0.01, muon_lr=0.1, betas=(0.9, 0.99))
+
+    def step(parameters, by, seed: int) -> None:
+        for parameter in parameters:
+            parameter.grad = small.normal(seed, *parameter.shape)
+        for group in by.param_groups:
+            group["lr"] *= 0.5
+        by.step()
+
+    step(pair, optimizer, 2)
+    other, copied = again([optimizer, pair])
+    before = [parameter.detach().clone() for parameter in copied]
+    step(pair, optimizer, 3)
+    assert all(torch.equal(a, b) for a, b in zip(before, copied, strict=True))
+    step(copied, other, 3)
+    assert all(torch.equal(a, b) for a, b in zip(pair, copied, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(before, copied, strict=True))
 
 
 def test_the_schedule_reaches_both_parts() -> None:
