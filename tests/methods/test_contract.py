@@ -105,6 +105,22 @@ def test_says_whether_it_changes_pictures_in_training(name):
         assert registry.augments(name, options) == does, options
 
 
+@pytest.mark.parametrize(
+    ("name", "option", "wrong"),
+    [
+        ("ledit", "dilated", -0.1),
+        ("ledit_finetune", "dilated", 1.1),
+        ("rope_mixed", "base", 0.0),
+        ("spiral_rope", "fastest", 0.0),
+        *((name, *values) for name in ("rpe2d", "rpe2d_positions", "rope_augmented")
+          for values in (("resize", 0.9), ("resize", -1.0), ("uncropped", 1.5), ("uncropped", -0.5))),
+    ],
+)  # fmt: skip
+def test_refuses_options_out_of_their_range(name, option, wrong):
+    with pytest.raises(UserError, match=f"{option} is {wrong:g}, must be"):
+        registry.load(name).make_options({option: wrong})
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_is_in_the_table_of_contents(name):
     cls = registry.load(name)
