@@ -82,7 +82,7 @@ class Train(Section):
     lr: Rate = 1e-4
     lr_of: Annotated[dict[str, Rate], LATER] = field(default_factory=dict)  # of trained methods: {ledit: 1.0e-3}
     optimizer: Annotated[Literal["adamw", "muon"], LATER] = "adamw"  # Muon is for the matrices of the blocks' attention and MLP
-    muon_lr: Annotated[Rate, LATER] = 0.02  # of those matrices
+    muon_lr: Annotated[Rate, LATER] = 0.02  # of those matrices; lr_of changes it by the same factor
     warmup: Annotated[int, Interval(ge=0, le=10**9)] = 0  # steps of linear warm-up
     decay: Annotated[int, Interval(ge=0, le=10**9)] = 0  # steps of linear decay to zero at the end
     betas: Annotated[list[Share], Len(2, 2)] = field(default_factory=lambda: [0.9, 0.999])

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmark.files import unknown
+from benchmark.files import UserError, unknown
 from benchmark.model.draws import Draws
 from benchmark.model.encoding import Encoding, token_yx
 from benchmark.model.method import Method
@@ -57,6 +57,8 @@ class LEDiT(Method):
                 raise unknown("ledit recipe", self.recipe, RECIPES)
             if self.layers not in ("", *LAYERS):
                 raise unknown("ledit layers", self.layers, LAYERS)
+            if not 0 <= self.dilated <= 1:
+                raise UserError(f"ledit: dilated is {self.dilated:g}, must be a probability from 0 to 1")
 
     def build(self) -> None:
         options = self.options

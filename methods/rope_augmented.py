@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from methods.extrapolation import Extrapolation
-from methods.rpe2d import MicroConditioner
+from methods.rpe2d import MicroConditioner, check_augmentation
 
 
 class RoPEAugmented(Extrapolation):
@@ -23,12 +23,17 @@ class RoPEAugmented(Extrapolation):
 
     @dataclass(frozen=True)
     class Options:
-        resize: float = 1.5  # k: the short side is resized to a random length in [S, k S]
+        resize: float = 1.5  # k: the short side is resized to a random length in [S, k S]; 0 turns it off
         uncropped: float = 0.5  # probability that a training picture is not augmented
+
+        def __post_init__(self) -> None:
+            check_augmentation("rope_augmented", self.resize, self.uncropped)
 
     def build(self) -> None:
         self.conditioner = MicroConditioner(self.protocol.core.width, relative=True)
 
     @classmethod
     def augmentation_of(cls, options: Any) -> tuple[str, dict[str, Any]]:
+        if not options.resize:
+            return super().augmentation_of(options)
         return "random_resize_crop", {"largest": options.resize, "uncropped": options.uncropped}

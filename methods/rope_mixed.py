@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from benchmark.files import UserError
 from benchmark.model.draws import Draws
 from benchmark.model.encoding import Encoding, token_yx
 from benchmark.model.method import Method
@@ -31,6 +32,10 @@ class RoPEMixed(Method):
     @dataclass(frozen=True)
     class Options:
         base: float = 10.0  # of the magnitudes at the start
+
+        def __post_init__(self) -> None:
+            if not self.base > 0:
+                raise UserError(f"rope_mixed: base is {self.base:g}, must be above 0")
 
     def build(self) -> None:
         core, quarter = self.protocol.core, self.head_width // 4

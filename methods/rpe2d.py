@@ -34,6 +34,14 @@ SPACINGS = ("even", "expected", "random")
 CONDITIONINGS = ("relative", "pixels")
 
 
+def check_augmentation(name: str, resize: float, uncropped: float) -> None:
+    """Raises UserError where the options of the augmentation are out of their ranges."""
+    if resize != 0 and not resize >= 1:
+        raise UserError(f"{name}: resize is {resize:g}, must be 0, for no augmentation, or at least 1")
+    if not 0 <= uncropped <= 1:
+        raise UserError(f"{name}: uncropped is {uncropped:g}, must be a probability from 0 to 1")
+
+
 class RPE2D(Extrapolation):
     title = "RPE-2D"
     revision = 2
@@ -55,6 +63,7 @@ class RPE2D(Extrapolation):
             for name, value, choices in (("spacing", self.spacing, SPACINGS), ("conditioning", self.conditioning, CONDITIONINGS)):
                 if value not in choices:
                     raise unknown(f"rpe2d {name}", value, choices)
+            check_augmentation("rpe2d", self.resize, self.uncropped)
 
     def build(self) -> None:
         self.h_max = self.options.h_max or self.largest_grid

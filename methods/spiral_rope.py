@@ -7,7 +7,9 @@ bands 2i and 2i + 1 of both halves are turned together by g 90 degrees / (direct
 perpendicular directions share their bands, and no direction lacks slow ones. With two directions it is axial RoPE.
 
 Training: own. At another grid: positions run on, as in extrapolation.
-As in the authors' script: eight directions (its ROTATE 4 of the released DiT-XL/2), fastest band 1.5 radians a token.
+As in the authors' script: fastest band 1.5 radians a token. Eight directions are a reading: a path in their upload.py names
+rotate4 for DiT-XL/2, whose heads of 72 channels rope.py itself refuses. Their groups turn the other way round, which is a mirror
+image of this.
 Departures: the code turns the table like a picture, by bilinear sampling that stops at the border; here a position is projected
 exactly, as the paper words it. At another grid the code squeezes positions into the trained range; the abstract does not.
 """
@@ -38,6 +40,8 @@ class SpiralRoPE(Extrapolation):
         def __post_init__(self) -> None:
             if self.directions < 2 or self.directions % 2:
                 raise UserError(f"spiral_rope needs an even number of directions, not {self.directions}")
+            if not self.fastest > 0:
+                raise UserError(f"spiral_rope: fastest is {self.fastest:g}, must be above 0")
 
     def encode(self, grid_hw: tuple[int, int], *, time: float | None = None, draws: Draws | None = None) -> Encoding:
         theta = self.options.fastest * self.plain()  # [J]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
+import yaml
 
 from benchmark import protocol, registry
+from benchmark.board.beside import PARTS
 from benchmark.files import UserError
 
-IMAGENET = [name for name in protocol.names() if name.startswith("imagenet-")]
+IMAGENET = [name for name in protocol.names() if re.fullmatch(r"imagenet-(256|512)-(s2|b2|xl2)(-ft|-10k)?", name)]
 
 
 def test_the_large_protocols_are_there():
@@ -37,10 +41,33 @@ def test_large_protocols_are_the_papers(name):
     tuned = name.endswith("-ft")
     assert found.train.steps == (100_000 if tuned else 400_000)
     assert bool(found.train.init) == tuned
-    assert found.options == {"ledit": {"recipe": "finetune" if tuned else "scratch"}}
+    if tuned:  # the rows that show what LEDiT's parts bring follow its recipe
+        assert found.options == {name: {"recipe": "finetune"} for name in ("ledit", "ledit_causal", "ledit_convolution")}
+        every = [name for name in registry.names() if name != "ledit_finetune"]
+        assert found.methods == every, f"benchmark/protocols/{name}.yaml lists every file of methods/ but that one"
+    else:
+        assert found.options == {"ledit": {"recipe": "scratch"}}
     assert sample.count == (10_000 if name.endswith("10k") or train == "512x512" else 50_000)
     for method, options in found.options.items():
         registry.load(method).make_options(options)
+
+
+@pytest.mark.parametrize("name", protocol.names())
+def test_a_methods_parts_have_its_recipe(name):
+    """Otherwise rows of leaderboards/parts.yaml would differ in more than the part that they are named for."""
+    rules = protocol.load(name)
+    for whole, parts in yaml.safe_load(PARTS.read_text(encoding="utf-8")).items():
+        made = {each: registry.load(each).make_options(rules.options.get(each, {})) for each in (whole, *parts)}
+        recipes = {each: options.recipe for each, options in made.items() if hasattr(options, "recipe")}
+        assert len(set(recipes.values())) <= 1, recipes
+
+
+def test_no_method_is_listed_twice_under_two_names():
+    """With the fine-tuning recipe, `ledit` is `ledit_finetune`."""
+    rules = protocol.load("imagenet-256-sit-ft")
+    assert rules.methods == protocol.load("imagenet-256-xl2-ft").methods
+    made = registry.load("ledit").make_options(rules.options["ledit"])
+    assert vars(made) == vars(registry.load("ledit_finetune").make_options({}))
 
 
 def test_reduced_protocols_say_so_and_share_no_hash():

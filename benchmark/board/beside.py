@@ -97,6 +97,11 @@ def switches(board: Table, boards: Tables) -> Grid | None:
     return Grid("The protocol's switches, off and on", heads, rows, text)
 
 
+def _rate(row: Row, rules: Protocol) -> float:
+    """The learning rate of the training that a row uses."""
+    return rules.train.lr_of.get(row.trained_as, rules.train.lr)
+
+
 def parts(board: Table, path: Path | str = PARTS) -> list[Grid]:
     """What the parts of a method bring: rows that differ from it in one part, as the file of parts lists them."""
     try:
@@ -114,17 +119,24 @@ def parts(board: Table, path: Path | str = PARTS) -> list[Grid]:
             continue
         places = _places(board)
         first = rows[name]
-        lines = [Line([Cell(first.title, marks=first.marks), Cell("all of it")], name)]
+        rates = {each: _rate(rows[each], board.protocol) for each in (name, *members) if each in rows}
+        apart = len(set(rates.values())) > 1
+        told = {each: f" (learning rate {rate:g})" if apart else "" for each, rate in rates.items()}
+        lines = [Line([Cell(first.title, marks=first.marks), Cell(f"all of it{told[name]}")], name)]
         lines[0].cells.extend(_plain(first.entries["fid", column], places) for column in cols)
         for member, what in members.items():
             if member in rows:
                 cells = [_change(rows[member].entries["fid", column], first.entries["fid", column], places) for column in cols]
-                lines.append(Line([Cell(rows[member].title, marks=rows[member].marks), Cell(what), *cells], member))
+                lines.append(
+                    Line([Cell(rows[member].title, marks=rows[member].marks), Cell(what + told[member]), *cells], member)
+                )
         heads = [Head("Method", words=True), Head("What it has", words=True), *(Head(*column.words) for column in cols)]
         text = (
             "FID ↓, and below it the difference to the complete method over the seeds that both have; bold where it is lower and "
             "different."
         )
+        if apart:
+            text += " The protocol gives these rows different learning rates: a difference is not one of the parts alone."
         found.append(Grid(f"What the parts of {first.title} bring", heads, lines, text))
     return found
 

@@ -21,6 +21,7 @@ from benchmark.results.record import METRICS, Metric
 
 if TYPE_CHECKING:
     from benchmark.board.plots import Look
+    from benchmark.protocol import Protocol
 
 SECOND = "sfid"  # its rank stands beside the headline's
 PICTURES = (".webp", ".png")
@@ -174,6 +175,15 @@ def verdict(board: Table) -> str:
     return f"{told}."
 
 
+def _optimizer(rules: Protocol) -> str:
+    """The optimizer of a protocol's trainings, and its learning rates."""
+    train = rules.train
+    if train.optimizer == "adamw":
+        return f"AdamW at {train.lr:g}" + "".join(f"; {name} at {rate:g}" for name, rate in train.lr_of.items())
+    both = f"Muon at {train.muon_lr:g} for the matrices of attention and MLP and AdamW at {train.lr:g} for the rest"
+    return both + "".join(f"; {name} at {rate / train.lr:g} times these" for name, rate in train.lr_of.items())
+
+
 def facts(board: Table) -> list[tuple[str, str]]:
     """What all numbers of a table have in common, as (what, text)."""
     rules, records = board.protocol, board.records
@@ -185,14 +195,17 @@ def facts(board: Table) -> list[tuple[str, str]]:
     references = {record.test: record.value["reference"]["hash"] for record in records}
     sizes = dict.fromkeys(pair.test for pair in board.pairs if pair.test in references)
     each = ", ".join(f"{size} {references[size]}" for size in sizes)
-    switches = rules.switches
+    switches, steps = rules.switches, f"{rules.train.steps:,} steps"
     found = [
         ("Protocol", f"{rules.name}, hash {rules.hash}"),
         ("Samples", f"N = {rules.sample.count:,} per cell"),
+        ("Labels", "every class equally often, in turn"),
         ("Detector", f"{rules.score.detector}{hashes('detector')}"),
         ("Data", f"{rules.data.card}{hashes('data')}"),
         ("Reference", f"{rules.score.reference:,} images at every test size{': ' + each if each else ''}"),
-        ("Training", f"{rules.train.steps:,} steps of {rules.train.batch}, {rules.objective.name} objective"),
+        ("Precision, recall", f"{min(rules.score.nearest, rules.score.reference):,} real images, exact distances"),
+        ("Inception score", f"{rules.splits} split{'s' if rules.splits > 1 else ''}"),
+        ("Training", f"{steps} of {rules.train.batch}, {rules.objective.name} objective, {_optimizer(rules)}"),
         ("Sampling", f"{rules.sample.solver}, {rules.sample.steps} steps, guidance {rules.sample.guidance:g}"),
         ("Switches", f"attention scale {switches.attention_scale}, timestep shift {switches.timestep_shift}"),
     ]

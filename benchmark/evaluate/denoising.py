@@ -46,10 +46,11 @@ class HeldOut:
     labels: Tensor  # int64 [N]
     balanced: bool  # whether classes take turns, so that every set of images holds the same number of each
     hash: str  # of what the images are: losses on other images do not compare
+    trained_on: bool = False  # whether a training reads these very images, if at another size
 
 
 def heldout(source: Scenes | Shards, size: str, count: int = IMAGES, autoencoder: str = "",
-            device: torch.device | str = "cpu") -> HeldOut:  # fmt: skip
+            device: torch.device | str = "cpu", *, trained_on: bool = False) -> HeldOut:  # fmt: skip
     """The images of a source on which losses are taken.
 
     Args:
@@ -59,6 +60,7 @@ def heldout(source: Scenes | Shards, size: str, count: int = IMAGES, autoencoder
         count: how many; of shards with more of them always the same ones, chosen at random.
         autoencoder: of a model of latents: its name or folder. Its posterior is sampled once for every image.
         device: where the images are encoded and kept.
+        trained_on: whether trainings read this source.
     """
     count = count if source.count is None else min(count, source.count)
     indices = np.arange(count) if source.count is None else subset(source.count, count)
@@ -75,7 +77,7 @@ def heldout(source: Scenes | Shards, size: str, count: int = IMAGES, autoencoder
     split = source.split if isinstance(source, Scenes) else ""
     weights = autoencoder_identity(autoencoder)[1] if autoencoder else ""
     key = digest([source.name, source.hash, split, size, count, weights])
-    return HeldOut(size, torch.cat(parts), labels, isinstance(source, Scenes), key)
+    return HeldOut(size, torch.cat(parts), labels, isinstance(source, Scenes), key, trained_on)
 
 
 def _noise(indices: Iterable[int], level: int, like: Tensor) -> Tensor:
@@ -90,8 +92,13 @@ def quantiles(levels: int) -> list[float]:
 
 
 def times(method: Method, levels: int = LEVELS) -> list[float]:
-    """The noise levels on which a method's loss is taken, ascending; 1 is noise."""
-    return method.objective.times(torch.tensor(quantiles(levels), dtype=torch.float64)).tolist()
+    """The noise levels on which a method's loss is taken, ascending; 1 is noise.
+
+    With a DDPM objective they are the flow's times of the same signal-to-noise ratio, and not levels / 1000: so the numbers of
+    both objectives mean the same.
+    """
+    drawn = method.objective.times(torch.tensor(quantiles(levels), dtype=torch.float64))
+    return [method.objective.noise_level(1000 * time) for time in drawn.tolist()]
 
 
 @torch.no_grad()
@@ -147,7 +154,8 @@ def entry(found: Tensor, method: Method, images: HeldOut, resamples: int = 200, 
 
     Returns:
         {"value", "low", "high", "replicates"}, of the mean over levels and images; "levels", the mean at each noise level, and
-        "times", those levels; "images", what the images are: only losses on the same ones compare.
+        "times", those levels (see `times`); "images", what the images are: only losses on the same ones compare; "trained_on",
+        whether trainings read them.
     """
     each = found.mean(dim=0)
     value = float(each.mean())
@@ -159,4 +167,5 @@ def entry(found: Tensor, method: Method, images: HeldOut, resamples: int = 200, 
         "levels": found.mean(dim=1).tolist(),
         "times": times(method, len(found)),
         "images": images.hash,
+        "trained_on": images.trained_on,
     }

@@ -191,7 +191,11 @@ class FeatureRows:
 
 @dataclass(frozen=True)
 class Options:
-    """How scores are taken; the defaults are those of protocols that cite the field's evaluator."""
+    """How scores are taken; the defaults are those of protocols that cite the field's evaluator.
+
+    `splits` is that of the field's 50,000 samples, 5,000 a split. Of another number of samples a protocol gives its own
+    (`Protocol.splits`): round(N / 5000) with Inception, so that a split stays as large and the score comparable.
+    """
 
     splits: int = 10  # of the inception score
     nearest: int = 10_000  # images of either side used for precision, recall and KID

@@ -186,9 +186,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, bias: Tensor | None, sca
                 logits = (logits.unflatten(0, heads) + bias.to(logits.dtype)).flatten(0, 1)
             if mask is not None:
                 seen = lower_triangle(logits) if causal else mask
-                if seen.dim() == 3:  # a mask a head
-                    seen = seen.repeat(heads[0], 1, 1)
-                logits = logits.masked_fill_(~seen, -math.inf)
+                logits.unflatten(0, heads).masked_fill_(~seen, -math.inf)  # a view: of one mask, or a mask a head
             return torch.bmm(logits.softmax(-1), v).unflatten(0, heads)
     if bias is not None:  # the kernels take one of a mask, a bias and "causal": the mask becomes part of the bias
         if mask is not None:

@@ -201,7 +201,7 @@ class Method(LightningModule):
 
     @property
     def learning_rate(self) -> float:
-        """AdamW's, which a protocol may state for this trained method alone."""
+        """AdamW's, which a protocol may state for this trained method alone; Muon's follows it."""
         config = self.protocol.train
         return config.lr_of.get(type(self).__module__.rpartition(".")[2], config.lr)
 
@@ -209,7 +209,7 @@ class Method(LightningModule):
         """AdamW; or, where the protocol says muon, Muon for the matrices of attention and MLP and AdamW for the rest.
 
         The modulation stays with AdamW: its matrices start at zero, and a step of Muon has the same length however small the
-        gradient is.
+        gradient is. A method with a learning rate of its own (`lr_of`) has Muon's multiplied by the same factor.
         """
         config = self.protocol.train
         options = {"betas": tuple(config.betas), "weight_decay": config.weight_decay, "fused": True}
@@ -224,7 +224,8 @@ class Method(LightningModule):
         ]
         chosen = {id(parameter) for parameter in matrices}
         others = [parameter for parameter in self.parameters() if id(parameter) not in chosen]
-        return MuonAdamW(matrices, others, lr=self.learning_rate, muon_lr=config.muon_lr, **options)
+        muon_lr = config.muon_lr * (self.learning_rate / config.lr)
+        return MuonAdamW(matrices, others, lr=self.learning_rate, muon_lr=muon_lr, **options)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimizer with linear warm-up and, where the protocol says so, a linear decay to zero at the end."""

@@ -160,6 +160,7 @@ class _Loss(_FullScore):
     levels: Annotated[list[float], Len(1)]  # the mean at each noise level
     times: Annotated[list[float], Len(1)]
     images: Hash  # of what it was taken on
+    trained_on: NotRequired[bool]  # whether trainings read those images; older records do not say
 
 
 @with_config(STRICT)

@@ -35,7 +35,7 @@ def heldout_images(protocol: Protocol, test: str, run: Run, device: torch.device
     scenes = card.kind == "shapes" and not folder
     source = Scenes("heldout") if scenes else Shards(folder or prepared(protocol, run, verbose=False))
     autoencoder = autoencoder_of(card) if protocol.data.representation == "latents" else ""
-    return denoising.heldout(source, test, count, autoencoder, device)
+    return denoising.heldout(source, test, count, autoencoder, device, trained_on=not scenes and not folder)
 
 
 def cell_loss(cell: Cell, run: Run, images: HeldOut) -> dict[str, Any]:
@@ -82,7 +82,10 @@ def print_losses(
     """Prints the losses of a method by test size; with `levels` also at each noise level."""
     console = console or Console()
     method, seed = found[0][0].method, found[0][0].seed
-    table = Table(title=f"denoising loss of {method}, seed {seed}, {denoising.IMAGES} images at each test size, 95 % intervals")
+    kind = "training pictures" if any(own["trained_on"] for _, own, _ in found) else "images"
+    table = Table(
+        title=f"denoising loss of {method}, seed {seed}, on {denoising.IMAGES} {kind} at each test size, 95 % intervals"
+    )
     pairs = any(comparison for _, _, comparison in found)
     for column in ("train", "test", "loss", "low", "high", *((f"minus {against}'s", "low", "high", "verdict") if pairs else ())):
         table.add_column(column, justify="right")

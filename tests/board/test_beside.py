@@ -88,7 +88,13 @@ def test_parts_of_a_method_stand_below_all_of_it(rules: protocol.Protocol, tmp_p
         [("NTK-aware", "", False), ("without", "", False)],
     ]
     assert texts(side)[1][2:] == [("10.0", "-0.2", True), ("90.0", "+70.0", False), ("85.0", "+59.5", False)]
+    assert "learning rate" not in side.text
     assert beside.parts(board, tmp_path / "none.yaml") == []
+    rules.train.lr_of = {"ledit": 2 * rules.train.lr}  # then the rows differ in more than the part
+    (side,) = beside.parts(board, path)
+    rates = [f"(learning rate {rate:g})" for rate in (2 * rules.train.lr, rules.train.lr)]
+    assert [row[1][0] for row in texts(side)] == [f"all of it {rates[0]}", f"without {rates[1]}"]
+    assert "different learning rates" in side.text
     path.write_text("- ledit\n")
     with pytest.raises(UserError, match=r"parts\.yaml must map methods to their parts"):
         beside.parts(board, path)

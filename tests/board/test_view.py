@@ -149,3 +149,18 @@ def test_facts_say_what_all_numbers_have_in_common(home: Path, rules: protocol.P
     assert found["Protocol"] == f"shapes-tiny, hash {rules.hash}"
     assert found["Samples"] == "N = 100 per cell"
     assert found["Intervals"] == "bootstrap over images, 20 resamples, 95 %"
+    assert found["Labels"] == "every class equally often, in turn"
+    assert found["Precision, recall"] == "200 real images, exact distances"  # all of the reference
+    assert found["Inception score"] == "10 splits"
+    assert found["Training"].endswith(f" objective, AdamW at {rules.train.lr:g}")
+
+
+def test_facts_name_every_learning_rate(home: Path, rules: protocol.Protocol) -> None:
+    rules.train.optimizer, rules.train.lr, rules.train.lr_of = "muon", 1e-3, {"ledit": 5e-4}
+    rules.score.splits = 1
+    found = dict(view.facts(table.build(rules, [])))
+    rates = "Muon at 0.02 for the matrices of attention and MLP and AdamW at 0.001 for the rest; ledit at 0.5 times these"
+    assert found["Training"].endswith(rates)
+    rules.train.optimizer = "adamw"
+    assert dict(view.facts(table.build(rules, [])))["Training"].endswith("AdamW at 0.001; ledit at 0.0005")
+    assert found["Inception score"] == "1 split"

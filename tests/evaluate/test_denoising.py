@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import os
@@ -95,6 +96,8 @@ def test_ddpm_by_hand_for_one_image_and_level():
     divergence = 0.5 * (np.log(wide / variance) + (variance + apart**2) / wide - 1)
     by_hand = ((predicted - eps) ** 2).mean() + divergence.mean() / math.log(2)
     assert float(found[level, image]) == pytest.approx(by_hand, rel=1e-4)
+    t = denoising.times(model)[level]  # the flow's time of the same signal-to-noise ratio
+    assert ((1 - t) / t) ** 2 == pytest.approx(bar / (1 - bar), rel=1e-4)
 
 
 @pytest.mark.parametrize("objective", ["flow", "ddpm"])
@@ -260,6 +263,8 @@ def test_entry_holds_value_interval_and_levels():
     assert len(score["times"]) == 8
     assert score["times"] == sorted(score["times"])
     assert score["images"] == images.hash
+    assert score["trained_on"] is False
+    assert denoising.entry(found, model, dataclasses.replace(images, trained_on=True), resamples=0)["trained_on"] is True
     assert len(score["replicates"]) == 50
     assert score["low"] < score["value"] < score["high"]
     assert "low" not in denoising.entry(found, model, images, resamples=0)

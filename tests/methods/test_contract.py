@@ -61,7 +61,8 @@ def check(encoding, depth: int, tokens: int, batch: int | None = None) -> None:
             assert mask.shape in {square, (2, *square)}
             assert mask.any(-1).all(), "a query that sees nothing"
     for bias in encoding.bias or ():
-        assert bias is None or bias.shape in {(2, *square), (1, *square)}
+        assert bias is None or (bias.dtype == torch.float32 and bias.shape in {(2, *square), (1, *square)})
+    assert not any(isinstance(value, torch.Tensor) for value in encoding.stem.values())
     allowed = {(tokens, 8), (1, 2, tokens, 8)} | ({(batch, 1, tokens, 8)} if batch else set())
     assert all(table.shape in allowed for table in turns(encoding))
     assert encoding.add is None or encoding.add.shape in {(tokens, 32)} | ({(batch, tokens, 32)} if batch else set())
@@ -97,6 +98,31 @@ def test_says_where_it_was_published(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_says_whether_it_changes_pictures_in_training(name):
+    """What is read without torch, from which a plan knows whether latents can be written beforehand, is what training does."""
+    cls = registry.load(name)
+    for options in [{}, {cls.augments: 0.0}] if cls.augments else [{}]:
+        does = cls.augmentation_of(cls.make_options(options))[0] != "center_crop"
+        assert registry.augments(name, options) == does, options
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "wrong"),
+    [
+        ("ledit", "dilated", -0.1),
+        ("ledit_finetune", "dilated", 1.1),
+        ("rope_mixed", "base", 0.0),
+        ("spiral_rope", "fastest", 0.0),
+        *((name, *values) for name in ("rpe2d", "rpe2d_positions", "rope_augmented")
+          for values in (("resize", 0.9), ("resize", -1.0), ("uncropped", 1.5), ("uncropped", -0.5))),
+    ],
+)  # fmt: skip
+def test_refuses_options_out_of_their_range(name, option, wrong):
+    with pytest.raises(UserError, match=f"{option} is {wrong:g}, must be"):
+        registry.load(name).make_options({option: wrong})
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_is_in_the_table_of_contents(name):
     cls = registry.load(name)
     (row,) = (
@@ -126,6 +152,14 @@ def test_tables_are_float32_under_autocast(name):
     with torch.autocast("cpu", torch.bfloat16):
         encoding = build(name).encoding((8, 12), 0.5)
     assert all(table.dtype in (torch.float32, torch.bool) for table in tables(encoding))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_stem_of_sampling_is_told_the_same_at_every_call(name):
+    """An untimed encoding is made once a grid: chance, or the noise level, may change what the stem is told in training only."""
+    method = build(name)
+    told = [method.encode(grid_hw, time=time).stem for grid_hw in GRIDS[:3] for time in (0.0, 0.5, 1.0)]
+    assert all(each == told[0] for each in told)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import small
@@ -87,6 +88,29 @@ def test_a_restored_state_continues_with_the_same_bits() -> None:
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
+def test_a_copy_steps_as_the_original_does(again) -> None:
+    """With its parameters in the copy, whose groups a schedule reaches in both parts."""
+    pair = [torch.nn.Parameter(small.normal(0, 6, 4)), torch.nn.Parameter(small.normal(1, 5))]
+    optimizer = MuonAdamW(pair[:1], pair[1:], lr=0.01, muon_lr=0.1, betas=(0.9, 0.99))
+
+    def step(parameters, by, seed: int) -> None:
+        for parameter in parameters:
+            parameter.grad = small.normal(seed, *parameter.shape)
+        for group in by.param_groups:
+            group["lr"] *= 0.5
+        by.step()
+
+    step(pair, optimizer, 2)
+    other, copied = again([optimizer, pair])
+    before = [parameter.detach().clone() for parameter in copied]
+    step(pair, optimizer, 3)
+    assert all(torch.equal(a, b) for a, b in zip(before, copied, strict=True))
+    step(copied, other, 3)
+    assert all(torch.equal(a, b) for a, b in zip(pair, copied, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(before, copied, strict=True))
+
+
 def test_the_schedule_reaches_both_parts() -> None:
     """With a decay that has ended, nothing moves."""
     method = build(decay=20, warmup=0)
@@ -109,3 +133,13 @@ def test_a_trained_method_may_have_a_rate_of_its_own() -> None:
         protocol.load("smoke", ["train.lr_of.ledit=0"])
     with pytest.raises(UserError, match=r"train\.optimizer"):
         protocol.load("smoke", ["train.optimizer=moun"])
+
+
+def test_both_rates_follow_the_methods() -> None:
+    """A method whose rate is half of the others' has half of Muon's as well."""
+    rules = small.contest(train={"optimizer": "muon", "lr": 1e-3, "muon_lr": 0.02, "lr_of": {"ledit": 5e-4}})
+    rates = {
+        name: [group["lr"] for group in registry.build(name, rules, "16x24", 0).optimizer().param_groups]
+        for name in ("ledit", "sincos")
+    }
+    assert rates == {"ledit": [0.01, 5e-4], "sincos": [0.02, 1e-3]}

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from benchmark.__main__ import main
 from benchmark.files import ROOT, UserError
 from benchmark.identity import Cell, Training
 from benchmark.model import checkpoint
+from benchmark.model.encoding import Encoding
 from benchmark.plan import stages
 from benchmark.plan.place import Run
 from benchmark.plan.stages import WEIGHTS, Stage
@@ -180,6 +182,24 @@ def test_only_the_first_images_stay_and_scores_are_the_same(first, out, monkeypa
     assert content(cell) == complete
     shutil.rmtree(cell)
     hidden.rename(cell)
+
+
+def test_encodings_are_equal_whatever_holds_a_blocks_entries():
+    """Biases may be made when they are asked for, as lookhere's are."""
+
+    class Lazy(Sequence):
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, block: int) -> torch.Tensor:
+            return torch.full((3,), float(range(2)[block]))
+
+    made = [torch.zeros(3), torch.ones(3)]
+    assert sample.equal(Encoding(bias=Lazy()), Encoding(bias=Lazy()))
+    assert sample.equal(Encoding(bias=Lazy()), Encoding(bias=made))
+    assert not sample.equal(Encoding(bias=Lazy()), Encoding(bias=made[::-1]))
+    assert sample.equal(Encoding(mask=["causal", None]), Encoding(mask=("causal", None)))
+    assert not sample.equal(Encoding(mask=["causal"]), Encoding(mask=["x"]))
 
 
 def test_methods_of_the_same_encodings_share_images(out, monkeypatch):
