@@ -94,6 +94,13 @@ class Cell:
         return below(out, "cells", self.protocol.name, name)
 
 
+def methods_of(protocol: Protocol) -> list[str]:
+    """The methods that a sweep of the protocol runs: those that it names, or else all; never those named with a minus before."""
+    left_out = [registry.check(name[1:]) for name in protocol.methods if name.startswith("-")]
+    named = [registry.check(name) for name in protocol.methods if not name.startswith("-")]
+    return [name for name in named or registry.names() if name not in left_out]
+
+
 def cells_of(protocol: Protocol, methods: list[str], seed: int) -> list[Cell]:
     """Every cell of the methods, in the order of the protocol."""
     return [Cell(protocol, method, train, test, seed) for method in methods for train, test in protocol.pairs()]

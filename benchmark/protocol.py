@@ -141,7 +141,7 @@ class Protocol:
     score: Score = field(default_factory=Score)
     switches: Switches = field(default_factory=Switches)
     options: dict[str, dict[str, pydantic.JsonValue]] = field(default_factory=dict)  # hyper-parameters of methods in this contest
-    methods: list[Line] = field(default_factory=list)  # what a sweep runs; empty means every file of methods/
+    methods: list[Line] = field(default_factory=list)  # what a sweep runs, or with a minus leaves out; empty: all of methods/
     ranked: bool = True  # whether its records belong into leaderboards/
     custom: bool = False  # made with overrides: never written into leaderboards/
     source: str = ""  # what `load` was given, and the overrides: enough to load the same rules in another process

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from benchmark import lazy, protocol, registry
 from benchmark.files import UserError
-from benchmark.identity import Cell, cells_of
+from benchmark.identity import Cell, cells_of, methods_of
 
 if TYPE_CHECKING:
     from benchmark.plan.place import Run
@@ -57,7 +57,7 @@ def load(name: str, overrides: list[str] | None, run: Run | None = None, write: 
 
 def chosen_methods(found: protocol.Protocol, methods: str) -> list[str]:
     """The methods that the option names, or all of the protocol."""
-    names = methods.replace(",", " ").split() or found.methods or registry.names()
+    names = methods.replace(",", " ").split() or methods_of(found)
     return list(dict.fromkeys(registry.check(name) for name in names))
 
 

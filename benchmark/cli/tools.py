@@ -138,7 +138,7 @@ def loss(
     heldout: Annotated[str, typer.Option(help="a folder of shards that nothing was trained on")] = "",
     levels: Annotated[bool, typer.Option("--levels", help="show every noise level")] = False,
 ) -> None:
-    """The denoising loss of a trained method at every test size, on held-out images, in seconds: nothing is sampled."""
+    """The denoising loss of a trained method at every test size, on held-out images where there are any: nothing is sampled."""
     run = place.Run(out, data, "auto", 1)
     cells = chosen_cells(load(protocol_name, overrides, run), method, seed, train, test)
     base = registry.check(against) if against else cells[0].training.method

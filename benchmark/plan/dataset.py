@@ -78,6 +78,8 @@ class DataSet:
                 f"{self.run.data} holds shards of {manifest['card']}, and {self.protocol.name} is for {self.card.name}: "
                 "give those, or name a protocol of that data set"
             )
+        if self.protocol.data.representation == "pixels" and manifest["kind"] == "latents":
+            raise UserError(f"{self.run.data} holds latents, {self.protocol.name} trains on pixels: see `make shards`")
         if self.card.kind == "shapes" and self.fingerprint != writer.fingerprint(self.card, sources.source(self.card)):
             raise UserError(
                 f"{self.run.data} holds other shards of {self.card.name} than {self.protocol.name} trains on: leave DATA empty, "

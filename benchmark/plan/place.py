@@ -92,3 +92,8 @@ def gpus() -> int:
 def device() -> str:
     """What a stage of one process computes on."""
     return "cuda" if gpus() else "cpu"
+
+
+def processors() -> int:
+    """Processes with one thread each that keep this machine's processor busy."""
+    return os.cpu_count() or 1

@@ -10,7 +10,6 @@ else works out where a file lies or what it depends on. No torch is needed until
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -408,11 +407,6 @@ def records_folder(protocol: Protocol, run: Run) -> Path:
     return run.out / "records" / protocol.hash
 
 
-def methods_of(protocol: Protocol) -> list[str]:
-    """The methods that a sweep of the protocol runs."""
-    return [registry.check(name) for name in protocol.methods] or registry.names()
-
-
 def graph(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> list[Stage]:
     """Every stage of the protocol for some methods, each after those that it needs: trainings first, then cell by cell.
 
@@ -452,8 +446,3 @@ def graph(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> li
     # Who has latents and references of everything needs no pictures.
     pictures = not latents or augmenting or not all(stage.is_complete() for stage in (*latents.values(), *references.values()))
     return [shards, *later] if pictures else later
-
-
-def processors() -> int:
-    """Processes with one thread each that keep this machine's processor busy."""
-    return os.cpu_count() or 1

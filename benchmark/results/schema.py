@@ -55,7 +55,7 @@ METRICS = {
     ),
     "loss": Metric(
         "Denoising loss", "↓", low=0,
-        meaning="The training loss on held-out images of the test size, the same noise for every method; nothing is sampled.",
+        meaning="The training loss on images of the test size, held out where there are any; the same noise for every method.",
     ),
 }  # fmt: skip
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from benchmark import progress
 from benchmark.files import PARENT, Stopped, UserError, is_memory, listed
-from benchmark.plan.place import Run, check_nodes, gpus
-from benchmark.plan.stages import Stage, Train, graph, processors
+from benchmark.plan.place import Run, check_nodes, gpus, processors
+from benchmark.plan.stages import Stage, Train, graph
 from benchmark.protocol import Protocol
 from benchmark.registry import trained_name
 from benchmark.run import estimate

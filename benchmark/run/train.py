@@ -100,8 +100,6 @@ def open_data(training: Training, run: Run, verbose: bool = False) -> Source:
     if index.classes > protocol.core.classes:
         raise UserError(f"{index.folder} has {index.classes} classes, the protocol's core has {protocol.core.classes}")
     if protocol.data.representation == "pixels":
-        if index.kind != "images":
-            raise UserError(f"{index.folder} holds {index.kind}, {protocol.name} trains on pixels: see `make shards`")
         return Source(index, index.fingerprint)
     if registry.augments(name, protocol.options.get(name, {})):
         if index.kind != "images":

@@ -22,7 +22,7 @@ from benchmark.evaluate.detectors.weights import (
     find_weights,
 )
 from benchmark.files import UserError, file_hash
-from benchmark.plan import report as plan
+from benchmark.plan import cost
 from benchmark.results import record
 
 
@@ -175,7 +175,7 @@ def test_wrong_images(batch, message):
 
 
 def test_unknown_detector_lists_the_choices():
-    with pytest.raises(UserError, match=r"unknown detector 'incption'; did you mean 'inception'\? .*dinov2, inception, shapes"):
+    with pytest.raises(UserError, match=r"unknown detector 'incption'; did you mean 'inception'\? .*inception, photos, shapes"):
         detectors.load("incption")
 
 
@@ -276,10 +276,10 @@ def test_a_new_detector_is_one_file(monkeypatch, tmp_path):
     )
     monkeypatch.setattr(registry, "DETECTORS", tmp_path)
     monkeypatch.setattr(detectors, "__path__", [str(tmp_path)])
-    assert registry.detectors() == ["dinov2", "inception", "means", "shapes"]
+    assert registry.detectors() == ["dinov2", "inception", "means", "photos", "shapes"]
     rules = protocol.load("smoke", ["score.detector=means", "score.splits=0", "sample.count=512"])
     assert rules.splits == 5
-    assert plan.detecting_work(rules, 3).float32 == 6e6
+    assert cost.detecting(rules, 3).float32 == 6e6
     scores = {name: {"value": 5.0, "low": 5.0, "high": 5.0, "replicates": [5.0]} for name in ("fid", "is")}
     with pytest.raises(UserError, match="the detector knows 4 classes"):
         record._fit_scores(scores, 1, registry.detector_facts("means").classes)

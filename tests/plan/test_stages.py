@@ -16,7 +16,7 @@ from benchmark.data.card import load_card
 from benchmark.evaluate import detectors, reference
 from benchmark.evaluate.score import features_folder, unit_file
 from benchmark.files import UserError, write_json
-from benchmark.identity import Cell, Training, cells_of
+from benchmark.identity import Cell, Training, cells_of, methods_of
 from benchmark.plan import cost, own, stages
 from benchmark.plan.place import Run
 from benchmark.plan.stages import CHECKPOINTS, COMPLETE, DONE, MISSING, REPORT, WEIGHTS, Sample, Stage, Train
@@ -270,5 +270,10 @@ def test_latents_that_were_written_meanwhile_are_no_failure(tmp_path):
 
 
 def test_methods_of_a_protocol():
-    assert stages.methods_of(protocol.load("shapes"))[0] == "extrapolation"
-    assert stages.methods_of(protocol.load("smoke")) == registry.names()
+    assert methods_of(protocol.load("shapes"))[0] == "extrapolation"
+    assert methods_of(protocol.load("smoke")) == registry.names()
+    assert methods_of(protocol.load("smoke", ["methods=[yarn,nope,-yarn]"])) == ["nope"]
+    without = methods_of(protocol.load("imagenet-256-xl2-ft"))
+    assert without == [name for name in registry.names() if name != "ledit_finetune"]
+    with pytest.raises(UserError, match="unknown method 'nowhere'"):
+        methods_of(protocol.load("smoke", ["methods=[-nowhere]"]))
