@@ -40,7 +40,7 @@ generation = lazy.module("benchmark.board.generate")
 speeds, spectra = lazy.module("benchmark.measure.speed"), lazy.module("benchmark.measure.spectrum")
 app = typer.Typer()
 EVALUATE, BOARDS, OTHER = "Evaluate", "Leaderboards", "Other"
-DETECTORS = "inception, dinov2 or shapes"
+DETECTORS = "inception, dinov2, shapes or photos"
 OF_CELLS = ("overrides", "protocol_name", "seed", "train", "test", "out", "data", "keep")  # what `score --samples` does not read
 
 
