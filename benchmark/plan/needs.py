@@ -87,4 +87,6 @@ def memory(on_gpu: bool = True) -> float:
 
 
 def shown(size: float) -> str:
+    if size < 0.1 * GIB:
+        return f"{size / 2**20:,.2f} MiB"
     return f"{size / GIB:,.1f} GiB" if size < 1e6 * GIB else f"{size / GIB:.1e} GiB"
