@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -45,6 +46,8 @@ SIZES = ((16, 16), (24, 24), (32, 32), (48, 48), (64, 64), (64, 48), (48, 64))  
 TRAINING_SIZES = (*SIZES, (16, 16), (16, 24), (24, 16), (20, 20), (32, 24), (24, 32), (40, 40), (32, 48), (64, 32))
 STEPS, BATCH = 4000, 64
 
+Network = TypeVar("Network", bound=nn.Module)
+
 
 class Classifier(nn.Module):
     """uint8 pictures -> features, spatial features, logits and number of objects."""
@@ -53,10 +56,10 @@ class Classifier(nn.Module):
         super().__init__()
         widths, strides = (3, 24, 48, 48, 96, 96, 96), (2, 2, 1, 2, 1, 1)
         layers = zip(widths[:-1], widths[1:], strides, strict=True)
-        self.body = nn.Sequential(*(_layer(before, after, 3, stride) for before, after, stride in layers))
-        self.neck = _layer(96, FEATURES - len(DEGREES), 1, 1)
+        self.body = nn.Sequential(*(layer(before, after, 3, stride) for before, after, stride in layers))
+        self.neck = layer(96, FEATURES - len(DEGREES), 1, 1)
         # Its receptive field is 103 pixels: the complete picture, unless it is a long rectangle.
-        self.overview = nn.Sequential(_layer(96 + 2, 80, 3, 2), _layer(80, 80, 3, 1))
+        self.overview = nn.Sequential(layer(96 + 2, 80, 3, 2), layer(80, 80, 3, 1))
         self.degrees = nn.Sequential(nn.Linear(2 * 80, 64), nn.SiLU(), nn.Linear(64, len(DEGREES)))
         self.layout = nn.Conv2d(96, SPATIAL_CHANNELS, 1)
         self.density = nn.Conv2d(96, 1, 1)
@@ -107,7 +110,7 @@ class Classifier(nn.Module):
         return self.body(x.contiguous(memory_format=torch.channels_last))
 
 
-def _layer(before: int, after: int, kernel: int, stride: int) -> nn.Sequential:
+def layer(before: int, after: int, kernel: int, stride: int) -> nn.Sequential:
     """Convolution, batch norm and SiLU, which has no upper bound."""
     conv = nn.Conv2d(before, after, kernel, stride, kernel // 2, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(after), nn.SiLU())
@@ -119,16 +122,24 @@ def load(path: Path | str = WEIGHTS, device: torch.device | str = "cpu") -> Clas
     Raises:
         UserError: the file is not there, or is not the weights of this network.
     """
+    return filled(Classifier(), path, device, "shapes", "python -m benchmark detector")
+
+
+def filled(model: Network, path: Path | str, device: torch.device | str, name: str, command: str) -> Network:
+    """A detector's network with the weights of a file, ready to use; `command` is what writes such a file.
+
+    Raises:
+        UserError: the file is not there, or is not the weights of this network.
+    """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path} is not there: python -m benchmark detector writes the weights of the shapes detector")
-    model = Classifier()
+        raise UserError(f"{path} is not there: {command} writes the weights of the {name} detector")
     try:
         with safe_open(path, "pt") as file:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         model.load_state_dict(state)  # copies into float32
     except (SafetensorError, RuntimeError) as error:
-        raise UserError(f"{path} does not hold the shapes detector ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path} does not hold the {name} detector ({str(error).splitlines()[0]})") from None
     return model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
 
 

@@ -10,14 +10,14 @@ Shapes: B batch, (h, w) pixels, (m, n) cells of the middle map, F = 128 features
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from benchmark.evaluate import classifier
+from benchmark.evaluate.classifier import filled, layer
 from benchmark.files import UserError
 
 WEIGHTS = Path(__file__).parent / "photos.safetensors"
@@ -87,34 +87,15 @@ class Residual(nn.Module):
         return x + self.body(x)
 
 
-def layer(before: int, after: int, kernel: int, stride: int) -> nn.Sequential:
-    """Convolution, batch norm and SiLU, which has no upper bound."""
-    conv = nn.Conv2d(before, after, kernel, stride, kernel // 2, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(after), nn.SiLU())
-
-
 def load(path: Path | str = WEIGHTS, device: torch.device | str = "cpu") -> Photos:
     """The network with its weights, ready to use.
 
     Raises:
         UserError: the file is not there, or is not the weights of this network.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(
-            f"{path} is not there: `python -m benchmark.evaluate.photos_training DATA` writes the weights of the photos detector"
-        )
-    model = Photos()
-    try:
-        with safe_open(path, "pt") as file:
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        model.load_state_dict(state)  # copies into float32
-    except (SafetensorError, RuntimeError) as error:
-        raise UserError(f"{path} does not hold the photos detector ({str(error).splitlines()[0]})") from None
-    return model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+    return filled(Photos(), path, device, "photos", "`python -m benchmark.evaluate.photos_training DATA`")
 
 
 def stated(path: Path | str = WEIGHTS) -> dict:
     """What the weights' file says of itself: the command that made it, and its accuracy at each size."""
-    with safe_open(path, "pt") as file:
-        return json.loads(file.metadata()["posbench"])
+    return classifier.stated(path)
