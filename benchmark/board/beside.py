@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from benchmark import files
-from benchmark.board import published
+from benchmark.board import pairs, published
 from benchmark.board.grid import NOT_RUN, Cell, Grid, Head, Line, decimals, number, shown
 from benchmark.board.published import METRICS, Absent, Published, PublishedTable
 from benchmark.board.table import Column, Entry, Row, Table, different, mean, over
@@ -165,6 +165,7 @@ def agreement(board: Table, figures: Published) -> list[Grid]:
         rows.append(Line(cells))
     if not rows:
         return []
+    stable = pairs.agreement(board, figures)
     text = (
         "The order of the methods by FID here, against the order that a paper printed for ImageNet. 1 is the same order, -1 the "
         "reverse. Ours are means over the seeds that all compared methods have, and the interval is over images and those seeds; "
@@ -172,7 +173,8 @@ def agreement(board: Table, figures: Published) -> list[Grid]:
     )
     heads = [Head(title, words=True) for title in ("Ratio", "Kendall's tau", "The paper's FID", "FID here", "Source")]
     measures = by_measure(board, figures)
-    return [Grid("Does this protocol predict the large one?", heads, rows, text), *([measures] if measures else [])]
+    first = Grid("Does this protocol predict the large one?", heads, rows, text)
+    return [first, *(grid for grid in (stable, measures) if grid)]
 
 
 def by_measure(board: Table, figures: Published) -> Grid | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -78,11 +78,40 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class Source:
+    """Rows of a published table as an order of methods of ours; `title` says which rows they are."""
+
+    table: str
+    title: str
+    methods: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Square:
+    """An order of two methods that a paper has at another square size, taken to hold at every one; `source` says where."""
+
+    before: str
+    after: str
+    source: str
+
+
+@dataclass(frozen=True)
+class StablePairs:
+    """Which protocols (a pattern) are asked for the pairs that `sources` have in one order; `beside` is shown and has no vote."""
+
+    protocols: str
+    sources: list[Source]
+    beside: Source | None
+    squares: list[Square]
+
+
+@dataclass(frozen=True)
 class Published:
     leaderboards: dict[str, str]  # name -> title
     tables: list[PublishedTable]
     absent: list[Absent]
     predictions: list[Prediction]
+    stable: list[StablePairs]
 
     def of(self, leaderboard: str) -> list[PublishedTable]:
         """The tables of one leaderboard."""
@@ -103,6 +132,15 @@ def load(path: Path | str = FILE) -> Published:
             tables,
             [Absent(**item) for item in content["absent"]],
             [Prediction(**item) for item in content["predictions"]],
+            [
+                StablePairs(
+                    item["protocols"],
+                    [Source(**source) for source in item["sources"]],
+                    Source(**item["beside"]) if item["beside"] else None,
+                    [Square(**square) for square in item["squares"]],
+                )
+                for item in content["stable"]
+            ],
         )
     except FileNotFoundError:
         raise UserError(f"{path} is not there") from None
@@ -122,12 +160,15 @@ def load(path: Path | str = FILE) -> Published:
                 ):
                     raise UserError(f"{where} at {size} must hold {len(METRICS)} numbers or null")
     rows = {item.id: [row.name for row in item.rows] for item in found.tables}
-    for prediction in found.predictions:
-        if prediction.table not in rows:
-            raise files.unknown(f"table in {path}", prediction.table, rows)
-        for name in prediction.methods.values():
-            if name not in rows[prediction.table]:
-                raise files.unknown(f"row in {path}", name, rows[prediction.table])
+    orders: list[Prediction | Source] = [*found.predictions]
+    for item in found.stable:
+        orders += [*item.sources, *([item.beside] if item.beside else [])]
+    for order in orders:
+        if order.table not in rows:
+            raise files.unknown(f"table in {path}", order.table, rows)
+        for name in order.methods.values():
+            if name not in rows[order.table]:
+                raise files.unknown(f"row in {path}", name, rows[order.table])
     return found
 
 
@@ -220,14 +261,14 @@ def _agreement(
     tau, ends = None, None
     if len(methods) > 2:
         tau = float(kendall(order, values))
-        ends = _interval(order, [_centred(have[method]) for method in methods])
+        ends = interval(lambda ours: kendall(order, ours), [centred(have[method]) for method in methods])
     return Agreement(
         column.ratio_label, size, column, f"{source.paper}, table {source.table}", methods, order, values.tolist(),
         sorted(set(theirs) - set(methods)), tau, ends, seeds,
     )  # fmt: skip
 
 
-def _centred(entry: Entry) -> dict[int, np.ndarray]:
+def centred(entry: Entry) -> dict[int, np.ndarray]:
     """Replicates whose mean is the value of their seed: resampling moves some statistics, and only the spread is wanted.
 
     A measure without replicates has its values alone.
@@ -237,8 +278,18 @@ def _centred(entry: Entry) -> dict[int, np.ndarray]:
     return {seed: values - values.mean() + entry.by_seed[seed] for seed, values in entry.replicates.items()}
 
 
-def _interval(order: list[float], replicates: list[dict[int, np.ndarray]]) -> tuple[float, float] | None:
-    """The middle 95 % of tau over images and seeds, both chosen with replacement (of the seeds that all methods have)."""
+def interval(
+    statistic: Callable[[np.ndarray], np.ndarray], replicates: list[dict[int, np.ndarray]]
+) -> tuple[float, float] | None:
+    """The middle 95 % of a statistic over images and seeds, both chosen with replacement (of the seeds that all methods have).
+
+    Args:
+        statistic: values of the methods [..., M] -> [...].
+        replicates: of each method, its resamples by seed.
+
+    Returns:
+        None where nothing is known of either: one value a method, of fewer than three seeds.
+    """
     seeds = sorted(set.intersection(*(set(item) for item in replicates)))
     if not seeds:
         return None
@@ -251,5 +302,5 @@ def _interval(order: list[float], replicates: list[dict[int, np.ndarray]]) -> tu
     images = generator.randint(0, stack.shape[2], RESAMPLES)
     picks = generator.randint(0, len(seeds), (RESAMPLES, len(seeds)))
     ours = stack[:, picks, images[:, None]].mean(axis=2).T  # [RESAMPLES, methods]
-    low, high = np.quantile(kendall(order, ours), [0.025, 0.975])
+    low, high = np.quantile(statistic(ours), [0.025, 0.975])
     return float(low), float(high)
