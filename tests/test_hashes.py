@@ -9,7 +9,7 @@ from benchmark import protocol
 HASHES = {
     "shapes": "47f6881589a5",
     "shapes-attention-jin": "800fe3584077",
-    "shapes-gpu": "4a54a861dd7b",
+    "shapes-long": "8c221e79a237",
     "shapes-timestep-shift": "987f32fb9c0e",
     "smoke": "860c3f47a510",
 }
