@@ -1,0 +1,105 @@
+"""Whether the order of methods survives a change of the recipe: Kendall's tau between two sets of records.
+
+    make sweep METHODS="rpe2d yarn ledit" SEED=1000 SET="core.width=192 core.heads=6"
+    python -m benchmark.measure.stability core.width=192 core.heads=6
+
+Compares the records of that custom run (under OUT, by its overrides) with the committed ones of the protocol, at every square
+size beyond the training size, over the methods that both have: an order that another width or learning rate turns round says
+more of the recipe than of the methods.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table as Printed
+
+from benchmark import protocol
+from benchmark.board import published, table
+from benchmark.board.pairs import BY
+from benchmark.board.table import Column, Table
+from benchmark.files import UserError, read_json
+from benchmark.plan.place import Run
+from benchmark.plan.stages import records_folder
+from benchmark.results import record
+from benchmark.results.record import METRICS
+
+FEWEST = 3  # methods that have an order worth a tau
+Values = Mapping[str, float]  # by method
+
+
+def committed(board: Table, metric: str, column: Column) -> Values:
+    """The committed values of a measure at a column: means over seeds."""
+    found = {row.method: row.entries[metric, column].value for row in board.rows if (metric, column) in row.entries}
+    return {method: value for method, value in found.items() if value is not None}
+
+
+def changed(folder: Path, name: str, metric: str, column: Column) -> Values:
+    """The values of a custom run: means over the seeds that it has."""
+    found: dict[str, list[float]] = {}
+    for path in sorted((folder / name).glob(f"*/{column.train}-{column.test}-s*.json")):
+        scores = read_json(path)["scores"]
+        if scores and metric in scores:
+            found.setdefault(path.parent.name, []).append(scores[metric]["value"])
+    return {method: table.mean(values) for method, values in found.items()}
+
+
+def tau(before: Values, after: Values) -> tuple[float | None, list[str]]:
+    """Kendall's tau over the methods that both have, and those methods in the order before; None for too few."""
+    methods = sorted(set(before) & set(after), key=lambda method: (before[method], method))
+    if len(methods) < FEWEST:
+        return None, methods
+    return float(published.kendall([before[m] for m in methods], np.array([after[m] for m in methods]))), methods
+
+
+def compare(rules: protocol.Protocol, overrides: list[str], out: Path) -> Printed:
+    """The table: a row for each size, a column for each measure.
+
+    Raises:
+        UserError: no override, or a run that has no records.
+    """
+    custom = protocol.load(rules.source, overrides)
+    folder = records_folder(custom, Run(out=out))
+    if not custom.custom or not (folder / custom.name).is_dir():
+        raise UserError(
+            f"no records of {custom.name} with {' '.join(overrides) or 'overrides'} in {folder}: run `make sweep` first"
+        )
+    board = table.build(rules, record.read_all())
+    made = Printed(title=f"{rules.name}: Kendall's tau between the committed order and that with {' '.join(overrides)}")
+    for heading in ("size", *(METRICS[metric].title for metric in BY), "methods, best first by FID before", "after"):
+        made.add_column(heading)
+    for column in board.pairs:
+        if column.group != "beyond" or not column.is_square:
+            continue
+        cells, orders = [], ("", "")
+        for metric in BY:
+            before, after = committed(board, metric, column), changed(folder, rules.name, metric, column)
+            value, methods = tau(before, after)
+            cells.append("–" if value is None else f"{value:.2f}")
+            if metric == "fid":
+                orders = (" < ".join(methods), " < ".join(sorted(methods, key=lambda m: (after[m], m))))
+        made.add_row(column.test, *cells, *orders)
+    return made
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmark.measure.stability", description=__doc__.partition("\n")[0])
+    parser.add_argument("overrides", nargs="+", help="those of the custom run, such as core.width=192")
+    parser.add_argument("--protocol", default="shapes")
+    parser.add_argument("--out", type=Path, default=Path("runs"))
+    given = parser.parse_args(arguments)
+    try:
+        Console().print(compare(protocol.load(given.protocol), given.overrides, given.out))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,40 @@
+"""The script that compares the order of methods under two recipes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from synthetic import TINY, contests, value_of
+
+from benchmark import protocol
+from benchmark.measure import stability
+from benchmark.results import record
+
+
+def test_tau_over_what_both_have() -> None:
+    before = {"a": 1.0, "b": 2.0, "c": 3.0, "gone": 0.0}
+    assert stability.tau(before, {"c": 1.0, "b": 2.0, "a": 3.0, "new": 9.0}) == (-1.0, ["a", "b", "c"])
+    assert stability.tau(before, {"a": 1.0, "b": 9.0, "c": 3.0})[0] == pytest.approx(1 / 3)
+    assert stability.tau(before, {"a": 1.0, "b": 2.0}) == (None, ["a", "b"])
+
+
+def test_a_custom_run_against_the_committed_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    contests(tmp_path / "protocols", monkeypatch, shapes_a=TINY)
+    rules, overrides = protocol.load("shapes-a"), ["core.width=96"]
+    custom = protocol.load("shapes-a", overrides)
+    folder = tmp_path / "runs" / "records" / custom.hash
+    for place, method in enumerate(("yarn", "ntk", "ledit")):
+        for pair in rules.pairs():
+            record.write(value_of(rules, method, pair, 0, 10.0 + place), tmp_path / "committed")
+            for seed, away in ((0, 0.0), (1, 1.0)):  # here the order is ntk, yarn, ledit
+                value = value_of(custom, method, pair, seed, (20.0, 12.0, 30.0)[place] + away)
+                record.write(value, folder)
+    read = record.read_all
+    monkeypatch.setattr(record, "read_all", lambda: read(tmp_path / "committed"))
+    arguments = ["--protocol", "shapes-a", "--out", str(tmp_path / "runs")]
+    assert stability.main([*overrides, *arguments]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("0.33") == 2  # FID and sFID, at the one square size beyond; one pair of three is turned
+    assert stability.main(["core.width=48", *arguments]) == 2
+    assert "make sweep" in capsys.readouterr().err
