@@ -23,6 +23,7 @@ class Watch(Callback):
     """Shows and logs progress and throughput, counts hours over all runs, and stops at a loss that is not a number."""
 
     every = 16  # steps between two readings of the losses: reading waits for the device
+    jump = 2.0  # times its lowest value so far: a running loss above that says that the training is unstable
 
     def __init__(self, stage: progress.Stage, key: str) -> None:
         self.stage, self.key = stage, key
@@ -31,6 +32,7 @@ class Watch(Callback):
         self.began = time.monotonic()
         self.skipped = 0  # samples that could not be decoded
         self.loss = math.nan  # running mean over about the last hundred steps
+        self.lowest, self.calm = math.inf, True
 
     @property
     def seconds(self) -> float:
@@ -65,6 +67,14 @@ class Watch(Callback):
                 shown = ", ".join(keys[:8]) + (", ..." if len(keys) > 8 else "")
                 raise UserError(f"the loss is {value} at step {step}; samples of the batch: {shown}. A smaller train.lr may help")
             self.loss = value if math.isnan(self.loss) else 0.99 * self.loss + 0.01 * value
+            self.lowest = min(self.lowest, self.loss)
+            risen = self.loss > self.jump * self.lowest
+            if risen and self.calm:
+                progress.say(
+                    f"the loss has risen from {self.lowest:.4f} to {self.loss:.4f} at step {step}: a training that does so is "
+                    "unstable and its row worth little; a smaller train.lr may help"
+                )
+            self.calm = not risen
         self.pending.clear()
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
