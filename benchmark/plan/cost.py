@@ -19,7 +19,7 @@ from benchmark.registry import detector_facts
 # either half over (height / 8) x (width / 8) places. Counted from diffusers' AutoencoderKL; a test counts again.
 ENCODE_PIXEL, DECODE_PIXEL, MIDDLE = 4_128_642, 9_461_056, 512
 CHECKPOINT = 16  # bytes a weight: float32 raw, average, and AdamW's two moments
-KEPT = 4  # checkpoints that lie side by side at most
+KEPT = 5  # checkpoints that lie side by side at most: two by steps, two by time, and the one that is being written
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,16 @@ def autoencoder_flops(pixel: float, height: int, width: int) -> float:
     return pixel * height * width + 4.0 * MIDDLE * (height // 8 * (width // 8)) ** 2
 
 
-def training(protocol: Protocol, size: str) -> Cost:
-    """The core's part of a training, forward and backward; its folder at its largest: checkpoints and averaged weights."""
+def training(protocol: Protocol, size: str, keep: bool = False) -> Cost:
+    """The core's part of a training, forward and backward; what stays of it: averaged weights, and with `keep` checkpoints."""
     operations = training_flops(protocol, size) * protocol.train.batch * protocol.train.steps
     weights = parameters(protocol.core, OUTPUTS[protocol.objective.name])
-    return Cost(**{protocol.train.precision: operations}, bytes=weights * (KEPT * CHECKPOINT + 4.0))
+    return Cost(**{protocol.train.precision: operations}, bytes=4.0 * weights + (checkpoints(protocol) if keep else 0.0))
+
+
+def checkpoints(protocol: Protocol) -> float:
+    """Bytes of a training's checkpoints at their most."""
+    return float(KEPT * CHECKPOINT * parameters(protocol.core, OUTPUTS[protocol.objective.name]))
 
 
 def encoding(size: str, images: float) -> Cost:
