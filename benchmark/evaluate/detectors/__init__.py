@@ -4,7 +4,8 @@ A detector is called with uint8 [B, 3, H, W] and returns a dict of float32 tenso
 
     features   [B, D]   for FID, precision and recall, KID
     spatial    [B, S]   for sFID
-    logits     [B, C]   for the inception score: without bias, as the field's evaluator takes them
+    logits     [B, C]   for the inception score: without bias, as the field's evaluator takes them. A detector whose logits are
+                        features times a matrix [C, D] has that as `head`, and cells keep no logits
     predicted  [B]      the most probable of the data set's classes
     objects    [B]      an estimate of the number of objects
 
