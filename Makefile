@@ -17,7 +17,7 @@ PRICE     ?=
 # Empty: 0; and for `reproduce` the first seed that is recorded.
 SEED      ?=
 OUT       ?= runs
-# 1 keeps all images of a cell.
+# 1 keeps all images of a cell, and checkpoints of complete trainings.
 KEEP      ?=
 # What `loss` compares with: a method; and a folder of shards that nothing was trained on.
 AGAINST   ?=

@@ -184,7 +184,7 @@ class DetectorFacts:
 
     Attributes:
         flops: operations for one image, at the size that it is reduced to; a test counts them again.
-        numbers: float32 numbers that it keeps of an image.
+        numbers: how many numbers of an image stay on disk.
         classes: of its logits; 0 where it has none, and then it gives no inception score.
         weights: the weight file, beside benchmark/evaluate/classifier.py or in torch's cache of downloads.
         split_images: images in a split of the inception score; 0 takes FEW_SPLITS splits, however many images there are.

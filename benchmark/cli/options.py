@@ -32,7 +32,7 @@ Workers = Annotated[int, typer.Option(min=0, help="processes on each node that d
 Methods = Annotated[str, typer.Option(help="only these, separated by commas or blanks")]
 Train = Annotated[str, typer.Option("--train", help="only this training size, such as 32x32")]
 Test = Annotated[str, typer.Option("--test", help="only this test size, such as 64x48")]
-Keep = Annotated[bool, typer.Option("--keep", help="keep all images of a cell; without it the first 512")]
+Keep = Annotated[bool, typer.Option("--keep", help="keep all images of a cell, else the first 512; and a training's checkpoints")]
 Weights = Annotated[str, typer.Option(help="the detector's weight file; default DETECTOR_WEIGHTS or its download")]
 RUNS = Path("runs")
 NARROW = 80  # columns, where there is no terminal

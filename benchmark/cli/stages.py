@@ -230,9 +230,10 @@ def train(
     compile: Annotated[bool, typer.Option("--compile", help="compile the core: slow to start, then faster on a GPU")] = False,
     every_steps: Annotated[int, typer.Option(min=1, help="save a checkpoint after so many steps")] = 5000,
     every_minutes: Annotated[float, typer.Option(min=0.01, max=1e6, help="save a checkpoint after so many minutes")] = 2.0,
+    keep: Keep = False,
 ) -> None:
     """Train the checkpoint that a method uses, or continue its training."""
-    run = place.Run(out, data, devices, nodes, workers, compile, False, every_steps, every_minutes)
+    run = place.Run(out, data, devices, nodes, workers, compile, keep, every_steps, every_minutes)
     protocol = load(protocol_name, overrides, run)
     for item in dict.fromkeys(cell.training for cell in chosen_cells(protocol, method, seed, train, "")):
         progress.say(f"weights in {training.train(item, run)}")

@@ -28,12 +28,13 @@ from benchmark.cli.options import (
     console,
     load,
 )
-from benchmark.files import ROOT, UserError
+from benchmark.files import ROOT, UserError, unknown
 
 boards, local, losses, training = (lazy.module(f"benchmark.run.{name}") for name in ("boards", "local", "loss", "train"))
 place, stages = lazy.module("benchmark.plan.place"), lazy.module("benchmark.plan.stages")
-classifier, detectors, external, references, samples_of = (
-    lazy.module(f"benchmark.evaluate.{name}") for name in ("classifier", "detectors", "external", "reference", "samples")
+classifier, detectors, external, photos, trainings, references, samples_of = (
+    lazy.module(f"benchmark.evaluate.{name}")
+    for name in ("classifier", "detectors", "external", "photos", "photos_training", "reference", "samples")
 )
 checkpoint = lazy.module("benchmark.model.checkpoint")
 generation = lazy.module("benchmark.board.generate")
@@ -41,6 +42,7 @@ speeds, spectra = lazy.module("benchmark.measure.speed"), lazy.module("benchmark
 app = typer.Typer()
 EVALUATE, BOARDS, OTHER = "Evaluate", "Leaderboards", "Other"
 DETECTORS = "inception, dinov2, shapes or photos"
+SMALL = ("photos", "shapes")  # detectors that are trained here
 OF_CELLS = ("overrides", "protocol_name", "seed", "train", "test", "out", "data", "keep")  # what `score --samples` does not read
 
 
@@ -231,14 +233,35 @@ def weights(
 
 @app.command(rich_help_panel=OTHER)
 def detector(
-    out: Annotated[Path | None, typer.Option(help="the file to write; default the shipped one")] = None,
+    name: Annotated[str, typer.Option(help="shapes, of the embedded data set, or photos, of the classes in --data")] = "shapes",
+    data: Annotated[str, typer.Option(help="for photos: a folder of train/CLASS and val/CLASS, or what --card describes")] = "",
+    card: Annotated[str, typer.Option(help="for photos: a file name in datasets/, for what lies in --data; default own")] = "",
+    out: Annotated[Path | None, typer.Option(help="the file to write; default the shipped one, of shapes or imagenet-64")] = None,
     steps: Annotated[int, typer.Option(min=0, help="of training; 0 takes the default")] = 0,
     seed: Seed = 0,
 ) -> None:
-    """Train the detector of the embedded data set and measure it at every size."""
-    count = steps or classifier.STEPS
-    with progress.stage("detector", count) as stage:
-        stated = classifier.train(out or classifier.WEIGHTS, count, seed, lambda done, loss: stage.set(done, f"loss {loss:.3f}"))
+    """Train a small detector, and measure it at every size on pictures that it was not trained on.
+
+    Scores use the file where --weights or the variable DETECTOR_WEIGHTS names it.
+    """
+    if name not in SMALL:
+        raise unknown("small detector", name, SMALL)
+    if name == "shapes" and (data or card):
+        raise UserError("--data and --card belong to --name photos: the pictures of shapes are rendered")
+    if name == "photos" and not data:
+        raise UserError("the photos detector is trained on pictures: give their folder as --data")
+    if name == "photos" and card != trainings.CARD and out is None:
+        raise UserError(f"the shipped photos detector is that of the card {trainings.CARD}: say with --out where yours is to lie")
+    count = steps or (trainings if name == "photos" else classifier).STEPS
+    with progress.stage(f"detector {name}", count) as stage:
+
+        def report(done: int, loss: float) -> None:
+            stage.set(done, f"loss {loss:.3f}")
+
+        if name == "photos":
+            stated = trainings.train(data, out or photos.WEIGHTS, RUNS, count, seed, report, card or "own")
+        else:
+            stated = classifier.train(out or classifier.WEIGHTS, count, seed, report)
     console().print(stated)
 
 

@@ -5,7 +5,8 @@ the deep map and of the one before it, and the network has learnt to say how blu
 its class (photos_training.py): so a Frechet distance between features grows where pictures get worse, and 128 of them need
 some thousand pictures, where Inception's 2048 need 50,000.
 
-Shapes: B batch, (h, w) pixels, (m, n) cells of the middle map, F = 128 features, S = 128 spatial features, C = 100 classes.
+Shapes: B batch, (h, w) pixels, (m, n) cells of the middle map, F = 128 features, S = 128 spatial features, C classes: 100 in the
+shipped file.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from benchmark.evaluate import classifier
@@ -30,7 +32,7 @@ DEEP = FEATURES - 32  # of the features, those from the last map; the others are
 class Photos(nn.Module):
     """uint8 pictures -> features, spatial features and logits."""
 
-    def __init__(self) -> None:
+    def __init__(self, classes: int = CLASSES) -> None:
         super().__init__()
         self.middle = nn.Sequential(
             layer(3, 32, 3, 2), layer(32, 64, 3, 2), Residual(64), layer(64, 128, 3, 2), Residual(128)
@@ -38,7 +40,7 @@ class Photos(nn.Module):
         self.deep = nn.Sequential(layer(128, 256, 3, 2), Residual(256))
         self.shallow_neck, self.deep_neck = layer(128, FEATURES - DEEP, 1, 1), layer(256, DEEP, 1, 1)
         self.layout = nn.Conv2d(128, SPATIAL_CHANNELS, 1)
-        self.head = nn.Linear(FEATURES, CLASSES)
+        self.head = nn.Linear(FEATURES, classes)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """What is seen in pictures.
@@ -93,7 +95,16 @@ def load(path: Path | str = WEIGHTS, device: torch.device | str = "cpu") -> Phot
     Raises:
         UserError: the file is not there, or is not the weights of this network.
     """
-    return filled(Photos(), path, device, "photos", "`python -m benchmark.evaluate.photos_training DATA`")
+    return filled(Photos(_classes_of(path)), path, device, "photos", "`python -m benchmark detector --name photos`")
+
+
+def _classes_of(path: Path | str) -> int:
+    """The classes of a weight file; those of the shipped one where it is none, of which `filled` says so."""
+    try:
+        with safe_open(path, "pt") as file:
+            return int(file.get_slice("head.weight").get_shape()[0])
+    except (SafetensorError, OSError):
+        return CLASSES
 
 
 def stated(path: Path | str = WEIGHTS) -> dict:

@@ -1,9 +1,10 @@
 """Training of the photos detector: classes, and how blurred, noisy or disordered a picture is.
 
-    python -m benchmark.evaluate.photos_training DATA [--steps 4800] [--seed 0] [--out FILE]
+    python -m benchmark detector --name photos --data FOLDER [--card own] --out FILE
 
-DATA is Tiny-ImageNet as the card imagenet-64 describes it. The validation pictures are never trained on; the accuracy that the
-file states is theirs. Two thirds of the steps see pictures of 40 pixels, which costs two fifths; the others see 64.
+FOLDER has train/ and val/, with a folder for each class, or is what another card describes. The validation pictures are never
+trained on; the accuracy that the file states is theirs. Two thirds of the steps see pictures of 40 pixels, which costs two
+fifths; the others see 64. The shipped file was made of Tiny-ImageNet and names the command that this module is itself.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from benchmark.data.index import Index
 from benchmark.data.sources import source
 from benchmark.data.writer import prepare
 from benchmark.evaluate import photos
-from benchmark.files import atomic
+from benchmark.files import UserError, atomic
 from benchmark.protocol import size_hw
 
 CARD = "imagenet-64"
@@ -39,24 +40,28 @@ HIT = 0.12  # the share of pictures that each way of corruption hits
 
 
 def train(data: Path | str, out: Path | str = photos.WEIGHTS, runs: Path = Path("runs"), steps: int = STEPS, seed: int = 0,
-          report: Callable[[int, float], None] = lambda step, loss: None) -> dict:  # fmt: skip
+          report: Callable[[int, float], None] = lambda step, loss: None, card: str = CARD) -> dict:  # fmt: skip
     """Trains the detector, measures it on the validation pictures and writes the weights, float16, with what was measured.
 
     Args:
-        data: the pictures of the card imagenet-64.
+        data: the pictures, which have a validation split.
         out: the file to write.
         runs: where shards are kept.
         steps: of `BATCH` pictures each.
         seed: of weights, order and corruptions.
         report: called after every step with the number of steps done and the loss.
+        card: what the pictures are.
 
     Returns:
         What `photos.stated` will say of the file.
+
+    Raises:
+        UserError: there are no validation pictures, of other classes, or there is one class only.
     """
-    seen, held_out = shards(data, runs)
+    seen, held_out = shards(data, runs, card)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, auxiliary = photos.Photos(), _Auxiliary()
+        model, auxiliary = photos.Photos(seen.classes), _Auxiliary()
     model.to(memory_format=torch.channels_last)
     parameters = [*model.parameters(), *auxiliary.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.02, fused=True)
@@ -74,8 +79,8 @@ def train(data: Path | str, out: Path | str = photos.WEIGHTS, runs: Path = Path(
     state = {key: value.contiguous() for key, value in state.items()}
     model.load_state_dict(state)  # measured as stored
     said = {
-        "command": f"python -m benchmark.evaluate.photos_training DATA --steps {steps} --seed {seed}",
-        "trained on": f"{len(seen)} pictures, {steps * BATCH / len(seen):.1f} times",
+        "command": f"python -m benchmark detector --name photos --card {card} --data DATA --steps {steps} --seed {seed}",
+        "trained on": f"{len(seen)} pictures, {steps * min(BATCH, len(seen)) / len(seen):.1f} times",
         "tested on": f"{len(held_out)} pictures",
         "sizes": {size: measure(model.eval(), held_out, size) for size in SIZES},
     }
@@ -84,14 +89,22 @@ def train(data: Path | str, out: Path | str = photos.WEIGHTS, runs: Path = Path(
     return said
 
 
-def shards(data: Path | str, runs: Path) -> tuple[Index, Index]:
-    """The training and the validation pictures of the card, as shards below `runs`."""
-    card = load_card(CARD)
+def shards(data: Path | str, runs: Path, name: str = CARD) -> tuple[Index, Index]:
+    """The training and the validation pictures of a card, as shards below `runs`."""
+    card = load_card(name)
     other = dataclasses.replace(card, name=f"{card.name}-val", count=0)
-    written = [prepare(card, data, runs / "data"), prepare(other, source(other, data, "val"), runs / "data")]
+    sources = source(card, data), source(other, data, "val")
+    if sources[0].identity() == sources[1].identity():
+        raise UserError(f"{data} has no val/ beside train/: a detector's accuracy is that of pictures it was not trained on")
+    written = [prepare(one, pictures, runs / "data") for one, pictures in zip((card, other), sources, strict=True)]
     for each in written:
         progress.say(str(each))
-    return Index(written[0].folder), Index(written[1].folder)
+    seen, held_out = (Index(each.folder) for each in written)
+    if seen.manifest["class_names"] != held_out.manifest["class_names"]:
+        raise UserError(f"{data}: the classes of val ({held_out.classes}) are not those of train ({seen.classes})")
+    if seen.classes < 2:
+        raise UserError(f"{data} has one class: the photos detector learns by telling classes apart")
+    return seen, held_out
 
 
 @torch.no_grad()
@@ -103,7 +116,7 @@ def measure(model: photos.Photos, index: Index, size: str) -> dict[str, float]:
     steps = len(index) // count
     for step in range(steps):
         batch = batches[step]
-        named = model(_uint8(batch["image"]))["logits"].topk(5, dim=1).indices
+        named = model(_uint8(batch["image"]))["logits"].topk(min(5, index.classes), dim=1).indices
         right = named == batch["label"][:, None]
         first += int(right[:, 0].sum())
         five += int(right.any(1).sum())
@@ -147,7 +160,7 @@ def _batches(index: Index, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]
         if rng.random() < 1 / 3:
             small = int(rng.choice((24, 32, 48)))
             x = F.interpolate(x, (small, small), mode="bilinear", antialias=True)
-        target = F.one_hot(batch["label"], photos.CLASSES).float()
+        target = F.one_hot(batch["label"], index.classes).float()
         yield _corrupt(127.5 * (x + 1), target, rng)
 
 
@@ -167,7 +180,7 @@ def _corrupt(x: Tensor, target: Tensor, rng: np.random.Generator) -> tuple[Tenso
 
     torn = torch.from_numpy(rng.random(len(disordered)) < 0.5).view(-1, 1, 1, 1)
     x[disordered] = torch.where(torn, _torn(x[disordered], disorder, rng), _bent(x[disordered], disorder, rng))
-    target[disordered] = torch.lerp(target[disordered], torch.tensor(1 / photos.CLASSES), 0.7 * disorder.view(-1, 1))
+    target[disordered] = torch.lerp(target[disordered], torch.tensor(1 / target.shape[1]), 0.7 * disorder.view(-1, 1))
 
     radius, soft = max(1, round(min(height, width) / 16)), x[blurred]
     for _ in range(2):

@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from benchmark.evaluate.detectors import Detector
+from benchmark.evaluate.detectors.base import exact_float32
 from benchmark.evaluate.manifold import kernel_distance, precision_recall
 from benchmark.evaluate.metrics import (
     FrechetDistance,
@@ -122,13 +123,16 @@ def is_done(path: Path, unit: Unit) -> bool:
 
 
 class Features:
-    """The features of all images, on disk; read unit by unit.
+    """The features of all images, on disk; read unit by unit, as float32 whatever they rest in.
+
+    Args:
+        head: [C, D], which makes logits of features where none were stored.
 
     Raises:
         UserError: features of some unit are missing or belong to other images.
     """
 
-    def __init__(self, folder: Path | str, images: Images):
+    def __init__(self, folder: Path | str, images: Images, head: Tensor | None = None):
         self.files = [unit_file(folder, k) for k in range(len(images.units))]
         self.starts = [unit.start for unit in images.units]
         self.count, self.size = images.count, size_name(*images.size_hw)
@@ -137,6 +141,9 @@ class Features:
                 raise UserError(f"{file} is missing or belongs to other images; the features have to be made first")
         with safe_open(self.files[0], "numpy") as file:
             self.widths = {name: file.get_slice(name).get_shape()[1:] for name in file.keys()}  # noqa: SIM118
+        self.head = head if "logits" not in self.widths else None
+        if self.head is not None:
+            self.widths["logits"] = [len(self.head)]
 
     def __contains__(self, name: str) -> bool:
         return name in self.widths
@@ -144,8 +151,7 @@ class Features:
     def blocks(self, name: str, device: torch.device | str = "cpu") -> Iterator[tuple[int, Tensor]]:
         """(index of the first image, float32 [n, width] or [n]) for every unit."""
         for start, path in zip(self.starts, self.files, strict=True):
-            with safe_open(path, "pt", device=str(device)) as file:
-                yield start, file.get_tensor(name)
+            yield start, self._read(path, name, device)
 
     def take(self, name: str, indices: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
         """Rows of the ascending indices."""
@@ -157,9 +163,15 @@ class Features:
         first = 0
         for start, path, end in zip(self.starts, self.files, ends, strict=True):
             if end > first:
-                with safe_open(path, "pt", device=str(device)) as file:
-                    yield start, file.get_tensor(name)[torch.from_numpy(indices[first:end] - start)]
+                yield start, self._read(path, name, device)[torch.from_numpy(indices[first:end] - start)]
             first = end
+
+    def _read(self, path: Path, name: str, device: torch.device | str) -> Tensor:
+        with safe_open(path, "pt", device=str(device)) as file:
+            if name != "logits" or self.head is None:
+                return file.get_tensor(name).float()
+            with exact_float32():
+                return file.get_tensor("features").float() @ self.head.to(device).T
 
     def all(self, name: str) -> Tensor:
         """All rows; for outputs of a few numbers per image."""

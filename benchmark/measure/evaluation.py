@@ -1,6 +1,6 @@
 """Measures evaluation: the Frechet distance's speed, memory against N, precision and recall of 10k x 10k, detectors, failures.
 
-    python -m benchmark.measure.evaluation [frechet] [memory] [wide] [float16] [manifold] [detectors] [failures]
+    python -m benchmark.measure.evaluation [frechet] [memory] [wide] [float16] [rest] [manifold] [detectors] [failures]
 
 Nothing is downloaded. Each figure comes from a process of its own, so that peak memory is its own.
 """
@@ -13,10 +13,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import scipy.linalg
 import torch
+from safetensors.numpy import save_file
 
 from benchmark.data import shapes
 from benchmark.evaluate import detectors, reference, score
@@ -24,6 +26,7 @@ from benchmark.evaluate.external import score_files
 from benchmark.evaluate.manifold import precision_recall
 from benchmark.evaluate.metrics import FrechetInfluence, Moments, frechet_distance
 from benchmark.evaluate.samples import Images, Unit, export_npz
+from benchmark.run.sample import at_rest
 
 WIDTH = 2048
 
@@ -138,6 +141,44 @@ def float16(count: int = 5000) -> None:
               flush=True)  # fmt: skip
 
 
+def rest(count: int = 3000) -> None:
+    """Scores of features as they rest in a cell (float16, no logits) and of the same in float32, by shift from the reference.
+
+    Outputs of Inception's widths and scale: not negative, many of them zero, a few large, on a manifold of 32 dimensions.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def outputs(move: float) -> dict[str, np.ndarray]:
+        place = (1 - move) * torch.randn(count, 32, generator=generator)
+        seen = [(0.5 * (place @ mix[:, :width] / 32**0.5 + move - 0.2)).exp().sub(0.9).relu() for width in (WIDTH, 2023)]
+        seen = [value + 0.01 * torch.rand(value.shape, generator=generator) for value in seen]
+        spectrum = 10 * torch.randn(count, 128, generator=generator) - 20
+        return {name: value.numpy() for name, value in {"features": seen[0], "spatial": seen[1].flip(1).contiguous(),
+                "logits": seen[0] @ detector.head.T, "spectrum": spectrum}.items()}  # fmt: skip
+
+    mix = torch.randn(32, WIDTH, generator=generator)
+    detector = SimpleNamespace(name="inception", head=0.1 * torch.randn(1008, WIDTH, generator=generator))
+    real = {name: torch.from_numpy(value) for name, value in outputs(0.0).items()}
+    moments = {
+        name: Moments(real[name].double().mean(0), torch.cov(real[name].double().T), count) for name in ("features", "spatial")
+    }
+    known = reference.Reference(
+        **moments, nearest=real["features"], spectrum=real["spectrum"].double().mean(0), meta={"size": None}
+    )
+    images = Images("synthetic", (256, 256), [Unit(0, count, "", lambda: np.zeros(0))], "")
+    options = score.Options(resamples=0, infinity=0, all_samples=True)
+    for move in (0.0, 0.2):
+        exact, found = outputs(move), []
+        for stored, head in ((exact, None), (at_rest(exact, detector), detector.head)):
+            with tempfile.TemporaryDirectory() as folder:
+                save_file(stored, score.unit_file(folder, 0), {"stamp": ""})
+                size = score.unit_file(folder, 0).stat().st_size / count
+                print(f"rest, {count} images moved by {move}: {size:.0f} bytes an image", flush=True)
+                found.append(score.score(score.Features(folder, images, head), known, options=options))
+        for name, entry in found[0].items():
+            print(f"  {name} {entry['value']:.5g}, at rest {found[1][name]['value'] - entry['value']:+.1e}", flush=True)
+
+
 def manifold() -> None:
     before = peak()
     fake, real = (torch.randn(10_000, WIDTH, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
@@ -186,7 +227,7 @@ def failures() -> None:
 
 PARTS = {"frechet": [(frechet,)], "memory": [(memory, 1000), (memory, 10_000), (memory, 50_000)],
          "wide": [(wide, 2000), (wide, 10_000), (wide, 20_000)],
-         "float16": [(float16,)], "manifold": [(manifold,)],
+         "float16": [(float16,)], "rest": [(rest,)], "manifold": [(manifold,)],
          "detectors": [(detector_speed,)], "failures": [(failures,)]}  # fmt: skip
 
 if __name__ == "__main__":

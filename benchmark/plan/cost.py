@@ -19,7 +19,8 @@ from benchmark.registry import detector_facts
 # either half over (height / 8) x (width / 8) places. Counted from diffusers' AutoencoderKL; a test counts again.
 ENCODE_PIXEL, DECODE_PIXEL, MIDDLE = 4_128_642, 9_461_056, 512
 CHECKPOINT = 16  # bytes a weight: float32 raw, average, and AdamW's two moments
-KEPT = 4  # checkpoints that lie side by side at most
+HALF = 1000  # numbers of an image from which on a detector's outputs rest in float16
+KEPT = 5  # checkpoints that lie side by side at most: two by steps, two by time, and the one that is being written
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,16 @@ def autoencoder_flops(pixel: float, height: int, width: int) -> float:
     return pixel * height * width + 4.0 * MIDDLE * (height // 8 * (width // 8)) ** 2
 
 
-def training(protocol: Protocol, size: str) -> Cost:
-    """The core's part of a training, forward and backward; its folder at its largest: checkpoints and averaged weights."""
+def training(protocol: Protocol, size: str, keep: bool = False) -> Cost:
+    """The core's part of a training, forward and backward; what stays of it: averaged weights, and with `keep` checkpoints."""
     operations = training_flops(protocol, size) * protocol.train.batch * protocol.train.steps
     weights = parameters(protocol.core, OUTPUTS[protocol.objective.name])
-    return Cost(**{protocol.train.precision: operations}, bytes=weights * (KEPT * CHECKPOINT + 4.0))
+    return Cost(**{protocol.train.precision: operations}, bytes=4.0 * weights + (checkpoints(protocol) if keep else 0.0))
+
+
+def checkpoints(protocol: Protocol) -> float:
+    """Bytes of a training's checkpoints at their most."""
+    return float(KEPT * CHECKPOINT * parameters(protocol.core, OUTPUTS[protocol.objective.name]))
 
 
 def encoding(size: str, images: float) -> Cost:
@@ -79,13 +85,22 @@ def latents(protocol: Protocol, size: str, images: int) -> Cost:
 
 def sampling(protocol: Protocol, test: str, kept: int) -> Cost:
     """Generating a cell: sampler, decoding, detector; its features, and the images that are kept."""
-    config, facts = protocol.sample, detector_facts(protocol.score.detector)
+    config, name = protocol.sample, protocol.score.detector
     flops = forward_flops(protocol.core, OUTPUTS[protocol.objective.name], protocol.grid(test)) * evaluations(config)
     cost = Cost(**{config.precision: flops * config.count})
     if protocol.data.representation == "latents":
         cost += Cost(tf32=config.count * autoencoder_flops(DECODE_PIXEL, *size_hw(test)))
-    numbers = facts.numbers + min(size_hw(test)) // 2  # features and spectrum
-    return cost + detecting(protocol, config.count) + Cost(bytes=4.0 * config.count * numbers + 3.0 * kept * prod(size_hw(test)))
+    numbers = detector_facts(name).numbers + min(size_hw(test)) // 2  # features and spectrum
+    stays = float(feature_bytes(name)) * config.count * numbers + 3.0 * kept * prod(size_hw(test))
+    return cost + detecting(protocol, config.count) + Cost(bytes=stays)
+
+
+def feature_bytes(detector: str) -> int:
+    """Bytes of a number in a cell's features: float16 where a detector keeps many, float32 elsewhere.
+
+    What that does to scores: `python -m benchmark.measure.evaluation rest`.
+    """
+    return 2 if detector_facts(detector).numbers >= HALF else 4
 
 
 def detecting(protocol: Protocol, images: int) -> Cost:

@@ -25,7 +25,7 @@ class Run:
         nodes: machines.
         workers: processes on each node that decode pictures; 0 takes half of its processors.
         compile: whether a training's core goes through torch.compile.
-        keep: whether all images of a cell stay on disk, or only the first ones.
+        keep: whether all images of a cell and the checkpoints of a complete training stay on disk, or only the first images.
         every_steps, every_minutes: a training is saved whenever one of them has passed.
     """
 

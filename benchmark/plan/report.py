@@ -12,7 +12,7 @@ from rich.table import Table
 from benchmark.files import UserError
 from benchmark.model.flops import Device
 from benchmark.model.flops import device as known_device
-from benchmark.plan.cost import Cost
+from benchmark.plan.cost import Cost, checkpoints, detecting
 from benchmark.plan.stages import Sample, Score, Stage, Train
 from benchmark.protocol import Protocol
 
@@ -129,19 +129,27 @@ def notes(
     hours = total(stages).hours(device, share)
     lines = [
         f"{device.title}: {share:.0%} of {device.bf16:g} (bf16), {device.tf32:g} (tf32) and {device.float32:g} (float32) "
-        "TFLOP/s. An estimate: reading, metrics and waiting are not in it. Disk is what stages write, checkpoints at their most."
+        "TFLOP/s. An estimate: reading, metrics and waiting are not in it. Disk is what stays."
     ]
+    missing = [stage for stage in stages if not stage.is_complete()]
+    if any(isinstance(stage, Train) and not stage.context.run.keep for stage in missing):
+        lines.append(f"While a training runs, its checkpoints take up to {show_bytes(checkpoints(protocol))} more.")
     if count > 1 and hours:
         lines.append(f"On {count} devices that share the work evenly: {hours / count:,.1f} h.")
     if price and hours:
         lines.append(f"At {price:g} a {device.title} hour: {hours * price:,.0f}.")
-    shared = sum(isinstance(stage, Sample) and stage.shared and not stage.is_complete() for stage in stages)
+    made = [stage.full_cost().hours(device, share) for stage in missing if isinstance(stage, Sample) and not stage.shared]
+    if made:
+        detector = detecting(protocol, protocol.sample.count).hours(device, share)
+        low, high = (100 * detector / hours for hours in (max(made), min(made)))
+        lines.append(f"The detector takes {low:.2g} to {high:.2g} % of a cell's hours.")
+    shared = sum(isinstance(stage, Sample) and stage.shared for stage in missing)
     if shared:
         lines.append(
             f"{shared} cells are counted as those of the method whose checkpoint they use: compared bit by bit when they run."
         )
-    for stage in stages:
-        if isinstance(stage, Train) and not stage.is_complete() and (more := stage.encoding()).operations:
+    for stage in missing:
+        if isinstance(stage, Train) and (more := stage.encoding()).operations:
             encoding = (more * (1 - stage.done())).hours(device, share)  # what is left of it
             core = stage.cost().hours(device, share) - encoding
             lines.append(

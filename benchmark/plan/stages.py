@@ -112,7 +112,7 @@ class Stage:
         words += ["--data", where.data] if where.data else []
         if self.spread:
             words += ["--devices", where.devices] + (["--nodes", str(where.nodes)] if self.kind in ("train", "sample") else [])
-        return words + (["--keep"] if where.keep and self.kind == "sample" else [])
+        return words + (["--keep"] if where.keep and self.kind in ("train", "sample") else [])
 
 
 class Shards(Stage):
@@ -209,7 +209,7 @@ class Train(Stage):
         return cost.encoding(self.training.size, float(self.protocol.train.batch) * self.protocol.train.steps)
 
     def full_cost(self) -> Cost:
-        return cost.training(self.protocol, self.training.size) + self.encoding()
+        return cost.training(self.protocol, self.training.size, self.context.run.keep) + self.encoding()
 
     def run(self) -> None:
         training.train(self.training, self.context.run)

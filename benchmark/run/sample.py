@@ -23,6 +23,7 @@ from benchmark import progress, registry
 from benchmark.data.card import load_card
 from benchmark.data.latents import autoencoder_identity, autoencoder_of, decoder, to_uint8
 from benchmark.evaluate import detectors
+from benchmark.evaluate.detectors import Detector
 from benchmark.evaluate.samples import Images, Unit
 from benchmark.evaluate.score import features_folder, is_done, outputs_of, unit_file
 from benchmark.files import UserError, atomic, listed, read_fields, read_json, write_array, write_json
@@ -175,13 +176,22 @@ def generate(cell: Cell, folder: Path, training: Path, report: dict[str, Any], t
                         if unit.start < kept:
                             write_array(chunk_path(folder, k), images)
                     with atomic(unit_file(place, k)) as draft:
-                        save_file(outputs_of(images, detector), draft, {"stamp": unit.stamp})
+                        save_file(at_rest(outputs_of(images, detector), detector), draft, {"stamp": unit.stamp})
         finally:  # of a run that was stopped, too
             add_hours(folder, fabric.global_rank, (time.monotonic() - began) / 3600)
         fabric.barrier()
         if fabric.is_global_zero:
             finish(cell, folder, place)
         fabric.barrier()
+
+
+def at_rest(outputs: dict[str, np.ndarray], detector: Detector) -> dict[str, np.ndarray]:
+    """What stays of a detector's outputs: no logits that its head makes of the features, and float16 where there are many."""
+    made = {"logits"} if getattr(detector, "head", None) is not None else set()
+    kept = {name: value for name, value in outputs.items() if name not in made}
+    if cost.feature_bytes(detector.name) == 4:
+        return kept
+    return {name: value.astype(np.float16) if value.ndim == 2 else value for name, value in kept.items()}
 
 
 def check_autoencoder(protocol: Protocol, report: dict[str, Any]) -> None:

@@ -91,7 +91,8 @@ def measured(cell: Cell, folder: Path, detector: Detector, real: Reference) -> t
     """A cell's scores, or why there are none: then its record says so, and holds no numbers."""
     labels = np.arange(cell.protocol.sample.count) % cell.protocol.core.classes
     # Outside of what is caught: a lost file is no result.
-    features = scoring.Features(scoring.features_folder(folder, detector), units(cell, folder))
+    place = scoring.features_folder(folder, detector)
+    features = scoring.Features(place, units(cell, folder), getattr(detector, "head", None))
     try:
         return scoring.score(features, real, labels, options_of(cell.protocol), detector.device), None
     except UserError as error:

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import pickle
+import shutil
 import signal
 import warnings
 import zipfile
@@ -141,7 +142,8 @@ def train(training: Training, run: Run) -> Path:
     """Trains, or finds it trained.
 
     Returns:
-        the folder with the averaged weights (weights.safetensors) and the report (training.json).
+        the folder with the averaged weights (weights.safetensors) and the report (training.json). Checkpoints are only there to
+        continue from, and are removed with the end of a training, unless the run keeps them.
 
     Raises:
         UserError: data or checkpoint are not what they should be, or the loss is not a number.
@@ -153,8 +155,12 @@ def train(training: Training, run: Run) -> Path:
     folder = training.folder(run.out, source.hash)
     if is_complete(folder):
         progress.say(f"train {training}: complete already, skipped ({folder})")
+        if progress.first_rank():
+            discard(folder, run)  # of a run that was killed before it did so
         return folder
-    needs.check_disk(cost.training(training.protocol, training.size).bytes, f"train {training}", run.out)
+    needed = cost.training(training.protocol, training.size).bytes + cost.checkpoints(training.protocol)
+    there = sum(path.stat().st_size for path in folder.glob(f"{CHECKPOINTS}/*.ckpt"))  # of an interrupted run
+    needs.check_disk(needed - there, f"train {training}", run.out)
     with alone(folder):
         method = registry.build(training.method, training.protocol, training.size, training.seed)
         if training.protocol.train.init:
@@ -186,6 +192,12 @@ def is_complete(folder: Path) -> bool:
     return (folder / WEIGHTS).is_file() and (folder / REPORT).is_file()
 
 
+def discard(folder: Path, run: Run) -> None:
+    """Removes the checkpoints of a complete training, unless the run keeps them."""
+    if not run.keep:
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+
+
 def _fit(method: Method, training: Training, source: Source, folder: Path, run: Run) -> None:
     protocol, config, key = training.protocol, training.protocol.train, training.key(source.hash)
     quieten()
@@ -195,6 +207,8 @@ def _fit(method: Method, training: Training, source: Source, folder: Path, run: 
         content = torch.load(resumed[0], map_location="cpu", weights_only=True)
         method.load_state_dict(content["state_dict"])
         save(method, folder, key, training.method, source, content["callbacks"][Watch.__qualname__])
+        if not run.several:  # other ranks may still be reading them
+            discard(folder, run)
         return
     # The last two of either kind are kept: a kill may tear the newest.
     kept = {"dirpath": folder / CHECKPOINTS, "filename": "{step}", "monitor": "step", "mode": "max", "save_top_k": 2}
@@ -233,6 +247,8 @@ def _fit(method: Method, training: Training, source: Source, folder: Path, run: 
         watch = next(callback for callback in trainer.callbacks if isinstance(callback, Watch))
         save(method, folder, key, training.method, source, watch.state_dict())
     trainer.strategy.barrier()
+    if trainer.is_global_zero:
+        discard(folder, run)
 
 
 def quieten() -> None:

@@ -112,6 +112,7 @@ def test_autocast_does_not_reach_a_detector(inception):
 def test_widths_and_hash(inception, weights):
     outputs = inception(images(1, 32, 32))
     assert {name: value.shape[1] for name, value in outputs.items()} == inception.widths
+    torch.testing.assert_close(outputs["features"] @ inception.head.T, outputs["logits"])
     assert inception.hash == file_hash(weights)[:12]
     assert all(not p.requires_grad for p in inception.network.parameters())
 
@@ -302,10 +303,12 @@ def test_a_detector_without_its_facts_is_refused(monkeypatch, tmp_path, facts, m
 
 @pytest.mark.parametrize("name", registry.detectors())
 def test_facts_are_what_a_detector_keeps_of_an_image(monkeypatch, name, request):
+    head = None
     if name == "dinov2":
         found = {"features": 1024}  # timm's width of this network; an untrained one takes a gigabyte
     else:
-        found = (request.getfixturevalue("inception") if name == "inception" else detectors.load(name)).widths
+        detector = request.getfixturevalue("inception") if name == "inception" else detectors.load(name)
+        found, head = detector.widths, getattr(detector, "head", None)
     facts = registry.detector_facts(name)
-    assert facts.numbers == sum(max(width, 1) for width in found.values())
     assert facts.classes == found.get("logits", 0)
+    assert facts.numbers == sum(max(width, 1) for width in found.values()) - (0 if head is None else facts.classes)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from benchmark import registry
+from benchmark.cli import tools
 from benchmark.data import shapes
 from benchmark.evaluate import detectors, photos, photos_training
 from benchmark.evaluate.metrics import Moments, frechet_distance
@@ -81,3 +84,68 @@ def test_refusals(tmp_path):
     (tmp_path / "other.safetensors").write_bytes(b"-")
     with pytest.raises(UserError, match="does not hold the photos detector"):
         photos.load(tmp_path / "other.safetensors")
+
+
+# --- Training on other classes ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Pictures of three classes, each of another colour."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 4)):
+        for label, name in enumerate(("amber", "blue", "cyan")):
+            (tmp_path / "pictures" / split / name).mkdir(parents=True)
+            for number in range(count):
+                picture = random.integers(0, 60, (70, 64, 3), np.uint8)
+                picture[..., label] += 150
+                Image.fromarray(picture).save(tmp_path / "pictures" / split / name / f"{number}.png")
+    monkeypatch.chdir(tmp_path)  # where shards are kept
+    monkeypatch.setattr(photos_training, "SIZES", ("32x32", "32x64"))
+    return tmp_path / "pictures"
+
+
+def test_a_detector_of_other_classes(folder, tmp_path, monkeypatch):
+    out = tmp_path / "mine.safetensors"
+    shipped = photos.WEIGHTS.read_bytes()
+    tools.detector(name="photos", data=str(folder), card="", out=out, steps=2, seed=1)
+    said = photos.stated(out)
+    assert said["command"] == "python -m benchmark detector --name photos --card own --data DATA --steps 2 --seed 1"
+    assert (said["trained on"], said["tested on"]) == ("24 pictures, 2.0 times", "12 pictures")
+    assert said["sizes"].keys() == {"32x32", "32x64"}
+    assert all(figures["top5"] == 1 for figures in said["sizes"].values()), "there are three classes"
+    assert photos.WEIGHTS.read_bytes() == shipped
+    monkeypatch.setenv("DETECTOR_WEIGHTS", str(out))
+    mine = detectors.load("photos")
+    assert mine.hash == detectors.load("photos", out).hash == registry.detector_weights("photos")
+    assert mine(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))["logits"].shape == (2, mine.widths["logits"]) == (2, 3)
+
+
+def test_pictures_that_no_detector_can_be_trained_on(folder, tmp_path):
+    def refused(data, message):
+        with pytest.raises(UserError, match=message):
+            tools.detector(name="photos", data=str(data), card="own", out=tmp_path / "none.safetensors", steps=1, seed=0)
+
+    refused(folder / "train", "no val/ beside train/")
+    (folder / "val" / "cyan").rename(folder / "val" / "grass")
+    refused(folder, "the classes of val")
+    for split, name in (("val", "grass"), ("train", "cyan"), ("val", "blue"), ("train", "blue")):
+        (folder / split / name).rename(tmp_path / f"{split}-{name}")
+    refused(folder, "has one class")
+    assert not (tmp_path / "none.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "inception"}, "unknown small detector 'inception'.*photos, shapes"),
+        ({"data": "x"}, "belong to --name photos"),
+        ({"card": "own"}, "belong to --name photos"),
+        ({"name": "photos"}, "give their folder as --data"),
+        ({"name": "photos", "data": "x"}, "say with --out"),
+        ({"name": "photos", "data": "nowhere", "card": "imagenet-64"}, "nowhere' is not there"),
+    ],
+)
+def test_what_the_command_refuses(options, message):
+    with pytest.raises(UserError, match=message):
+        tools.detector(**{"name": "shapes", "data": "", "card": "", "out": None, "steps": 1, "seed": 0} | options)

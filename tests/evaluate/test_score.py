@@ -186,6 +186,16 @@ def test_blocks_of_several_units_hold_the_chosen_rows_in_order(tmp_path):
     assert len(rows) == 7
 
 
+def test_anybodys_features_stay_in_float32(tmp_path):
+    """Those that are compared with other evaluators, whatever the detector; only a cell's rest in fewer bytes."""
+    images, detector = open_images(cell(tmp_path / "cell", scenes(20))), Grid()
+    detector.name, detector.head = "inception", torch.ones(8, 18)
+    features = features_of(images, tmp_path / "features", detector)
+    seen = detector.outputs(torch.from_numpy(scenes(20)).permute(0, 3, 1, 2))
+    for name in ("features", "spatial", "logits"):
+        assert torch.equal(features.all(name), seen[name])
+
+
 def test_rows_by_index(tmp_path):
     images = open_images(cell(tmp_path / "cell", scenes(40), 9))
     features = features_of(images, tmp_path / "features")

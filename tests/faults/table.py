@@ -173,6 +173,12 @@ for name in ("nosuch", "", "../methods/yarn", "x" * 5000, "yarn\n"):
 case("reference of 200000x200000", "16384", ["reference", "shapes", "200000x200000", "--detector", "shapes"])
 case("reference of no size", "HEIGHTxWIDTH", ["reference", "shapes", "64", "--detector", "shapes"])
 case("reference of a folder that is not there", "not a folder", ["reference", "nowhere", "64x64", "--detector", "shapes"])
+case("a detector of photos without pictures", "as --data", ["detector", "--name", "photos"], quick=True)
+case("a detector that is not trained here", "small detector", ["detector", "--name", "inception"], quick=True)
+case("the shapes detector with pictures", "--name photos", ["detector", "--data", "nowhere"], quick=True)
+case(
+    "a detector of pictures that are not there", "is not there", ["detector", "--name", "photos", "--data", "nowhere"], quick=True
+)
 case("a core beyond any memory", "of memory", [*TRAIN, "core.width=65536", "core.depth=1024", "core.heads=1024"])
 case("a batch beyond any memory", "memory", [*TRAIN, "train.batch=1000000", "core.width=1024", "core.heads=8"])
 

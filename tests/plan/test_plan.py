@@ -30,7 +30,8 @@ def test_the_plan_says_what_it_rests_on(tmp_path):
     chosen = protocol.load("imagenet-256-xl2")
     found = graph(chosen, ["extrapolation", "yarn", "rpe2d"], tmp_path)
     text = printed(chosen, found, count=8)
-    for words in ("imagenet-256-xl2", chosen.hash, "40% of 989", "rpe2d at 256x256 augments in pixel space", "On 8 devices"):
+    for words in ("imagenet-256-xl2", chosen.hash, "40% of 989", "rpe2d at 256x256 augments in pixel space", "On 8 devices",
+                  "The detector takes 0.032 to 0.57 % of a cell's hours."):  # fmt: skip
         assert words in text, text
     listed = printed(chosen, found, cells=True)
     lines = [line for line in listed.splitlines() if "extrapolation at 256x256" in line]
@@ -41,6 +42,17 @@ def test_the_plan_says_what_it_rests_on(tmp_path):
     assert "102.3 h" in next(line for line in dearer.splitlines() if "extrapolation at 256x256" in line)
     assert "at 256x256" not in text.split("%")[0], "stages one by one only where they are asked for"
     assert "At 2 a" in printed(chosen, found, price=2.0)
+
+
+def test_disk_is_what_stays_and_what_trainings_need_beside_it(tmp_path):
+    chosen = protocol.load("imagenet-256-xl2")
+    weights = 675.1e6  # of DiT-XL/2
+    (training,) = [stage for stage in graph(chosen, ["nope"], tmp_path) if stage.kind == "train"]
+    (kept,) = [stage for stage in graph(chosen, ["nope"], tmp_path, keep=True) if stage.kind == "train"]
+    assert training.full_cost().bytes == pytest.approx(4 * weights, rel=1e-3)
+    assert kept.full_cost().bytes == pytest.approx(4 * weights + 5 * 16 * weights, rel=1e-3)
+    assert "checkpoints take up to 54 GB more" in printed(chosen, [training])
+    assert "checkpoints" not in printed(chosen, [kept])
 
 
 def test_a_protocol_that_wants_a_checkpoint_says_how_to_give_it(tmp_path):

@@ -233,7 +233,7 @@ def test_commands_say_all_that_a_stage_needs(tmp_path):
     spread = ["--devices", "2", "--nodes", "3"]
     cell = ["yarn", "--train", "16x16", "--test", "32x24", "--seed", "7"]
     assert by_kind["shards"].command() == ["shards", *where]
-    assert by_kind["train"].command() == ["train", "extrapolation", "--train", "16x16", "--seed", "7", *where, *spread]
+    assert by_kind["train"].command() == ["train", "extrapolation", "--train", "16x16", "--seed", "7", *where, *spread, "--keep"]
     assert by_kind["sample"].command() == ["sample", *cell, *where, *spread, "--keep"]
     assert by_kind["score"].command() == ["score", *cell, *where]
     assert by_kind["reference"].command()[:3] == ["reference", "shapes", "32x24"]

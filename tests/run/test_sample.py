@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import save_file
 
 from benchmark import protocol, registry
 from benchmark.data.latents import to_uint8
+from benchmark.evaluate.samples import Images, Unit
+from benchmark.evaluate.score import Features, unit_file
 from benchmark.files import UserError
 from benchmark.identity import Cell
 from benchmark.run import sample
@@ -102,3 +106,24 @@ def test_guidance_and_shift_change_the_image(method):
         assert torch.equal(shifted, method.generate("16x16", 0, range(2)))
     finally:
         method.protocol = kept
+
+
+def test_what_stays_of_a_large_detectors_outputs(tmp_path):
+    """Half the bytes and no logits, which its head makes again; numbers of an image stay exact. Small detectors keep all."""
+    random = np.random.default_rng(0)
+    detector = SimpleNamespace(name="inception", head=torch.from_numpy(random.normal(size=(10, 40)).astype(np.float32)))
+    outputs = {"features": random.gamma(1, 0.4, (6, 40)).astype(np.float32), "predicted": np.arange(4095, 4101, dtype=np.float32)}
+    outputs["logits"] = outputs["features"] @ detector.head.numpy().T
+    small = sample.at_rest(outputs, SimpleNamespace(name="shapes"))
+    assert small == outputs
+    stays = sample.at_rest(outputs, detector)
+    assert {name: value.dtype for name, value in stays.items()} == {"features": np.float16, "predicted": np.float32}
+    save_file(stays, unit_file(tmp_path, 0), {"stamp": "x"})
+    images = Images("", (8, 8), [Unit(0, 6, "x", lambda: np.zeros(0))], "")
+    read, chosen = Features(tmp_path, images, detector.head), np.array([1, 4])
+    assert {name: list(width) for name, width in read.widths.items()} == {"features": [40], "predicted": [], "logits": [10]}
+    for name in ("features", "logits", "predicted"):
+        assert read.all(name).dtype == torch.float32
+        assert torch.equal(read.take(name, chosen), read.all(name)[chosen])
+        np.testing.assert_allclose(read.all(name).numpy(), outputs[name], rtol=6e-4 * (name != "predicted"), atol=2e-3)
+    assert "logits" not in Features(tmp_path, images)

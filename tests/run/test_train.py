@@ -78,7 +78,7 @@ def test_ema_is_the_average_of_the_weights(smoke, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Method, "on_before_zero_grad", remember)
     short = dataclasses.replace(smoke, train=dataclasses.replace(smoke.train, steps=4))
-    folder = train.train(Training(short, "extrapolation", "16x16", 0), run(tmp_path, every_steps=1))
+    folder = train.train(Training(short, "extrapolation", "16x16", 0), run(tmp_path, every_steps=1, keep=True))
     monkeypatch.undo()
     raw = [trace[number] for number in (1, 2, 3)] + [final_raw(folder)]  # after each of the four steps
     average = raw[0]
@@ -115,10 +115,32 @@ def test_resume_after_a_crash_is_bit_equal(smoke, uninterrupted, tmp_path, monke
 
 
 def test_killed_between_the_last_step_and_the_weights(smoke, uninterrupted, tmp_path):
-    folder = train.train(Training(smoke, "extrapolation", "16x16", 0), run(tmp_path, every_steps=8))
+    folder = train.train(Training(smoke, "extrapolation", "16x16", 0), run(tmp_path, every_steps=8, keep=True))
     (folder / train.WEIGHTS).unlink()
     train.train(Training(smoke, "extrapolation", "16x16", 0), run(tmp_path))
     assert same_weights(folder, uninterrupted)
+    assert not (folder / train.CHECKPOINTS).exists()
+
+
+def test_checkpoints_go_when_a_training_is_complete(smoke, uninterrupted, tmp_path, monkeypatch):
+    assert not (uninterrupted / train.CHECKPOINTS).exists()
+    seen = []
+
+    def killed(folder: Path, run: Run) -> None:
+        seen.append((train.is_complete(folder), len(list(folder.glob("checkpoints/*.ckpt")))))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "discard", killed)  # between the report and the removing
+    with pytest.raises(KeyboardInterrupt):
+        train.train(Training(smoke, "extrapolation", "16x16", 0), run(tmp_path, every_steps=8))
+    monkeypatch.undo()
+    assert seen == [(True, 2)]
+    (folder,) = tmp_path.glob("trainings/*")
+    for keep, left in ((True, True), (False, False), (False, False)):
+        assert train.train(Training(smoke, "extrapolation", "16x16", 0), run(tmp_path, keep=keep)) == folder
+        assert (folder / train.CHECKPOINTS).exists() == left
+    assert same_weights(folder, uninterrupted)
+    assert train.load_weights(registry.build("extrapolation", smoke, "16x16", 0), folder)["steps"] == STEPS
 
 
 def test_any_number_of_signals_in_the_real_command(uninterrupted, tmp_path):
@@ -276,7 +298,7 @@ def test_two_processes_train_as_one_and_resume_exactly(uninterrupted, tmp_path):
     Killed and run again, they end in the same bits.
     """
     command = [sys.executable, "-m", "benchmark", "train", "extrapolation", *SETTINGS, "--protocol", "smoke", "--devices", "2"]
-    command += ["--every-steps", "4"]
+    command += ["--every-steps", "4", "--keep"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     options = {"cwd": ROOT, "env": environment, "text": True}
     complete, killed = tmp_path / "complete", tmp_path / "killed"

@@ -4,7 +4,8 @@ A detector is called with uint8 [B, 3, H, W] and returns a dict of float32 tenso
 
     features   [B, D]   for FID, precision and recall, KID
     spatial    [B, S]   for sFID
-    logits     [B, C]   for the inception score: without bias, as the field's evaluator takes them
+    logits     [B, C]   for the inception score: without bias, as the field's evaluator takes them. A detector whose logits are
+                        features times a matrix [C, D] has that as `head`, and cells keep no logits
     predicted  [B]      the most probable of the data set's classes
     objects    [B]      an estimate of the number of objects
 
@@ -17,12 +18,14 @@ Detectors stay outside Lightning modules: callbacks that average weights would c
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 
 import torch
 
 from benchmark import registry
 from benchmark.evaluate.detectors.base import Detector
+from benchmark.evaluate.detectors.weights import WEIGHTS_VARIABLE
 
 __all__ = ["Detector", "load"]
 
@@ -31,8 +34,8 @@ def load(name: str, weights: str | Path | None = None, device: torch.device | st
     """A detector by name.
 
     Args:
-        weights: path of its weight file. None: its own, which is shipped with the project (shapes), or else the file that the
-            variable DETECTOR_WEIGHTS names, or else one that is downloaded once. "random": see `Detector`.
+        weights: path of its weight file. None: the file that the variable DETECTOR_WEIGHTS names, or else its own, which is
+            shipped with the project (shapes, photos) or downloaded once. "random": see `Detector`.
 
     Raises:
         UserError: unknown name, or weights that are missing, damaged or of another network.
@@ -41,4 +44,5 @@ def load(name: str, weights: str | Path | None = None, device: torch.device | st
     module = importlib.import_module(f"{__name__}.{name}")
     (cls,) = (value for value in vars(module).values()
               if isinstance(value, type) and issubclass(value, Detector) and value.__module__ == module.__name__)  # fmt: skip
+    weights = weights or os.environ.get(WEIGHTS_VARIABLE) or None  # as `registry.detector_weights` has it
     return cls(None if weights is None else str(weights), device)

@@ -10,9 +10,9 @@ from torch import Tensor
 from benchmark.evaluate.detectors.base import Detector
 from benchmark.evaluate.detectors.weights import find_weights, he_initialise, load_into, untrained, url_hash
 
-# Operations at 299 x 299; 2048 features, 2023 spatial ones, 1008 logits. The evaluator of guided-diffusion takes the inception
-# score of runs of 5,000 images: ten splits of 50,000 samples, two of 10,000.
-FACTS = {"flops": 11.43e9, "numbers": 5079, "classes": 1008, "split_images": 5000,
+# Operations at 299 x 299; 2048 features, which give the 1008 logits, and 2023 spatial ones. The evaluator of guided-diffusion
+# takes the inception score of runs of 5,000 images: ten splits of 50,000 samples, two of 10,000.
+FACTS = {"flops": 11.43e9, "numbers": 4071, "classes": 1008, "split_images": 5000,
          "weights": "weights-inception-2015-12-05-6726825d.pth"}  # fmt: skip
 
 
@@ -45,6 +45,7 @@ class Inception(Detector):
             he_initialise(self.network)
         self.hash = load_into(self.network, path, self.name, URL_INCEPTION_V3)
         self.network.eval().to(device)
+        self.head = self.network.fc.weight.detach()  # [1008, 2048]
         self._spatial: list[Tensor] = []
         self.network.Mixed_6d.branch1x1.register_forward_hook(lambda module, inputs, output: self._spatial.append(output))
 

@@ -11,11 +11,11 @@ from benchmark.evaluate.detectors.weights import RANDOM, state_hash, untrained
 from benchmark.files import file_hash
 
 FACTS = {"flops": 88.2e6, "numbers": 356, "classes": 100, "weights": "photos.safetensors"}
-# Operations at 64 x 64; 128 features, 128 spatial ones, 100 logits
+# Operations at 64 x 64; 128 features, 128 spatial ones, 100 logits (of the shipped file)
 
 
 class PhotosDetector(Detector):
-    """A small classifier of photographs. Its classes are those of the card imagenet-64, so it names none of other sets."""
+    """A small classifier of photographs. The shipped one's classes are the card imagenet-64's: it names none of other sets."""
 
     name = "photos"
 
@@ -30,7 +30,7 @@ class PhotosDetector(Detector):
         self.widths = {
             "features": photos.FEATURES,
             "spatial": photos.SPATIAL_CHANNELS * photos.SPATIAL_GRID**2,
-            "logits": photos.CLASSES,
+            "logits": self.network.head.out_features,
         }
 
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
