@@ -75,6 +75,7 @@ for override, said in [
     *[(f"objective.shift={value}", "objective.shift") for value in ("0", "-1", ".nan", ".inf")],
     *[(f"objective.class_dropout={value}", "class_dropout") for value in ("1", "-0.1", ".nan")],
     *[(f"sample.guidance={value}", "sample.guidance") for value in (".nan", ".inf", "-1", "1e30")],
+    *[(f"sample.labels={value}", "sample.labels") for value in ("even", "0", "[balanced]")],
     *[(f"sample.count={value}", "sample.count") for value in ("0", "1", "-5", "100000000000000")],
     *[(f"sample.steps={value}", "sample.steps") for value in ("0", "-1", "10000000000")],
     *[(f"score.reference={value}", "score.reference") for value in ("0", "-1", "1000000000000")],
