@@ -215,7 +215,7 @@ def _plain(section: Any) -> dict[str, Any]:
     """A section's fields as plain values, without those that came later and hold their default."""
     kind: Any = type(section)
     late = _late(kind)
-    return {name: value for name, value in dataclasses.asdict(section).items() if name not in late or value != late[name]}
+    return {name: value for name, value in vars(section).items() if name not in late or value != late[name]}
 
 
 @functools.cache
