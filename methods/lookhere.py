@@ -13,7 +13,7 @@ Training: own. At another grid: the same rule, which was made for larger picture
 Our choices: global slope 1 and layer slopes from 1.5 in the first block to 0.5 in the last (options). The code takes all three
 from a configuration that lies in the checkpoints, and the paper's text was not read: neither are the models' values known here,
 nor which of the code's direction sets each model had. With 16 heads eight are directed; the code knows eight, for one set of four
-directions, and twelve, for two of them. With fewer heads than directions, the blocks take turns. The code rounds biases to bfloat16.
+directions, and twelve, for two of them. With fewer heads than directions, the blocks take turns. The code's biases are bfloat16.
 """
 
 from __future__ import annotations

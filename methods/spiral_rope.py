@@ -7,9 +7,9 @@ bands 2i and 2i + 1 of both halves are turned together by g 90 degrees / (direct
 perpendicular directions share their bands, and no direction lacks slow ones. With two directions it is axial RoPE.
 
 Training: own. At another grid: positions run on, as in extrapolation.
-As in the authors' script (run_all.sh where nothing is given; its help names 1.0): fastest band 1.5 radians a token. Eight directions
-are a reading: a path in their upload.py names rotate4 for DiT-XL/2, whose heads of 72 channels rope.py itself refuses. Their groups
-turn the other way round, which is a mirror image of this. The paper was read no further than its abstract.
+As in the authors' script (run_all.sh where nothing is given; its help names 1.0): fastest band 1.5 radians a token. Eight
+directions are a reading: a path in their upload.py names rotate4 for DiT-XL/2, whose heads of 72 channels rope.py itself refuses.
+Their groups turn the other way round, which is a mirror image of this. The paper was read no further than its abstract.
 Departures: the code turns the table like a picture, by bilinear sampling that stops at the border; here a position is projected
 exactly, as the paper words it. At another grid the code squeezes positions into the trained range; the abstract does not.
 """
