@@ -15,6 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from benchmark.cli import stages, tools
+from benchmark.cli.usage import Verbs
 from benchmark.files import PARENT, ROOT, Stopped, UserError, is_full, is_memory, shown
 
 # What the system says of a place that cannot be written: OUT is a file, or somebody else's.
@@ -23,6 +24,7 @@ DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, e
 
 app = typer.Typer(
     name="python -m benchmark",
+    cls=Verbs,
     help="PosBench: every strategy for positions in a Diffusion Transformer, on one core, at every train -> test resolution.",
     no_args_is_help=True,
     add_completion=False,

@@ -102,6 +102,7 @@ class Sample(Section):
     guidance_channels: Literal["all", "three"] = "all"  # DiT's code guides the first three latent channels only
     count: Some = 50_000
     batch: Annotated[int, Interval(ge=1, le=10**6)] = 64  # images per forward; part of the protocol: it moves the last bits
+    labels: Annotated[Literal["balanced", "random"], LATER] = "balanced"  # classes take turns, or are drawn for every image
     precision: Precision = "bf16"
 
 
@@ -214,7 +215,7 @@ def _plain(section: Any) -> dict[str, Any]:
     """A section's fields as plain values, without those that came later and hold their default."""
     kind: Any = type(section)
     late = _late(kind)
-    return {name: value for name, value in dataclasses.asdict(section).items() if name not in late or value != late[name]}
+    return {name: value for name, value in vars(section).items() if name not in late or value != late[name]}
 
 
 @functools.cache

@@ -28,7 +28,8 @@ FEW_SPLITS = 10  # of the inception score, where a detector names no number of i
 
 def names() -> list[str]:
     """Every strategy: a file name in methods/."""
-    return sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
+    found = (name.removesuffix(".py") for name in os.listdir(FOLDER) if name.endswith(".py"))
+    return sorted(name for name in found if name[:1] not in ("", "_", "."))
 
 
 def check(name: str) -> str:
@@ -97,8 +98,7 @@ def _options(name: str) -> dict[str, Any]:
 
 def _classes(name: str) -> list[ast.ClassDef]:
     """A method's class and those of methods/ that it derives from, the method's own first."""
-    path = FOLDER / f"{check(name)}.py"
-    tree = _tree(str(path), path.stat().st_mtime_ns)
+    tree = _tree(*_state(check(name)))
     elsewhere = {
         alias.asname or alias.name: (node.module or "").split(".")[1]
         for node in tree.body
@@ -116,9 +116,28 @@ def _classes(name: str) -> list[ast.ClassDef]:
     return found + (_classes(elsewhere[current]) if current in elsewhere else [])
 
 
+# What was read of a file is kept while the file stays the same: a table of 2,000 records asks for the same ones over and over.
+State = tuple[str, int, int]
+
+
+def _state(name: str) -> State:
+    """What tells whether a method's file has changed since it was read: path, bytes, time."""
+    path = f"{FOLDER}/{name}.py"
+    state = os.stat(path)
+    return path, state.st_size, state.st_mtime_ns
+
+
 @functools.cache
-def _tree(path: str, changed: int) -> ast.Module:
+def _tree(path: str, size: int, changed: int) -> ast.Module:
     return ast.parse(Path(path).read_text(encoding="utf-8"))
+
+
+@functools.cache
+def _imports(path: str, size: int, changed: int) -> list[str]:
+    """The files of methods/ that a file imports, functions' imports included."""
+    nodes = ast.walk(_tree(path, size, changed))
+    modules = (node.module or "" for node in nodes if isinstance(node, ast.ImportFrom))
+    return [module.split(".")[1] for module in modules if module.startswith("methods.")]
 
 
 def build(name: str, protocol: Protocol, train: str, seed: int) -> Method:
@@ -128,22 +147,31 @@ def build(name: str, protocol: Protocol, train: str, seed: int) -> Method:
 
 def sources(name: str) -> list[str]:
     """The file of a method and the files of methods/ it imports, relative to the repository: what its numbers run through."""
-    found: list[str] = []
+    return [f"methods/{each}.py" for each in _built_on(name)]
+
+
+def _built_on(name: str) -> list[str]:
+    """A method and those of methods/ that it builds on, by name."""
+    found: set[str] = set()
     waiting = [check(name)]
     while waiting:
-        path = f"methods/{waiting.pop()}.py"
-        if path in found:
-            continue
-        found.append(path)
-        for node in ast.walk(_tree(str(ROOT / path), (ROOT / path).stat().st_mtime_ns)):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("methods."):
-                waiting.append((node.module or "").split(".")[1])
+        each = waiting.pop()
+        if each not in found:
+            found.add(each)
+            waiting += _imports(*_state(each))
     return sorted(found)
 
 
 def revisions(name: str) -> dict[str, int]:
     """{method: its declared revision} for a method and those of methods/ that it builds on. Read without importing torch."""
-    return {Path(source).stem: attribute(Path(source).stem, "revision") or 1 for source in sources(name)}
+    found = _built_on(name)
+    return dict(zip(found, _revisions(tuple(found), tuple(map(_state, found))), strict=True))
+
+
+@functools.cache
+def _revisions(names: tuple[str, ...], states: tuple[State, ...]) -> list[int]:
+    """The declared revisions of methods, in files whose state is known."""
+    return [attribute(name, "revision") or 1 for name in names]
 
 
 @dataclass(frozen=True)
@@ -167,12 +195,6 @@ def about(name: str) -> About:
     trains_as = trained_name(name)
     kind = "trained" if trains_as == name else "training-free"
     return About(str(attribute(name, "title") or name), paper, year, kind, trains_as)
-
-
-def describe(name: str) -> str:
-    """The first line of a method's docstring: the idea in one sentence. Read without importing torch."""
-    text = Path(FOLDER / f"{check(name)}.py").read_text(encoding="utf-8")
-    return (ast.get_docstring(ast.parse(text)) or "").strip().split("\n")[0]
 
 
 # --- Detectors -------------------------------------------------------------------------------------------------------
@@ -209,11 +231,10 @@ def detectors(scoring: bool = False) -> list[str]:
 
 def detector_facts(name: str) -> DetectorFacts:
     """What a detector's file declares."""
-    if name not in detectors():
+    file = f"{name}.py"
+    facts = _facts(DETECTORS / file, (DETECTORS / file).stat().st_mtime_ns) if file in os.listdir(DETECTORS) else None
+    if facts is None:
         raise unknown("detector", name, detectors())
-    path = DETECTORS / f"{name}.py"
-    facts = _facts(path, path.stat().st_mtime_ns)
-    assert facts is not None, name
     return facts
 
 

@@ -3,6 +3,7 @@
     weights     torch, of (seed)                    a method's start
     training    torch, of (seed, step)              times, noise and dropped labels of a step, for the global batch (Draws)
     images      torch, of (seed, image)             the noise of one generated image
+    labels      SplitMix64, of (seed, image)        the class of one generated image, where a protocol says `random`
     positions   torch, of (seed, axis)              positions that a method takes at random at test
     heldout     torch, of (image, level)            noise on held-out images, whose denoising loss is measured
     order       numpy's Philox, of (seed, epoch)    the order of an epoch, and what is random about a sample in it
@@ -15,6 +16,8 @@ embedded data set have generators of their own, which are part of what a scene i
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -30,7 +33,7 @@ def subset(total: int, count: int) -> np.ndarray:
     return np.sort(np.random.RandomState(SUBSET_SEED).permutation(total)[:count])
 
 
-WEIGHTS, TRAINING, IMAGES, POSITIONS, HELDOUT = range(5)  # what random numbers are for: no two purposes share a stream
+WEIGHTS, TRAINING, IMAGES, POSITIONS, HELDOUT, LABELS = range(6)  # what random numbers are for: no two purposes share a stream
 
 
 def mixed_seed(*parts: int) -> int:
@@ -42,6 +45,20 @@ def mixed_seed(*parts: int) -> int:
             state = ((state ^ (state >> shift)) * factor) & (2**64 - 1)
         state ^= state >> 31
     return state >> 1
+
+
+def labels(rule: str, seed: int, images: Iterable[int], classes: int) -> np.ndarray:
+    """The classes that generated images are asked to show, int64 [n]; each is a function of the seed and its own image alone.
+
+    Args:
+        rule: "balanced": classes take turns, whatever the seed; "random": every class is equally likely for every image.
+        images: their numbers.
+    """
+    if rule == "balanced":
+        return np.fromiter((image % classes for image in images), np.int64)
+    assert rule == "random", rule
+    # A 63-bit word as a fraction of its range: classes are equally likely up to `classes` / 2^63.
+    return np.fromiter((mixed_seed(LABELS, seed, image) * classes >> 63 for image in images), np.int64)
 
 
 def draws(replicate: int, count: int) -> np.ndarray:

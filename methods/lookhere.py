@@ -7,12 +7,13 @@ head slope x Euclidean distance. Fields of view (option `view`, degrees):
      90  four quadrants and the four cones around up, down, left and right
      45  eight halves of those cones
 Head slopes: 1/2 for directed heads (1/4, 1/8, ... for later heads in a direction that is taken already); 1/4, 1/16, 1/64, 1/256
-for heads without direction. As in the code with 12 heads, eight are directed; with 6, four.
+for heads without direction. All of this was read in the code; as there, with 12 heads eight are directed, and with 6 four.
 
 Training: own. At another grid: the same rule, which was made for larger pictures.
-Our choices: global slope 1 and layer slopes from 1.5 in the first block to 0.5 in the last (options; the values of the paper's
-models lie in their checkpoints, not in the code, and which of the code's direction sets each model had was not read either);
-with fewer heads than directions, the blocks take turns.
+Our choices: global slope 1 and layer slopes from 1.5 in the first block to 0.5 in the last (options). The code takes all three
+from a configuration that lies in the checkpoints, and the paper's text was not read: neither are the models' values known here,
+nor which of the code's direction sets each model had. With 16 heads eight are directed; the code knows eight, for one set of four
+directions, and twelve, for two of them. With fewer heads than directions, the blocks take turns. The code's biases are bfloat16.
 """
 
 from __future__ import annotations

@@ -6,8 +6,9 @@ channels keep cos 1, sin 0. For images the technical report of Krea 2 (2026) nam
 256 to 512 pixels, without duplicated objects, though not after training on at the larger size.
 
 Training: own. At another grid: positions run on, as in extrapolation.
-Our choices: half of each axis turns (option `share`; which share and which channels Krea used was not read), in the first
-channels of each axis' half.
+Our choices: half of each axis turns (option `share`), in the first channels of each axis' half. Which share and which channels
+Krea's experiment had was not read. The model that was released turns all 128 channels of a head, 32 with a third axis and 48 with
+each of the picture's two, at base 1000 (its code in diffusers): it is no partial RoPE.
 """
 
 from __future__ import annotations

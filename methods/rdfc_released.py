@@ -1,7 +1,8 @@
 """RDFC as released: one fixed band, slower than the training grid, gets 0.85 of a period on the test grid.
 
 Source: the configuration of UltraImage's authors (thu-ml/DiT-Extrapolation, flux/base.yaml): on both axes theta_9 = 0.85 * 2 pi
-/ L_test, where the paper's text (methods/rdfc.py) has the band nearest the training grid and the whole period.
+/ L_test, where the paper's text (methods/rdfc.py) has the band nearest the training grid and the whole period. Their
+configuration for Qwen-Image (qwen/base.yaml) stretches bands 8 and 9 as interpolation does: that is not this row.
 
 Training: plain RoPE (Extrapolation's checkpoint). At a smaller grid: plain RoPE.
 Our reading: number 9 belongs to FLUX, whose axes have 28 bands at base 10000 and which was trained at 64 tokens: that band's

@@ -5,9 +5,10 @@ Source: UltraFlux (https://github.com/W2GenAI-Lab/UltraFlux, transformer_flux_vi
 where the NTK frequency of a band is theta^(ln base' / ln base), and YaRN's temperature.
 
 Training: plain RoPE (Extrapolation's checkpoint). At the training grid or a smaller one: plain RoPE, as in the code.
-As in the authors' code of today: a band is moved by what it turns, and bands below one turn stay (an earlier version counted
-the turns of 1 / theta and rounded slow bands up to one). Departures: ramps end at band d - 1 at the latest, as in FiT, and not
-at d / 2 as in that code; the temperature follows the larger axis, as in our YaRN.
+As in the authors' later code, read in two copies of it: a band is moved by what it turns, and bands below one turn stay (an
+earlier commit, read in their repository, counted the turns of 1 / theta and rounded slow bands up to one). Departures: ramps end
+at band d - 1 at the latest, as in FiT, and not at d / 2 as in that code; the temperature follows the larger axis, as in our YaRN,
+where that code has one an axis.
 """
 
 from __future__ import annotations

@@ -196,6 +196,16 @@ def test_a_field_that_came_later_changes_no_hash_while_it_holds_its_default() ->
     assert rules.hash != old
 
 
+def test_the_rule_of_labels_is_a_rule_and_came_later() -> None:
+    rules = protocol.load("smoke")
+    assert rules.sample.labels == "balanced"
+    assert "labels" not in rules.sampling()["sample"], "hashes of before hold"
+    drawn = protocol.load("smoke", ["sample.labels=random"])
+    assert drawn.hash != rules.hash
+    assert drawn.sampling() != rules.sampling()
+    assert drawn.training("16x16") == rules.training("16x16")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

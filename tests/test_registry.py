@@ -53,6 +53,35 @@ def test_attributes_are_inherited_as_python_does(folder: Path) -> None:
         registry.about("absent")
 
 
+def test_a_file_is_read_once_until_it_changes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "base.py").write_text("class Base(Method):\n    revision = 2\n")
+    (folder / "other.py").write_text("class Other(Method):\n    revision = 7\n")
+    (folder / "child.py").write_text("from methods.base import Base\n\n\nclass Child(Base):\n    title = 'x'\n")
+    expected = {"base": 2, "child": 2}
+    assert registry.revisions("child") == expected
+    with monkeypatch.context() as patch:
+        patch.setattr(registry.ast, "parse", None)
+        patch.setattr(registry.ast, "walk", None)
+        patch.setattr(registry.ast, "literal_eval", None)
+        assert registry.revisions("child") == expected
+        assert registry.sources("child") == ["methods/base.py", "methods/child.py"]
+    registry.revisions("child")["base"] = 9  # what is handed out is the caller's own
+    assert registry.revisions("child") == expected
+    (folder / "base.py").write_text("class Base(Method):\n    revision = 10\n")
+    assert registry.revisions("child") == {"base": 10, "child": 10}
+    (folder / "base.py").write_text("from methods.other import Other\n\n\nclass Base(Other):\n    title = 'y'\n")
+    assert registry.revisions("child") == {"base": 7, "child": 7, "other": 7}
+    (folder / "base.py").unlink()
+    with pytest.raises(FileNotFoundError):
+        registry.revisions("child")
+
+
+def test_what_is_no_method_is_not_listed(folder: Path) -> None:
+    for name in ("yarn.py", "_shared.py", ".#yarn.py", "README.md", "yarn.pyc"):
+        (folder / name).write_text("")
+    assert registry.names() == ["yarn"]
+
+
 def test_torch_is_not_imported() -> None:
     code = (
         "import sys; from benchmark import registry; [registry.about(n) for n in registry.names()]; print('torch' in sys.modules)"

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SECOND = "sfid"  # its rank stands beside the headline's
 PICTURES = (".webp", ".png")
 REAL = "real"  # the folder of real images beside those of methods
+LABELS = {"balanced": "every class equally often, in turn", "random": "drawn for every image, every class equally likely"}
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ def facts(board: Table) -> list[tuple[str, str]]:
     found = [
         ("Protocol", f"{rules.name}, hash {rules.hash}"),
         ("Samples", f"N = {rules.sample.count:,} per cell"),
-        ("Labels", "every class equally often, in turn"),
+        ("Labels", LABELS[rules.sample.labels]),
         ("Detector", f"{rules.score.detector}{hashes('detector')}"),
         ("Data", f"{rules.data.card}{hashes('data')}"),
         ("Reference", f"{rules.score.reference:,} images at every test size{': ' + each if each else ''}"),

@@ -56,8 +56,8 @@ def score_files(
     detector = detectors.load(detector_name, weights, device)
     real = open_reference(reference_path, detector, images.size_hw, options.nearest, batch, report)
     check_size(real, size_name(*images.size_hw))  # before any work
-    if not options.splits:
-        options = dataclasses.replace(options, splits=registry.detector_facts(detector_name).splits(images.count))
+    splits = options.splits or registry.detector_facts(detector_name).splits(images.count)
+    options = dataclasses.replace(options, splits=splits, balanced=False)  # nobody knows the classes of these images
     with tempfile.TemporaryDirectory() as scratch:
         folder = features_folder(keep or scratch, detector)
         extraction = extract(images, detector, folder, batch=batch, report=report)

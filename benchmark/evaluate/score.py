@@ -216,11 +216,13 @@ class Options:
     resamples: int = 200  # bootstrap replicates; 0 for no intervals
     level: float = 0.95  # of the intervals
     infinity: int = 15  # sample sizes from which FID is extrapolated, see `infinity_sizes`; 0 for none
+    balanced: bool = True  # labels, where they are known, take turns: every set of samples holds as many of each class
 
 
 def uncertainty(options: Options) -> dict[str, Any]:
     """What a record says of its intervals: they are over the N images of one model, not over trainings."""
-    return {"method": "bootstrap over images, of first-order influences, within classes", "resamples": options.resamples,
+    within = ", within classes" if options.balanced else ""
+    return {"method": f"bootstrap over images, of first-order influences{within}", "resamples": options.resamples,
             "level": options.level}  # fmt: skip
 
 
@@ -234,8 +236,8 @@ def score(
     """Every score that the features, the reference and the labels allow.
 
     Args:
-        labels: int [N], the class that each image was asked to show; None if nobody knows. With labels, resampling keeps to
-            classes, and detectors that know the data set's classes give top1.
+        labels: int [N], the class that each image was asked to show; None if nobody knows. With labels that take turns,
+            resampling keeps to classes; with any, detectors that know the data set's classes give top1.
         device: where the statistics are taken; they need float64.
 
     Returns:
@@ -250,13 +252,14 @@ def score(
     check_size(real, features.size)
     if labels is not None and len(labels) != features.count:
         raise UserError(f"there are {len(labels)} labels for {features.count} images")
-    classes = torch.zeros(features.count) if labels is None else torch.as_tensor(np.asarray(labels))
+    asked = None if labels is None else torch.as_tensor(np.asarray(labels))
+    strata = torch.zeros(features.count) if asked is None or not options.balanced else asked
     everyone = np.arange(features.count)
     scores: dict[str, dict[str, Any]] = {}
 
     def put(name: str, value: float, influence: Tensor, of: np.ndarray = everyone, **more: Any) -> None:
         """Enters a score with the influences of the images `of`."""
-        influence = within_classes(influence.double().cpu(), classes[torch.from_numpy(of)])
+        influence = within_classes(influence.double().cpu(), strata[torch.from_numpy(of)])
         scores[name] = {**with_interval(value, influence, options.resamples, options.level), **more}
 
     for name, part, there in (("fid", "features", real.features), ("sfid", "spatial", real.spatial)):
@@ -267,7 +270,7 @@ def score(
             put(name, max(0.0, influence.value), torch.cat([influence(x) for _, x in features.blocks(part, device)]))
             sizes = infinity_sizes(features.count, *features.widths[part], options.infinity)
             if name == "fid" and len(sizes) > 1:
-                scores["fid_inf"] = {"value": fid_infinity(features, there, sizes, classes, device)}
+                scores["fid_inf"] = {"value": fid_infinity(features, there, sizes, strata, device)}
     if "logits" in features:
         metric = InceptionScore(*features.widths["logits"], features.count, options.splits).to(device)
         for start, logits in features.blocks("logits", device):
@@ -287,8 +290,8 @@ def score(
         mean = sum(rows.double().sum(dim=0) for _, rows in features.blocks("spectrum")) / features.count
         value, gradient = spectrum_distance(mean, real.spectrum)
         put("spectrum", value, torch.cat([(rows.double() - mean) @ gradient for _, rows in features.blocks("spectrum")]))
-    if labels is not None and "predicted" in features:
-        right = (features.all("predicted").long() == classes).double()
+    if asked is not None and "predicted" in features:
+        right = (features.all("predicted").long() == asked).double()
         put("top1", float(right.mean()), right - right.mean())
     if "objects" in features:
         wrong = (features.all("objects").double() - 1).abs()
@@ -319,7 +322,10 @@ def fid_infinity(
     """FID extrapolated to infinitely many images, from random samples of ascending sizes; Chong and Forsyth 2020.
 
     Departures: the samples are nested, each holding the one before, so that one pass over the features does; and every
-    sample holds each class equally often, as all images together do, or smaller samples would differ in more than their size.
+    sample holds each class equally often where all images together do, or smaller samples would differ in more than their size.
+
+    Args:
+        classes: [N], of which samples hold equally many; all the same where classes are random.
     """
     order = balanced_order(classes.numpy())
     metric = FrechetDistance(*features.widths["features"]).to(device)

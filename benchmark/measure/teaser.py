@@ -2,7 +2,7 @@
 
     python -m benchmark.measure.teaser interpolation rpe2d ...
 
-A row is a class, and all methods start from the same noise there: image i of every grid has the seed of image i.
+A row is a class, and all methods start from the same noise there: image i of every grid has the seed and the label of image i.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from benchmark import progress, protocol, registry
+from benchmark import progress, protocol, registry, streams
 from benchmark.data import shapes
 from benchmark.files import ROOT, UserError, atomic
 from benchmark.protocol import size_hw
@@ -39,7 +39,8 @@ def samples(method: str, count: int) -> list[np.ndarray]:
 def draw(methods: list[str], path: Path = FILE) -> Path:
     """Writes the picture: a column of real scenes, then one for every method."""
     height, width = (SCALE * side for side in size_hw(TEST))
-    real = list(shapes.render_batch("reference", range(ROWS), size_hw(TEST)))
+    asked = streams.labels(protocol.load(PROTOCOL).sample.labels, SEED, range(ROWS), len(shapes.CLASSES))
+    real = list(shapes.render_batch("reference", asked.tolist(), size_hw(TEST)))  # scene k is the first of class k
     columns = [("Real scenes", real)] + [(registry.about(name).title, samples(name, ROWS)) for name in methods]
     sheet = Image.new("RGB", (len(columns) * (width + GAP), LABEL + ROWS * (height + 2)), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(17)

@@ -22,7 +22,7 @@ from benchmark.model.draws import Draws, image_generator
 from benchmark.model.encoding import Encoding, attention_scale
 from benchmark.model.optimizers import MuonAdamW
 from benchmark.protocol import Protocol, size_hw
-from benchmark.streams import WEIGHTS, mixed_seed
+from benchmark.streams import WEIGHTS, labels, mixed_seed
 
 
 class Method(LightningModule):
@@ -282,7 +282,7 @@ class Method(LightningModule):
     def generate(self, size: str, seed: int, indices: Sequence[int], progress: Callable[[], None] = lambda: None) -> Tensor:
         """Draws the images `indices` of a cell.
 
-        Image i has label i mod classes, and noise that depends on (seed, i) alone.
+        The label and the noise of image i depend on (seed, i) alone; the protocol says how labels are chosen.
 
         Args:
             size: in pixels, such as "64x48".
@@ -297,7 +297,7 @@ class Method(LightningModule):
         height, width = self.protocol.latent_hw(size)
         generators = [image_generator(seed, index) for index in indices]
         noise = torch.stack([torch.randn(core.channels, height, width, generator=g) for g in generators]).to(self.device)
-        label = torch.tensor([index % core.classes for index in indices], device=self.device)
+        label = torch.from_numpy(labels(config.labels, seed, indices, core.classes)).to(self.device)
         grid_hw = self.protocol.grid(size)
         steered = diffusion.guided(self.predictor(size), label, core.classes, config.guidance, config.guidance_channels)
         return self.objective.sample(steered, noise, config, self.sampling_shift(grid_hw), generators, progress)

@@ -240,7 +240,7 @@ def finish(cell: Cell, folder: Path, place: Path) -> None:
 
 
 def save_grid(images: list[np.ndarray], path: Path, columns: int = 8, gap: int = GRID_GAP) -> None:
-    """Images uint8 [H, W, 3] in rows of `columns`, as PNG. With 8 classes a column is a class."""
+    """Images uint8 [H, W, 3] in rows of `columns`, as PNG. A column is a class where 8 classes take turns."""
     height, width = images[0].shape[:2]
     rows = -(-len(images) // columns)
     sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)

@@ -8,10 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from benchmark import progress, registry
+from benchmark import progress, registry, streams
 from benchmark.evaluate import detectors
 from benchmark.evaluate import score as scoring
 from benchmark.evaluate.detectors import Detector
@@ -84,12 +83,14 @@ def score(stage: Score) -> dict[str, Any]:
 
 def options_of(protocol: Protocol) -> scoring.Options:
     """How a protocol's scores are taken: recall from all samples, as the field's evaluator does; `nearest` counts real images."""
-    return scoring.Options(splits=protocol.splits, nearest=protocol.score.nearest, all_samples=True)
+    balanced = protocol.sample.labels == "balanced"
+    return scoring.Options(splits=protocol.splits, nearest=protocol.score.nearest, all_samples=True, balanced=balanced)
 
 
 def measured(cell: Cell, folder: Path, detector: Detector, real: Reference) -> tuple[dict[str, Any] | None, UserError | None]:
     """A cell's scores, or why there are none: then its record says so, and holds no numbers."""
-    labels = np.arange(cell.protocol.sample.count) % cell.protocol.core.classes
+    config = cell.protocol.sample
+    labels = streams.labels(config.labels, cell.seed, range(config.count), cell.protocol.core.classes)
     # Outside of what is caught: a lost file is no result.
     place = scoring.features_folder(folder, detector)
     features = scoring.Features(place, units(cell, folder), getattr(detector, "head", None))

@@ -150,6 +150,9 @@ def test_facts_say_what_all_numbers_have_in_common(home: Path, rules: protocol.P
     assert found["Samples"] == "N = 100 per cell"
     assert found["Intervals"] == "bootstrap over images, 20 resamples, 95 %"
     assert found["Labels"] == "every class equally often, in turn"
+    rules.sample.labels = "random"
+    drawn = dict(view.facts(table.build(rules, [])))
+    assert drawn["Labels"] == "drawn for every image, every class equally likely"
     assert found["Precision, recall"] == "200 real images, exact distances"  # all of the reference
     assert found["Inception score"] == "10 splits"
     assert found["Training"].endswith(f" objective, AdamW at {rules.train.lr:g}")

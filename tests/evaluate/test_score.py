@@ -24,7 +24,7 @@ from benchmark.evaluate.samples import (
     export_npz,
     open_images,
 )
-from benchmark.evaluate.score import FeatureRows, Features, Options, extract, fid_infinity, score
+from benchmark.evaluate.score import FeatureRows, Features, Options, extract, fid_infinity, score, uncertainty
 from benchmark.files import UserError, write_json
 from benchmark.streams import balanced_order
 
@@ -301,6 +301,17 @@ def test_labels_change_intervals_only(tmp_path, real):
         assert plain[name]["replicates"] != labelled[name]["replicates"]
 
 
+def test_random_labels_are_no_strata(tmp_path, real):
+    """How often a class comes is part of what random labels vary: intervals are those of images of no class, values stay."""
+    images = open_images(cell(tmp_path / "cell", scenes(80)))
+    features, labels = features_of(images, tmp_path / "features"), np.arange(80) % 8
+    unknown, drawn = score(features, real), score(features, real, labels, Options(balanced=False))
+    assert drawn == {**unknown, **{name: drawn[name] for name in drawn if name not in unknown}}
+    assert set(drawn) >= set(unknown)
+    assert uncertainty(Options(balanced=False))["method"] == "bootstrap over images, of first-order influences"
+    assert uncertainty(Options())["method"] == "bootstrap over images, of first-order influences, within classes"
+
+
 def test_without_reference_parts_there_are_fewer_scores(tmp_path, real):
     bare = Reference(real.features, None, None, None, real.meta)
     images = open_images(cell(tmp_path / "cell", scenes(30)))
@@ -330,6 +341,7 @@ def test_anybodys_files(tmp_path, monkeypatch):
         assert result["count"] == 40
         assert result["reference"]["count"] == 50
         assert (result["nearest"], result["splits"]) == (50, 10)
+        assert "classes" not in result["uncertainty"]["method"]  # nobody knows them
         assert {"fid", "sfid", "is", "precision", "recall"} <= set(result["scores"])
         for name, expected in found[0]["scores"].items():
             assert result["scores"][name]["value"] == pytest.approx(expected["value"], rel=1e-6, abs=1e-9)

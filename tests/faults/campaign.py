@@ -73,12 +73,11 @@ def verdict(case: table.Case, ran: Ran, strays: set[str]) -> str:
     if strays:
         return f"wrote {sorted(strays)[:3]}"
     lines = [line for line in ran.err.splitlines() if line.startswith("error: ")]
-    usage = "Usage:" in ran.err  # of the command line itself, in a box
-    if len(lines) != 1 and not usage:
+    if len(lines) != 1 or "Usage:" in ran.err:
         return "not one line"
     if len(max(lines, default="")) > 1200:
         return "a line of more than 1200 characters"
-    if case.said not in " ".join(ran.err.replace("│", " ").split()):
+    if case.said not in " ".join(ran.err.split()):
         return f"does not say '{case.said}'"
     return "clean"
 

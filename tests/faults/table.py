@@ -75,6 +75,7 @@ for override, said in [
     *[(f"objective.shift={value}", "objective.shift") for value in ("0", "-1", ".nan", ".inf")],
     *[(f"objective.class_dropout={value}", "class_dropout") for value in ("1", "-0.1", ".nan")],
     *[(f"sample.guidance={value}", "sample.guidance") for value in (".nan", ".inf", "-1", "1e30")],
+    *[(f"sample.labels={value}", "sample.labels") for value in ("even", "0", "[balanced]")],
     *[(f"sample.count={value}", "sample.count") for value in ("0", "1", "-5", "100000000000000")],
     *[(f"sample.steps={value}", "sample.steps") for value in ("0", "-1", "10000000000")],
     *[(f"score.reference={value}", "score.reference") for value in ("0", "-1", "1000000000000")],
@@ -165,9 +166,24 @@ for words, said in (
     (["--every-minutes", "-1"], "0.01"),
     (["--every-steps", "0"], "every-steps"), (["--every-steps", "1" + "0" * 20], "saved after"), (["--seed", "-1"], "seed"),
     (["--seed", "x"], "seed"), (["--seed", "1" + "0" * 20], "seed"), (["--workers", "-1"], "workers"),
-    (["--train", "20x20"], "has no cell"), (["--train", "../x"], "has no cell"), (["--nonsense"], "No such option"),
+    (["--train", "20x20"], "has no cell"), (["--train", "../x"], "has no cell"), (["--nonsense"], "unknown option of train"),
 ):  # fmt: skip
     case(f"option {' '.join(words)[:30]}", said, [*TRAIN, *words])
+for words, said in (
+    (["trane", "nope"], "unknown verb 'trane'; did you mean 'train'? (there are: bench, "), ([""], "unknown verb"),
+    (["x" * 5000], "unknown verb"), (["--nonsense"], "unknown option '--nonsense' (there are: --help, --version)"),
+    (["plan", "--protocl", "smoke"], "unknown option of plan '--protocl'"),
+    ([*TRAIN, "--sed", "0"], "unknown option of train '--sed'; did you mean '--seed'? (there are: --compile, --data, "),
+    ([*TRAIN, "-q"], "unknown option of train '-q'"),
+    (["train"], "train needs METHOD: a file name in methods/; `list` shows them"),
+    (["reference", "shapes"], "reference needs SIZE: HEIGHTxWIDTH in pixels"),
+    (["list", "methods"], "got unexpected extra argument(s) (methods); see `python -m benchmark list --help`"),
+    ([*TRAIN, "--keep"], "unknown option of train '--keep'"), (["bench", "nope", "--keep=1"], "option '--keep' does not take"),
+    ([*TRAIN, "--seed", "x"], "--seed: Input should be a valid integer"),
+    ([*TRAIN, "--seed", "-1"], "--seed: Input should be greater than or equal to 0"),
+    ([*TRAIN, "--seed", "1\n2" * 2000], "--seed: "),
+):  # fmt: skip
+    case(f"usage {' '.join(words)[-40:]!r}", said, words, quick=True)
 for name in ("nosuch", "", "../methods/yarn", "x" * 5000, "yarn\n"):
     case(f"method {name[:16]!r}", "unknown method", ["bench", name, *SMOKE], quick=True)
 case("reference of 200000x200000", "16384", ["reference", "shapes", "200000x200000", "--detector", "shapes"])

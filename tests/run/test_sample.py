@@ -10,14 +10,16 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import save_file
+from scipy.stats import chisquare
 
-from benchmark import protocol, registry
+from benchmark import protocol, registry, streams
 from benchmark.data.latents import to_uint8
 from benchmark.evaluate.samples import Images, Unit
 from benchmark.evaluate.score import Features, unit_file
 from benchmark.files import UserError
 from benchmark.identity import Cell
 from benchmark.run import sample
+from benchmark.run import score as scoring
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +41,58 @@ def test_an_image_depends_on_its_seed_and_number_alone(method):
     assert (together[0] - together[1]).abs().max() > 0.1
     other = method.generate("32x24", 4, range(6))
     assert (together - other).abs().amax(dim=(1, 2, 3)).min() > 0.1
+
+
+@pytest.mark.parametrize("rule", ["balanced", "random"])
+def test_a_label_depends_on_its_seed_and_number_alone(method, monkeypatch, rule):
+    """As the core is told it, in batches of any kind, and as the score is."""
+    told, kept = [], method.protocol
+    monkeypatch.setattr(
+        sample.Method, "predict", lambda self, x, time, label, encoding, crop: told.append(label.tolist()) or torch.zeros_like(x)
+    )
+    monkeypatch.setattr(
+        method, "protocol", dataclasses.replace(kept, sample=dataclasses.replace(kept.sample, labels=rule, guidance=1.0))
+    )
+
+    def asked(seed, numbers):
+        told.clear()
+        method.generate("16x16", seed, numbers)
+        return told[-1]
+
+    classes = kept.core.classes
+    together = asked(3, range(24))
+    assert asked(3, [7, 2]) + asked(3, [23]) == [together[7], together[2], together[23]]
+    assert together == streams.labels(rule, 3, range(24), classes).tolist()
+    if rule == "balanced":
+        assert together == asked(4, range(24)) == [number % classes for number in range(24)]
+    else:
+        assert together != asked(4, range(24))
+
+
+@pytest.mark.parametrize("rule", ["balanced", "random"])
+def test_an_image_is_scored_by_the_label_that_it_was_made_with(monkeypatch, tmp_path, rule):
+    rules, seen = protocol.load("smoke", [f"sample.labels={rule}", "sample.count=40"]), []
+    monkeypatch.setattr(scoring.scoring, "Features", lambda *_: None)
+    monkeypatch.setattr(scoring.scoring, "score", lambda _, real, labels, options, device: seen.extend([labels, options]))
+    one = Cell(rules, "nope", "16x16", "16x16", 5)
+    detector = type("Eye", (), {"name": "eye", "hash": "0" * 12, "device": "cpu"})()
+    scoring.measured(one, tmp_path, detector, None)
+    assert seen[0].tolist() == streams.labels(rule, 5, range(40), rules.core.classes).tolist()
+    assert seen[1].balanced == (rule == "balanced")
+
+
+def test_random_labels_are_equally_likely_and_share_no_stream():
+    """Chi-squared over classes, and over pairs: of neighbours, of one image under two seeds, of neighbours under two seeds."""
+    for classes in (2, 8, 10):
+        count = 200 * classes**2
+        first, other = (streams.labels("random", seed, range(count), classes) for seed in (0, 1))
+        assert (first.min(), first.max()) == (0, classes - 1)
+        pairs = (first[:-1], first[1:]), (first, other), (first[1:], other[:-1])
+        for found, cells in ((first, classes), *((one * classes + two, classes**2) for one, two in pairs)):
+            times = np.bincount(found, minlength=cells)
+            assert chisquare(times).pvalue > 1e-3
+    assert streams.labels("random", 0, range(4000), 1000).max() > 990
+    assert streams.labels("random", 0, [5], 10**6) != streams.mixed_seed(streams.IMAGES, 0, 5) * 10**6 >> 63
 
 
 def test_global_random_state_is_neither_read_nor_moved(method):
