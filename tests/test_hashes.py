@@ -7,10 +7,9 @@ import pytest
 from benchmark import protocol
 
 HASHES = {
-    "shapes": "47f6881589a5",
-    "shapes-attention-jin": "800fe3584077",
-    "shapes-long": "8c221e79a237",
-    "shapes-timestep-shift": "987f32fb9c0e",
+    "shapes": "6462763686de",
+    "shapes-attention-jin": "caf14cf4d36f",
+    "shapes-timestep-shift": "a1ee07af0a51",
     "smoke": "860c3f47a510",
 }
 
