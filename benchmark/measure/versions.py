@@ -3,8 +3,8 @@
     git worktree add ../before COMMIT
     python -m benchmark.measure.versions ../before extrapolation sincos ledit
 
-Each checkout has a process of its own, with the same seed and inputs; they take turns step by step, and the ratio is the median
-over rounds of here / there.
+Each checkout has a process of its own, with the same seed and inputs; they take turns step by step, and in who begins. The ratio
+is the median over rounds of here / there.
 """
 
 from __future__ import annotations
@@ -119,8 +119,11 @@ def compare(
         found: dict[str, dict[str, float]] = {}
         for name in names:
             for kind in KINDS:
-                pairs = [[worker.seconds(name, kind) for worker in workers] for _ in range(rounds)][1:]
-                found.setdefault(name, {})[kind] = ratio([here for here, _ in pairs], [other for _, other in pairs])
+                seconds: tuple[list[float], list[float]] = ([], [])
+                for number in range(rounds):
+                    for side in (0, 1) if number % 2 else (1, 0):  # the second finds the machine as the first left it
+                        seconds[side].append(workers[side].seconds(name, kind))
+                found.setdefault(name, {})[kind] = ratio(seconds[0][1:], seconds[1][1:])
         return found
     finally:
         for worker in workers:
