@@ -12,7 +12,7 @@ from itertools import combinations
 
 import numpy as np
 
-from benchmark import protocol
+from benchmark import protocol, registry
 from benchmark.board import published
 from benchmark.board.grid import NOT_RUN, Cell, Grid, Head, Line, number
 from benchmark.board.published import Published, Source, StablePairs
@@ -120,7 +120,7 @@ def agreement(board: Table, figures: Published) -> Grid | None:
     heads += [Head(f"{METRICS[metric].title} here") for metric in by]
     heads.append(Head("In the other order here, by FID", words=True))
     names = "; ".join(source.title for source in item.sources)
-    asked = "".join(f"{titles.get(x.before, x.before)} before {titles.get(x.after, x.after)} is asked too ({x.source}). "
+    asked = "".join(f"{registry.about(x.before).title} before {registry.about(x.after).title} is asked too ({x.source}). "
                     for x in item.squares)  # fmt: skip
     text = (
         f"The published tables do not order all methods alike ({names}). Stable pairs are those that at least two tables print "
