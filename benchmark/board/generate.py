@@ -11,7 +11,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,12 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from benchmark import files, protocol
-from benchmark.board import published, table, view
+from benchmark.board import published, real, table, view
 from benchmark.board.grid import escape
 from benchmark.board.published import Published
 from benchmark.board.table import Table
 from benchmark.files import UserError
-from benchmark.results import record
+from benchmark.results import record, verified
 from benchmark.results.record import METRICS, Record
 
 FOLDER = files.ROOT / "leaderboards"
@@ -100,21 +100,30 @@ def _json(rows: Sequence[dict[str, Any]]) -> str:
 # Everything at once
 
 
-def tables_of(records: Sequence[Record], figures: Published) -> dict[str, Table | None]:
+Rows = Collection[tuple[str, str]]  # by protocol and method
+
+
+def tables_of(
+    records: Sequence[Record], figures: Published, out_folder: Path | None = None, new: Rows = ()
+) -> dict[str, Table | None]:
     """The table of every ranked protocol, and None for a leaderboard that is the papers' alone.
 
-    Those with records come first, then by name.
+    Those with records come first, then by name. Which rows are verified is told in `out_folder`.
     """
     known = {name: rules for name in protocol.names() if (rules := protocol.load(name)).ranked}
     found = {name: table.build(known[name], records) if name in known else None for name in {*known, *figures.leaderboards}}
+    checked = verified.read(out_folder / verified.NAME, records, new) if out_folder else {}
+    for name, board in found.items():
+        for row in board.rows if board else ():
+            row.verified, row.new = checked.get((name, row.method), []), (name, row.method) in new
     return dict(sorted(found.items(), key=lambda item: (not (item[1] and item[1].rows), item[0])))
 
 
-def render(records: Sequence[Record], figures: Published, out_folder: Path) -> dict[str, str]:
-    """Every generated file as path (relative to the folder of leaderboards) -> text, and the README beside that folder."""
-    tables, made = tables_of(records, figures), environment()
+def render(records: Sequence[Record], figures: Published, out_folder: Path, new: Rows = ()) -> dict[str, str | bytes]:
+    """Every generated file as path (relative to the folder of leaderboards) -> content, and the README beside that folder."""
+    tables, made = tables_of(records, figures, out_folder, new), environment()
     boards = view.build(tables, figures, out_folder)
-    texts = {"README.md": made.get_template("README.md.jinja").render(boards=boards)}
+    texts: dict[str, str | bytes] = {"README.md": made.get_template("README.md.jinja").render(boards=boards)}
     written = [board for board in boards if not board.is_empty]
     for board in written:
         texts |= {f"plots/{plot.name}.svg": plot.svg for plot in board.plots}
@@ -126,6 +135,9 @@ def render(records: Sequence[Record], figures: Published, out_folder: Path) -> d
                 f"{board.name}.csv": pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"),
                 f"{board.name}.json": _json(rows),
             }
+        if board.gallery and real.is_rendered(tables[board.name].protocol):
+            tests = {size.real: size.name.rpartition("-")[2] for size in board.gallery.sizes}
+            texts |= {f"grids/{path}": real.picture(test) for path, test in tests.items()}
     readme = out_folder.parent / "README.md"
     if readme.is_file():
         texts["../README.md"] = _front(readme.read_text(encoding="utf-8"), made, boards)
@@ -144,9 +156,12 @@ def _front(readme: str, made: jinja2.Environment, boards: list[view.Board]) -> s
     return f"{readme[: start + len(FRONT_START)]}\n{text.strip()}\n\n{readme[end:]}"
 
 
-def _changes(records_folder: Path | str, out_folder: Path) -> dict[str, tuple[str | None, str | None]]:
-    """What differs between the files and what the records give, as path -> (text there, text wanted); None is no file."""
-    texts: dict[str, str | None] = dict(render(record.read_all(records_folder), published.load(), out_folder))
+Content = str | bytes | None  # of a file: text, a picture, or no file
+
+
+def _changes(records_folder: Path | str, out_folder: Path, new: Rows = ()) -> dict[str, tuple[Content, Content]]:
+    """What differs between the files and what the records give, as path -> (what is there, what is wanted)."""
+    texts: dict[str, Content] = dict(render(record.read_all(records_folder), published.load(), out_folder, new))
     for path in sorted(out_folder.glob("*.md")):  # a protocol that is gone: its markdown has our marker; and its companions
         if path.name not in texts and path.read_text(encoding="utf-8").startswith(MARKER):
             texts |= {
@@ -154,22 +169,31 @@ def _changes(records_folder: Path | str, out_folder: Path) -> dict[str, tuple[st
             }
     for path in sorted((out_folder / "plots").glob("*.svg")):
         texts.setdefault(f"plots/{path.name}", None)
-    found = {}
-    for name, text in texts.items():
+    for folder in {Path(name).parent for name, content in texts.items() if isinstance(content, bytes)}:
+        for path in sorted((out_folder / folder).glob("*")):  # of a test size that has no samples any more
+            texts.setdefault(f"{folder}/{path.name}", None)
+    found: dict[str, tuple[Content, Content]] = {}
+    for name, content in texts.items():
         path = out_folder / name
-        old = path.read_bytes().decode("utf-8", errors="replace") if path.is_file() else None
-        if old != text:
-            found[name] = old, text
+        old = path.read_bytes() if path.is_file() else None
+        if isinstance(content, bytes):
+            if old is None or not real.is_same(path, content):
+                found[name] = old, content
+        elif (text := None if old is None else old.decode("utf-8", errors="replace")) != content:
+            found[name] = text, content
     return found
 
 
-def generate(records_folder: Path | str = record.FOLDER, out_folder: Path | str = FOLDER, check: bool = False) -> list[Path]:
+def generate(
+    records_folder: Path | str = record.FOLDER, out_folder: Path | str = FOLDER, check: bool = False, new: Rows = ()
+) -> list[Path]:
     """Regenerates everything in the folder of leaderboards; nothing is written when any record is refused.
 
     Args:
         records_folder: where the records are.
-        out_folder: where README.md, <protocol>.md, .csv, .json, plots/ and index.html go.
+        out_folder: where README.md, <protocol>.md, .csv, .json, plots/, grids/<protocol>/real/ and index.html go.
         check: write nothing, and raise when something would change.
+        new: rows with records of a run that committed ones stand beside; they say so.
 
     Returns:
         The files that were written or removed; files that were right already are left alone.
@@ -178,32 +202,40 @@ def generate(records_folder: Path | str = record.FOLDER, out_folder: Path | str 
         UserError: a record is refused; or, with `check`, the files are not what the records give (and which, and where).
     """
     out_folder = Path(out_folder).resolve()  # the project's README lies beside it
-    changes = _changes(records_folder, out_folder)
+    changes = _changes(records_folder, out_folder, new)
     if check and changes:
         listing = files.listed(_where(name, *texts) for name, texts in changes.items())
         raise UserError(f"{out_folder} is not what the records give, run `make leaderboards`: {listing}")
     files.sweep(out_folder, everywhere=True)  # of a killed run
-    for name, (_, text) in changes.items():
-        if text is None:
+    for name, (_, content) in changes.items():
+        if content is None:
             (out_folder / name).unlink(missing_ok=True)  # another process may do the same
+        elif isinstance(content, bytes):
+            with files.atomic(out_folder / name) as draft:
+                draft.write_bytes(content)
         else:
-            files.write_text(out_folder / name, text)
+            files.write_text(out_folder / name, content)
     return [(out_folder / name).resolve() for name in changes]
 
 
-def _where(name: str, old: str | None, text: str | None) -> str:
-    """Where a file first differs from its text."""
+def _where(name: str, old: Content, text: Content) -> str:
+    """Where a file first differs from what it should hold."""
     if old is None or text is None:
         return f"{name} is {'missing' if old is None else 'left over'}"
+    if isinstance(old, bytes) or isinstance(text, bytes):
+        return f"{name} shows something else"
     pairs = enumerate(zip(old.splitlines(), text.splitlines(), strict=False), start=1)
     line = next((number for number, (a, b) in pairs if a != b), min(old.count("\n"), text.count("\n")) + 1)
     return f"{name} differs from line {line}"
 
 
 def check(records_folder: Path | str = record.FOLDER, out_folder: Path | str = FOLDER) -> str:
-    """A unified diff from the files to what the records give; "" when they are the same. Nothing is written."""
+    """A unified diff from the files to what the records give, a line a picture; "" when they are the same. Nothing is written."""
     lines: list[str] = []
     for name, (old, text) in sorted(_changes(records_folder, Path(out_folder).resolve()).items()):
+        if isinstance(old, bytes) or isinstance(text, bytes):
+            lines.append(_where(name, old, text))
+            continue
         names = f"{name} (committed)", f"{name} (from the records)"
         lines += difflib.unified_diff((old or "").splitlines(), (text or "").splitlines(), *names, n=1, lineterm="")
     return "\n".join(lines)

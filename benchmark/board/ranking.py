@@ -26,6 +26,8 @@ def rich_table(rules: Protocol | str, records: Iterable[Record], new: Collection
     """
     rules = protocol.load(rules) if isinstance(rules, str) else rules
     board = table.build(rules, records)
+    for row in board.rows:
+        row.new = row.method in new
     used = "".join(row.marks for row in board.rows)
     legend = "; ".join(f"{mark} {meaning.partition(':')[0]}" for mark, meaning in table.MARKS.items() if mark in used)
     made = rich.table.Table(
@@ -39,7 +41,7 @@ def rich_table(rules: Protocol | str, records: Iterable[Record], new: Collection
     places = {metric: decimals(entry.value for entry in items) for metric, items in entries.items()}
     for row in board.rows:
         name = Text(f"{row.title} {row.marks}".rstrip())
-        cells = [name.append("\nnew", "bold green") if row.method in new else name]
+        cells = [name] if not row.new else [Text(str(name).removesuffix(" new")).append("\nnew", "bold green")]
         for column in board.columns:
             lines = []
             for metric, style in (("fid", ""), ("is", "dim")):

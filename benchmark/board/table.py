@@ -18,6 +18,7 @@ from benchmark import protocol
 from benchmark.protocol import Protocol
 from benchmark.results import compare
 from benchmark.results.record import METRICS, Record
+from benchmark.results.verified import Entry as Verified
 
 LEVEL = 0.95
 GROUPS = ("below", "at", "beyond")
@@ -27,6 +28,8 @@ MARKS = {
     "‡": "incomplete: a cell or a seed is missing or failed, so there is no mean",
     "§": "mixed: its records were made with different options",
     "¹": "one seed: another training may move it, and no verdict names it",
+    "✓": "verified: somebody else has run one of its seeds again",
+    "new": "in this run: its records stand beside the committed ones, or in their place",
 }
 
 
@@ -111,6 +114,8 @@ class Row:
     missing: int  # cells (with seed) that were not run or failed, of those that the row should have
     entries: dict[tuple[str, Column], Entry]
     records: list[Record]
+    verified: list[Verified] = field(default_factory=list)
+    new: bool = False  # of a run that the committed records stand beside
 
     @property
     def complete(self) -> bool:
@@ -119,8 +124,8 @@ class Row:
     @property
     def marks(self) -> str:
         """The signs of MARKS that the row carries."""
-        holds = (self.stale, not self.complete, self.mixed, len(self.seeds) == 1)
-        return "".join(mark for mark, on in zip(MARKS, holds, strict=True) if on)
+        holds = (self.stale, not self.complete, self.mixed, len(self.seeds) == 1, bool(self.verified), self.new)
+        return "".join(f" {mark}" if mark.isalpha() else mark for mark, on in zip(MARKS, holds, strict=True) if on).strip()
 
 
 @dataclass
@@ -258,6 +263,12 @@ def different(a: Entry, b: Entry) -> bool:
     if known and not paired:  # an entry about which nothing is known is taken to be as uncertain as the other
         return abs(a.value - b.value) > math.hypot(known[0], known[-1])
     return a.value != b.value
+
+
+def predicted(values: Sequence[float]) -> tuple[float, float]:
+    """Where one more seed's value is expected: the 95 % prediction interval mean ± t s sqrt(1 + 1 / n), Student's t."""
+    reach = student(len(values) - 1) * statistics.stdev(values) * math.sqrt(1 + 1 / len(values))
+    return mean(values) - reach, mean(values) + reach
 
 
 def _half(entry: Entry) -> float | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, UnidentifiedImageError
 
 from benchmark import files, registry
-from benchmark.board import beside
+from benchmark.board import beside, real
 from benchmark.board.beside import Papers, Tables
 from benchmark.board.grid import Cell, Grid, Head, Line, decimals, shown
 from benchmark.board.published import Absent, Published
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 SECOND = "sfid"  # its rank stands beside the headline's
 PICTURES = (".webp", ".png")
-REAL = "real"  # the folder of real images beside those of methods
 LABELS = {"balanced": "every class equally often, in turn", "random": "drawn for every image, every class equally likely"}
 
 
@@ -43,6 +42,7 @@ class Method:
     file: str  # an address, absolute or relative to the project's folder; "" where the method is not in methods/
     trained_as: str
     seeds: tuple[int, ...]
+    verified: list[str]  # who has run it again, a line each
     complete: bool
     rank: int | None
     second: int | None  # by SECOND
@@ -231,7 +231,8 @@ def _methods(board: Table, style: Mapping[str, Look]) -> list[Method]:
                 row.method, row.title, row.note, row.marks,
                 about.kind if about else "trained" if row.trained_as == row.method else "training-free",
                 about.year if about else None, about.paper if about else "",
-                f"{place}methods/{row.method}.py" if about else "", row.trained_as, row.seeds, row.complete,
+                f"{place}methods/{row.method}.py" if about else "", row.trained_as, row.seeds,
+                [f"seed {item.seed}: {item.by}, {item.hardware}, {item.verdict}" for item in row.verified], row.complete,
                 ranks["fid"].get(row.method), ranks[SECOND].get(row.method), style.get(row.method),
             )
         )  # fmt: skip
@@ -310,11 +311,12 @@ def _front(board: Table, methods: Sequence[Method], most: int = 8) -> Grid | Non
 
 
 def _about(methods: Sequence[Method]) -> Grid:
-    heads = [Head(title, words=True) for title in ("Method", "Checkpoint of", "Seeds", "Note")]
-    rows = [
-        Line([_name(item), Cell(item.trained_as), Cell(", ".join(map(str, item.seeds))), Cell(item.note or "–")], item.method)
-        for item in methods
-    ]
+    again = any(item.verified for item in methods)
+    heads = [Head(title, words=True) for title in ("Method", "Checkpoint of", "Seeds", "Note", *(["Verified"] if again else []))]
+    rows = []
+    for item in methods:
+        cells = [_name(item), Cell(item.trained_as), Cell(", ".join(map(str, item.seeds))), Cell(item.note or "–")]
+        rows.append(Line([*cells, *([Cell("; ".join(item.verified) or "–")] if again else [])], item.method))
     return Grid("About the methods", heads, rows)
 
 
@@ -325,6 +327,12 @@ def _about(methods: Sequence[Method]) -> Grid:
 def _picture(folder: Path, name: str) -> str:
     """The picture of that name, whatever its format; "" where there is none."""
     return next((f"{name}{ending}" for ending in PICTURES if (folder / f"{name}{ending}").is_file()), "")
+
+
+def _real(rules: Protocol, size: str, grids: Path) -> str:
+    """The picture of real images at a test size: one that `generate` writes, or else one that somebody has put there, or ""."""
+    name = f"{rules.name}/{real.FOLDER}/{size}"
+    return f"{name}.png" if real.is_rendered(rules) else _picture(grids, name)
 
 
 def picture_size(path: Path) -> tuple[int, int]:
@@ -354,7 +362,7 @@ def _gallery(board: Table, methods: Sequence[Method], grids: Path) -> Gallery | 
             width, height = picture_size(grids / pictures[0])
             sizes.append(Size(name, f"{column.test} ({column.ratio_label})" if len(rules.cells) == 1 else
                               f"{column.train} → {column.test} ({column.ratio_label})", width, height,
-                              _picture(grids, f"{rules.name}/{REAL}/{column.test}")))  # fmt: skip
+                              _real(rules, column.test, grids)))  # fmt: skip
     if not sizes:
         return None
     wanted = far(board.pairs, board.pairs[0].train)

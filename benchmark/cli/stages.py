@@ -109,7 +109,7 @@ def show_board(protocol: Protocol, run) -> None:
     values = [record.read(path, protocol) for path in sorted((folder / protocol.name).glob("*/*.json"))]
     new: set[str] = set()
     if protocol.ranked and not protocol.custom:
-        new = {value.method for value in values}
+        new = {method for name, method in boards.new_rows(protocol, run) if name == protocol.name}
         ours = {record.location(value.value) for value in values}
         committed = sorted((boards.BOARDS / "records" / protocol.name).glob("*/*.json"))
         values += [

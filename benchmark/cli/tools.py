@@ -287,24 +287,24 @@ def list_(out: Out = RUNS) -> None:
     """Methods, protocols and data sets, with what of them is there."""
     shown = console()
     trained = {name: _trained(name, out) for name in registry.names()}
-    table = _table("methods", "name", "title", "kind", "year", "paper", *(["trained"] if any(trained.values()) else []))
+    rows = []
     for name, sizes in trained.items():
         about = registry.about(name)
-        paper = about.paper.removeprefix("https://arxiv.org/abs/").removeprefix("https://")
-        table.add_row(name, about.title, about.kind, str(about.year or ""), paper, *([sizes] if any(trained.values()) else []))
-    shown.print(table)
-    table = _table("protocols", "name", "title", "hash", "cells", "sampled")
+        paper = about.paper.removeprefix("https://arxiv.org/abs/").removeprefix("https://").partition("/")[0]
+        rows.append([name, about.title, about.kind, str(about.year or ""), paper, sizes])
+    shown.print(_table("methods", ["name", "title", "kind", "year", "paper", "trained"], rows))
+    rows = []
     for name in protocol.names():
         found = protocol.load(name)
         sampled = len(list(out.glob(f"cells/{name}/*/{stages.DONE}")))
-        table.add_row(name, found.title, found.hash, str(len(found.pairs())), str(sampled or ""))
-    shown.print(table)
-    table = _table("data sets", "name", "description", "shards")
+        rows.append([name, found.title, found.hash, str(len(found.pairs())), str(sampled or "")])
+    shown.print(_table("protocols", ["name", "title", "hash", "cells", "sampled"], rows))
+    rows = []
     for path in sorted((ROOT / "datasets").glob("*.yaml")):
         card = yaml.safe_load(path.read_text(encoding="utf-8"))
         written = [str(found.parent) for found in out.glob(f"data/{path.stem}-*/manifest.json")]
-        table.add_row(path.stem, str(card.get("description", "")), ", ".join(sorted(written)))
-    shown.print(table)
+        rows.append([path.stem, str(card.get("description", "")), ", ".join(sorted(written))])
+    shown.print(_table("data sets", ["name", "description", "shards"], rows))
 
 
 def _trained(name: str, out: Path) -> str:
@@ -313,9 +313,15 @@ def _trained(name: str, out: Path) -> str:
     return ", ".join(folder.removeprefix(f"{name}-").rpartition("-")[0] for folder in folders)
 
 
-def _table(title: str, *columns: str) -> Table:
-    """A table that fits 80 columns and whose names are never cut: other columns go on in the next line."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for place_, column in enumerate(columns):
+def _table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
+    """A table that fits 80 columns and whose names are never cut: other columns go on in the next line. The last column, of what
+    is in OUT, is left out where there is nothing to say."""
+    used = len(columns) if any(row[-1] for row in rows) else len(columns) - 1
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    for place_, column in enumerate(columns[:used]):
         table.add_column(column, no_wrap=place_ == 0 or column in ("kind", "year", "hash"), overflow="fold")
+    for row in rows:
+        table.add_row(*row[:used])
     return table

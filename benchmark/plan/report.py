@@ -13,7 +13,7 @@ from benchmark.files import UserError
 from benchmark.model.flops import Device
 from benchmark.model.flops import device as known_device
 from benchmark.plan.cost import Cost, checkpoints, detecting
-from benchmark.plan.stages import Sample, Score, Stage, Train
+from benchmark.plan.stages import MISSING, Sample, Score, Stage, Train
 from benchmark.protocol import Protocol
 
 KINDS = ("shards", "latents", "train", "reference", "sample", "score")
@@ -83,13 +83,14 @@ def print_plan(
 
     headings = ["operations", f"{name}-hours", *(["price"] if price else []), "disk"]
     title = f"{protocol.name}: {len(missing)} of {len(stages)} stages are missing; protocol {protocol.hash}"
-    table = _table(title, ["stage", "complete", "missing", *headings], 1)
+    table = _table("", ["stage", "complete", "missing", *headings], 1)
     for kind in (*KINDS, "all"):
         of = [stage for stage in stages if kind in (stage.kind, "all")]
         left = [stage for stage in of if not stage.is_complete()]
         if of:
             cells_ = [kind, str(len(of) - len(left)), str(len(left)), *figures(left)]
             table.add_row(*cells_, style="bold" if kind == "all" else "", end_section=kind == "score")
+    console.print(title, style="bold", highlight=False)
     console.print(table)
     methods: dict[str, list[Stage]] = {}
     for stage in missing:
@@ -104,9 +105,12 @@ def print_plan(
             table.add_row(method, *counts, *figures(of))
         console.print(table)
     if cells and missing:
-        table = _table("every stage, in order", ["", "stage", "of", "state", "operations", "hours", *headings[2:]], 4)
-        for number, stage in enumerate(missing, start=1):
-            table.add_row(str(number), stage.kind, stage.title, stage.state(), *figures([stage]))
+        # What a row has no room for in 80 columns beside a price: its operations, which the price follows.
+        kept = slice(1 if price else 0, None)
+        table = _table("every stage, in order", ["stage", "of", *["operations", "hours", *headings[2:]][kept]], 2)
+        for stage in missing:
+            begun = "" if stage.state() == MISSING else f"\n({stage.state()})"
+            table.add_row(stage.kind, stage.title + begun, *figures([stage])[kept])
         console.print(table)
     for line in notes(protocol, stages, device, share, count, price):
         console.print(line, highlight=False)
@@ -115,7 +119,7 @@ def print_plan(
 def _table(title: str, headings: Sequence[str], words: int) -> Table:
     """A table that fits 80 columns: only its words are broken."""
     table = Table(
-        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+        title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
     )
     for place, heading in enumerate(headings):
         table.add_column(heading, justify="left" if place < words else "right", no_wrap=place >= words, overflow="fold")

@@ -225,7 +225,7 @@ class Reference(Stage):
 
     @property
     def title(self) -> str:
-        return f"{self.protocol.data.card} at {self.test}, {self.protocol.score.reference:,} images"
+        return f"{self.protocol.score.reference:,} of {self.protocol.data.card} at {self.test}"
 
     def key(self) -> str | None:
         score, weights = self.protocol.score, registry.detector_weights(self.protocol.score.detector)

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import collections
 import shutil
 import tempfile
 from pathlib import Path
 
 from PIL import Image
 
-from benchmark import progress
-from benchmark.board import generate, ranking
+from benchmark import progress, registry
+from benchmark.board import generate, ranking, real, table
 from benchmark.files import ROOT, UserError, atomic, listed
 from benchmark.identity import cells_of
 from benchmark.plan.place import Run
 from benchmark.plan.stages import Sample, graph, records_folder
 from benchmark.protocol import Protocol, size_hw
-from benchmark.results import record
+from benchmark.results import record, verified
 
 BOARDS = ROOT / "leaderboards"
-GRID, GRID_GAP = "grid.png", 2
-KEPT_ROWS = 2  # of a grid of samples, beside the records
+GRID = "grid.png"
 
 
 def board(protocol: Protocol, run: Run) -> list[Path]:
@@ -41,7 +41,22 @@ def board(protocol: Protocol, run: Run) -> list[Path]:
         if (BOARDS / folder).is_dir():
             shutil.copytree(BOARDS / folder, target / folder, dirs_exist_ok=True)
     shutil.copytree(source, target / "records", dirs_exist_ok=True)
-    return generate.generate(target / "records", target)
+    if (BOARDS / verified.NAME).is_file():
+        shutil.copyfile(BOARDS / verified.NAME, target / verified.NAME)
+    else:
+        (target / verified.NAME).unlink(missing_ok=True)
+    return generate.generate(target / "records", target, new=new_rows(protocol, run))
+
+
+def new_rows(protocol: Protocol, run: Run) -> set[tuple[str, str]]:
+    """The rows, as (protocol, method), with records of a run under OUT that are not the committed ones."""
+    source, found = records_folder(protocol, run), set()
+    for path in source.glob("*/*/*.json"):
+        place = path.relative_to(source)
+        committed = BOARDS / "records" / place
+        if not committed.is_file() or committed.read_bytes() != path.read_bytes():
+            found.add((place.parts[0], place.parts[1]))
+    return found
 
 
 def keep_grids(protocol: Protocol, method: str, seed: int, run: Run, target: Path) -> list[Path]:
@@ -58,7 +73,7 @@ def keep_grids(protocol: Protocol, method: str, seed: int, run: Run, target: Pat
             path.unlink(missing_ok=True)
             without.append(f"{stage.cell.train} -> {stage.cell.test}")
             continue
-        height = KEPT_ROWS * (size_hw(stage.cell.test)[0] + GRID_GAP) - GRID_GAP
+        height = real.ROWS * (size_hw(stage.cell.test)[0] + real.GAP) - real.GAP
         with Image.open(source) as sheet, atomic(path) as draft:
             rows = sheet.crop((0, 0, sheet.width, min(height, sheet.height)))
             few = rows.convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
@@ -104,7 +119,42 @@ def submit(protocol: Protocol, method: str, seed: int, run: Run) -> tuple[list[P
         keep_grids(protocol, method, seed, run, draft)
         generate.generate(draft / "records", draft)
         changes = ranking.ranking_changes(BOARDS / "records", draft / "records")
+        if notes := outside(protocol, [record.read(source / path, protocol) for path in paths]):
+            changes += "\n" + "".join(f"- {note}\n" for note in notes)
         return copied(draft.parent, BOARDS.parent, before), changes
+
+
+def outside(protocol: Protocol, row: list[record.Record]) -> list[str]:
+    """What is said of a new row whose FID at a training size is not where another seed of its base is expected.
+
+    The base of a method without training is the one whose checkpoint it uses; of others, the one whose checkpoint most methods
+    use: plain RoPE. The band is the 95 % prediction interval over the seeds of the base's committed records.
+    """
+    method, seed = row[0].method, row[0].seed
+    base = registry.trained_name(method)
+    if base == method:
+        base = collections.Counter(map(registry.trained_name, registry.names())).most_common(1)[0][0]
+    known: dict[str, dict[int, float]] = {}  # training size -> seed -> FID
+    for path in sorted((BOARDS / "records" / protocol.name / base).glob("*.json")):
+        item = record.read(path, protocol)
+        if item.train == item.test and item.scores and not item.stale and (base, item.seed) != (method, seed):
+            known.setdefault(item.train, {})[item.seed] = item.scores["fid"]["value"]
+    said = []
+    for item in row:
+        if item.train != item.test or item.scores is None:
+            continue
+        seeds, title = known.get(item.train, {}), registry.about(base).title
+        if len(seeds) < table.ENOUGH:
+            said.append(f"No reference band at {item.train}: {title} has {len(seeds)} of the {table.ENOUGH} seeds that it takes.")
+            continue
+        low, high = table.predicted(list(seeds.values()))
+        value = item.scores["fid"]["value"]
+        if not low <= value <= high:
+            said.append(
+                f"FID {value:.3g} at the training size {item.train} lies outside of the band of {title}, {max(low, 0):.3g} to "
+                f"{high:.3g} (where 95 % of its seeds are expected, from {len(seeds)} of them): say why in the pull request."
+            )
+    return said
 
 
 def copied(draft: Path, target: Path, before: set[Path]) -> list[Path]:

@@ -24,12 +24,12 @@ from benchmark.plan import report as plan
 from benchmark.plan.place import Run
 from benchmark.plan.stages import Score, Stage, graph
 from benchmark.protocol import Protocol
-from benchmark.results import compare, record
+from benchmark.results import compare, record, verified
+from benchmark.results.verified import IDENTICAL, REPRODUCED, SPREAD
 from benchmark.run import local
 
 METRICS = ("fid", "is")
-IDENTICAL, REPRODUCED, SPREAD, DIFFERS = "identical", "reproduced", "within the seeds' spread", "differs"
-ABSENT, FAILED = "no committed record", "failed"
+DIFFERS, ABSENT, FAILED = "differs", "no committed record", "failed"
 
 Records = dict[Cell, dict[str, Any]]
 Committed = dict[tuple[str, str, int], record.Record]  # by training size, test size and seed
@@ -74,13 +74,11 @@ def judge(ours: dict[str, Any], committed: dict[str, Any], seeds: Sequence[float
 
 
 def expected(value: float, seeds: Sequence[float]) -> bool:
-    """Whether a value lies in the 95 % prediction interval for one more seed: mean ± t s sqrt(1 + 1 / n), Student's t."""
-    count = len(seeds)
-    if count < 2:
+    """Whether a value lies where one more seed's is expected."""
+    if len(seeds) < 2:
         return False
-    return abs(value - float(np.mean(seeds))) <= table.student(count - 1) * float(np.std(seeds, ddof=1)) * math.sqrt(
-        1 + 1 / count
-    )
+    low, high = table.predicted(seeds)
+    return low <= value <= high
 
 
 @dataclass(frozen=True)
@@ -208,6 +206,17 @@ def summary(lines: Sequence[Line]) -> list[str]:
     return said
 
 
+def entry(lines: Sequence[Line], values: Records, committed: Committed, seed: int) -> str:
+    """What leaderboards/verified.yaml would say of this run, but for the name; "" where it does not verify the row."""
+    words = {line.word for line in lines}
+    same = [item for item in committed.values() if item.seed == seed]
+    if not words <= set(verified.VERDICTS) or any(item.stale for item in same):
+        return ""
+    worst = max(words, key=verified.VERDICTS.index)
+    hardware = next(iter(values.values()))["hardware"]["name"]
+    return verified.entry_text(same, hardware, worst)
+
+
 def recorded_seeds(protocol: Protocol, method: str) -> list[int]:
     """The seeds under which a row has committed records.
 
@@ -254,5 +263,8 @@ def reproduce(protocol: Protocol, method: str, seed: int | None, run: Run) -> li
         console.print(text, highlight=False)
     if there:
         console.print(f"Its weights and images were in {run.out} already and were not made anew: another OUT makes them.")
+    elif text := entry(lines, values, committed, seed):
+        console.print(f"Not your own row? Add this to leaderboards/{verified.NAME}, with your name, and open a pull request:")
+        print(f"\n{text}")
     local.raise_for(failures)
     return lines

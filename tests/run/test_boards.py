@@ -28,7 +28,9 @@ def committed(tmp_path, monkeypatch) -> Path:
         record.write(value_of(shapes, "yarn", pair, 0, 30.0), folder / "records")
     made = generate.generate
     monkeypatch.setattr(boards, "BOARDS", folder)
-    monkeypatch.setattr(boards.generate, "generate", lambda *paths: made(*(paths or (folder / "records", folder))))
+    monkeypatch.setattr(
+        boards.generate, "generate", lambda *paths, **more: made(*(paths or (folder / "records", folder)), **more)
+    )
     return folder
 
 
@@ -111,7 +113,7 @@ def test_what_fails_on_the_way_leaves_the_leaderboards_as_they_were(committed, t
     write_row(run, "ntk", shapes.pairs())
     before = files(committed)
 
-    def fail(*_) -> None:
+    def fail(*_, **__) -> None:
         raise UserError("no table")
 
     monkeypatch.setattr(boards.generate, "generate", fail)

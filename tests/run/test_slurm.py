@@ -21,7 +21,7 @@ from benchmark.run import slurm
 from benchmark.run.slurm import Commands, Submitted, Task
 
 SMOKE = ["extrapolation", "yarn", "nope"]
-SHARDS, REAL = "shards shapes, 64 pictures", "shapes at {}, 64 images"
+SHARDS, REAL = "shards shapes, 64 pictures", "64 of shapes at {}"
 
 
 @pytest.fixture(scope="module")
