@@ -321,7 +321,7 @@ def test_samples_at_native_size_times_a_whole_number_beside_the_real_ones(home: 
       set("zoom", ""); await wait(); out.fit = [image().width / 128, image().height / 64];
       set("size", "16x16-16x32"); await settle();
       out.other = [image().getAttribute("src"), image().naturalHeight, image().height / image().naturalHeight];
-      out.no_real = real().offsetParent;
+      out.other_real = real().querySelector("img").getAttribute("src");
       out.picked = seen("figure.sheet"); out.words = tab().querySelector(".picked").textContent;
       tab().querySelector("[data-pick=yarn]").click(); out.one = seen("figure.sheet"); out.address = view.location.hash;
       tab().querySelector("[data-none]").click(); out.none = seen("figure.sheet");
@@ -333,7 +333,7 @@ def test_samples_at_native_size_times_a_whole_number_beside_the_real_ones(home: 
     assert result["zoomed"] == [384, 192, "pixelated"]
     assert result["fit"] == [4, 4]
     assert result["other"] == ["grids/shapes-tiny/ledit/16x16-16x32-s0.png", 32, 4]
-    assert result["no_real"] is None
+    assert result["other_real"] == "grids/shapes-tiny/real/16x32.png"
     assert (result["picked"], result["words"]) == (["ledit", "yarn"], "2 of 2")
     assert (result["one"], result["none"], result["all"]) == (["ledit"], [], ["ledit", "yarn"])
     assert "pick=ledit" in result["address"]

@@ -119,14 +119,14 @@ def test_the_denoising_loss_stands_beside_fid_and_its_levels_in_the_long_table(h
 
 def test_samples_in_any_format_with_the_real_ones(home: Path, rules: protocol.Protocol) -> None:
     tiny(home / "records", rules)
-    for name in ("yarn/16x16-32x32-s0.webp", "yarn/16x16-32x32-s1.png", "ledit/16x16-16x16-s0.png", "real/32x32.webp"):
+    for name in ("yarn/16x16-32x32-s0.webp", "yarn/16x16-32x32-s1.png", "ledit/16x16-16x16-s0.png"):
         path = home / "grids" / "shapes-tiny" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (24, 12)).save(path)
     gallery = built(home).gallery
     assert [(size.name, size.width, size.height, size.real) for size in gallery.sizes] == [
-        ("16x16-32x32", 24, 12, "shapes-tiny/real/32x32.webp"),
-        ("16x16-16x16", 24, 12, ""),
+        ("16x16-32x32", 24, 12, "shapes-tiny/real/32x32.png"),
+        ("16x16-16x16", 24, 12, "shapes-tiny/real/16x16.png"),
     ]
     assert (gallery.size, gallery.seed, gallery.seeds) == ("16x16-32x32", 0, [0, 1])
     assert {sheet.method.method: sheet.files for sheet in gallery.sheets} == {

@@ -163,3 +163,35 @@ def test_the_first_rows_of_a_grid_are_kept(tmp_path, monkeypatch):
     assert kept.shape == (2 * 48 + 2, 8 * 64 + 7 * 2, 3)
     assert (kept == complete[: len(kept)]).all()
     shutil.rmtree(base)
+
+
+def test_a_row_outside_of_the_band_of_its_base_is_told(committed, tmp_path):
+    """Plain RoPE's FID of 20, 21 and 22 at the training size: one more seed is expected within 21 +- 4.30 * sqrt(4 / 3)."""
+    shapes = protocol.load("shapes")
+    at, *_ = (pair for pair in shapes.pairs() if pair[0] == pair[1])
+
+    def row(fid: float) -> list[record.Record]:
+        return [record.from_value(value_of(shapes, "ntk", at, 0, fid), shapes)]
+
+    (said,) = boards.outside(shapes, row(21.0))
+    assert said.startswith("No reference band at 32x32: Extrapolation has 0 of the 3 seeds")
+    for seed in range(3):
+        record.write(value_of(shapes, "extrapolation", at, seed, 20.0 + seed), committed / "records")
+    reach = 4.3027 * (4 / 3) ** 0.5
+    assert boards.outside(shapes, row(21 + 0.99 * reach)) == []
+    (said,) = boards.outside(shapes, row(21 + 1.01 * reach))
+    assert "lies outside of the band of Extrapolation, 16 to 26" in said
+    assert len(boards.outside(shapes, row(21 - 1.01 * reach))) == 1
+
+
+def test_rows_of_a_run_are_new_until_they_are_the_committed_ones(committed, tmp_path):
+    shapes, run = protocol.load("shapes"), Run(tmp_path / "runs", devices="1")
+    write_row(run, "ntk", shapes.pairs())
+    assert boards.new_rows(shapes, run) == {("shapes", "ntk")}
+    boards.board(shapes, run)
+    text = (run.out / "leaderboards" / "shapes.md").read_text(encoding="utf-8")
+    assert any(" new |" in line for line in text.splitlines() if "ntk.py" in line)
+    assert not any(" new |" in line for line in text.splitlines() if "yarn.py" in line)
+    boards.submit(shapes, "ntk", 0, run)
+    assert boards.new_rows(shapes, run) == set()
+    assert " new |" not in (committed / "shapes.md").read_text(encoding="utf-8")
