@@ -178,7 +178,7 @@ for words, said in (
     (["train"], "train needs METHOD: a file name in methods/; `list` shows them"),
     (["reference", "shapes"], "reference needs SIZE: HEIGHTxWIDTH in pixels"),
     (["list", "methods"], "got unexpected extra argument(s) (methods); see `python -m benchmark list --help`"),
-    ([*TRAIN, "--keep"], "unknown option of train '--keep'"), (["bench", "nope", "--keep=1"], "option '--keep' does not take"),
+    ([*TRAIN, "--price", "2"], "unknown option of train '--price'"), (["bench", "nope", "--keep=1"], "option '--keep' does not take"),
     ([*TRAIN, "--seed", "x"], "--seed: Input should be a valid integer"),
     ([*TRAIN, "--seed", "-1"], "--seed: Input should be greater than or equal to 0"),
     ([*TRAIN, "--seed", "1\n2" * 2000], "--seed: "),
