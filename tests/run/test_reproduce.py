@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import math
 
@@ -18,7 +19,7 @@ from benchmark.files import UserError
 from benchmark.identity import Cell, cells_of
 from benchmark.plan import stages
 from benchmark.plan.place import Run
-from benchmark.results import record
+from benchmark.results import record, verified
 from benchmark.run import local, reproduce
 from benchmark.run.reproduce import DIFFERS, IDENTICAL, REPRODUCED, SPREAD, judge
 
@@ -115,6 +116,31 @@ def test_another_seed_is_held_against_the_spread():
         line = reproduce.compare_row(shapes, {cell: value}, [cell], committed, published.load())[0]
         assert line.word == word
         assert line.verdict.difference == pytest.approx(offset)
+
+
+def test_a_row_that_was_reproduced_prints_its_entry_for_the_verified_ones():
+    shapes = protocol.load("shapes")
+    committed = committed_row(shapes, "yarn", seeds=(0, 1, 2))
+    cells = cells_of(shapes, ["yarn"], 1)
+    values = {cell: copy.deepcopy(committed[cell.train, cell.test, 1].value) for cell in cells}
+    for value in values.values():
+        value["hardware"]["name"] = "another machine"
+
+    def entry(committed: dict = committed) -> str:
+        return reproduce.entry(reproduce.compare_row(shapes, values, cells, committed, published.load()), values, committed, 1)
+
+    row = verified.row_hash(item for (_, _, seed), item in committed.items() if seed == 1)
+    told = f'seed: 1, by: "?", hardware: "another machine", verdict: "identical", row: "{row}"'
+    assert entry() == f"shapes:\n  yarn:\n    - {{{told}}}\n"
+    fid = values[cells[3]]["scores"]["fid"]
+    fid["value"] += 0.001
+    assert entry() == f"shapes:\n  yarn:\n    - {{{told}}}\n".replace("identical", verified.SPREAD), "the worst of the verdicts"
+    stale = {key: dataclasses.replace(item, stale=True) for key, item in committed.items()}
+    assert entry(stale) == ""
+    fid |= {"value": fid["value"] + 900, "replicates": [item + 900 for item in fid["replicates"]]}
+    assert entry() == "", "a value differs"
+    del values[cells[3]]
+    assert entry() == "", "a cell is missing"
 
 
 def test_the_papers_figures_stand_beside_their_own_protocol_only():
