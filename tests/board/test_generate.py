@@ -19,7 +19,7 @@ from synthetic import TINY, contests, tiny, value_of
 from benchmark import files, protocol, registry, revision
 from benchmark.board import generate, published, ranking
 from benchmark.files import UserError
-from benchmark.results import record
+from benchmark.results import record, verified
 
 # Long lines are the literal tables.
 # ruff: noqa: E501
@@ -211,6 +211,26 @@ def test_the_projects_readme_shows_the_current_table(home: Path, monkeypatch: py
     readme.write_text("# Nothing to fill in\n")
     regenerate(home)
     assert readme.read_text() == "# Nothing to fill in\n"
+
+
+def test_verified_rows_say_so_and_the_file_is_checked(home: Path, rules: protocol.Protocol) -> None:
+    tiny(home / "records", rules)
+    row = [item for item in record.read_all(home / "records") if (item.method, item.seed) == ("yarn", 1)]
+    text = verified.entry_text(row, "a <GPU>", "reproduced").replace('"?"', "Ada")
+    (home / verified.NAME).write_text(text)
+    regenerate(home)
+    table, page = ((home / name).read_text() for name in ("shapes-tiny.md", "index.html"))
+    assert "| [YaRN](../methods/yarn.py) ✓ |" in table
+    assert "- ✓ verified: somebody else has run one of its seeds again" in table
+    assert "YaRN</a><sup>✓</sup>" in page
+    assert "seed 1: Ada, a &lt;GPU&gt;, reproduced" in page
+    assert table.count("✓") == 1 + 1 + len(re.findall(r"^## (IS|sFID)", table, re.MULTILINE))
+    (home / verified.NAME).write_text(text.replace("seed: 1", "seed: 2"))
+    with pytest.raises(UserError, match="shapes-tiny, yarn, seed 2 has no records"):
+        regenerate(home, check=True)
+    (home / verified.NAME).unlink()
+    regenerate(home)
+    assert "✓" not in (home / "shapes-tiny.md").read_text() + (home / "index.html").read_text()
 
 
 def test_the_order_of_records_changes_nothing(home: Path, rules: protocol.Protocol) -> None:

@@ -18,7 +18,7 @@ import pytest
 from synthetic import TINY, contests, tiny, value_of
 
 from benchmark import files, protocol
-from benchmark.board import generate, plots, view
+from benchmark.board import generate, plots, real, view
 from benchmark.files import UserError
 from benchmark.results import record
 
@@ -153,6 +153,17 @@ def test_a_grid_that_is_no_picture_is_refused(home: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(plots, "draw", lambda board, style: {})
     with pytest.raises(UserError, match=r"s0\.png is not a picture"):
         generate.generate(home / "records", home)
+
+
+def test_without_real_images_it_is_said_that_there_are_none(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = "No real images stand above them: this data set"
+    assert told not in (home / "index.html").read_text()
+    shutil.rmtree(home / "grids" / "shapes-tiny" / "real")
+    monkeypatch.setattr(real, "is_rendered", lambda rules: False)
+    monkeypatch.setattr(plots, "draw", lambda board, style: {})
+    generate.generate(home / "records", home)
+    assert told in (home / "index.html").read_text()
+    assert not (home / "grids" / "shapes-tiny" / "real").exists()
 
 
 def test_the_samples_of_the_seed_that_most_methods_have_are_shown(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,6 +333,7 @@ def test_samples_at_native_size_times_a_whole_number_beside_the_real_ones(home: 
       set("size", "16x16-16x32"); await settle();
       out.other = [image().getAttribute("src"), image().naturalHeight, image().height / image().naturalHeight];
       out.other_real = real().querySelector("img").getAttribute("src");
+      out.on_top = real().getBoundingClientRect().bottom <= image().getBoundingClientRect().top;
       out.picked = seen("figure.sheet"); out.words = tab().querySelector(".picked").textContent;
       tab().querySelector("[data-pick=yarn]").click(); out.one = seen("figure.sheet"); out.address = view.location.hash;
       tab().querySelector("[data-none]").click(); out.none = seen("figure.sheet");
@@ -334,6 +346,7 @@ def test_samples_at_native_size_times_a_whole_number_beside_the_real_ones(home: 
     assert result["fit"] == [4, 4]
     assert result["other"] == ["grids/shapes-tiny/ledit/16x16-16x32-s0.png", 32, 4]
     assert result["other_real"] == "grids/shapes-tiny/real/16x32.png"
+    assert result["on_top"]
     assert (result["picked"], result["words"]) == (["ledit", "yarn"], "2 of 2")
     assert (result["one"], result["none"], result["all"]) == (["ledit"], [], ["ledit", "yarn"])
     assert "pick=ledit" in result["address"]

@@ -195,3 +195,23 @@ def test_rows_of_a_run_are_new_until_they_are_the_committed_ones(committed, tmp_
     boards.submit(shapes, "ntk", 0, run)
     assert boards.new_rows(shapes, run) == set()
     assert " new |" not in (committed / "shapes.md").read_text(encoding="utf-8")
+
+
+def test_the_band_is_that_of_the_family_and_leaves_the_row_itself_out(committed, tmp_path):
+    shapes, run = protocol.load("shapes"), Run(tmp_path / "runs", devices="1")
+    at = ("32x32", "32x32")
+
+    def told(method: str, fid: float, seed: int = 5) -> list[str]:
+        return boards.outside(shapes, [record.from_value(value_of(shapes, method, at, seed, fid), shapes)])
+
+    for method, fids in (("extrapolation", (3.0, 4.0, 5.0)), ("sincos", (30.0, 31.0, 32.0))):
+        for seed, fid in enumerate(fids):
+            record.write(value_of(shapes, method, at, seed, fid), committed / "records")
+    assert told("sincos_interp", 31.0) == [], "the checkpoint that it uses"
+    assert "outside of the band of Extrapolation" in told("sincos", 31.0)[0], "a training of its own: plain RoPE"
+    assert told("extrapolation", 31.0, seed=2) == [
+        "No reference band at 32x32: Extrapolation has 2 of the 3 seeds that it takes."
+    ]
+    write_row(run, "rpe2d", shapes.pairs())
+    _, changes = boards.submit(shapes, "rpe2d", 0, run)
+    assert changes.splitlines()[-1].startswith("- FID 20 at the training size 32x32 lies outside of the band of Extrapolation")
