@@ -159,6 +159,9 @@ for (const tab of tabs.values()) {
       const open = all("details[data-open]", tab).filter(other => other.open).map(other => other.dataset.open).join();
       if (tab === current() && open !== (state.get("open") || "")) change({ open });
     });
+  const sheets = all(".sheets figure > div", tab);  // wider than a phone's screen: they scroll together
+  for (const sheet of sheets)
+    sheet.addEventListener("scroll", () => { for (const other of sheets) other.scrollLeft = sheet.scrollLeft; }, { passive: true });
   const pick = names => change({ pick: names.join() || "none" });
   for (const box of all("input[data-pick]", tab))
     box.addEventListener("input", () => pick(all("input[data-pick]:checked", tab).map(item => item.dataset.pick)));

@@ -375,6 +375,11 @@ def test_the_page_fits_a_phone_and_its_policy_stops_foreign_scripts(home: Path) 
       out.width = doc.documentElement.scrollWidth;
       out.theme = doc.getElementById("theme").getBoundingClientRect().right;
       out.title = doc.title;
+      const sheets = [...tab().querySelectorAll(".sheets figure > div")];
+      set("zoom", "4"); await wait();
+      sheets[1].scrollLeft = 40; sheets[1].dispatchEvent(new view.Event("scroll"));  // headless, no frame sends it
+      out.scrolled = sheets.map(sheet => sheet.scrollLeft);
+      set("zoom", ""); await wait();
       out.wide = [...doc.querySelectorAll("body *")].filter(item => item.getBoundingClientRect().right > 391
         && !item.closest(".scroll, .sheets figure div, .skip, .phone span, .plots svg g")).map(item => item.outerHTML);
       out.first = [...table("rank").tHead.rows[0].cells].map(head => head.innerText.replace(/\\s+/g, " "));
@@ -383,6 +388,7 @@ def test_the_page_fits_a_phone_and_its_policy_stops_foreign_scripts(home: Path) 
       select.value = "imagenet-512"; select.dispatchEvent(new view.Event("input")); await wait(); out.tab = tab().dataset.tab;
     """, width=390)  # fmt: skip
     assert result["wide"] == []
+    assert result["scrolled"] == [40, 40, 40]  # the real images and two methods: the same columns of all are in view
     assert result["width"] <= 390
     assert result["theme"] <= 390
     assert result["title"] == "PosBench leaderboards"
