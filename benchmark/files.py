@@ -12,9 +12,10 @@ import re
 import shutil
 import socket
 import stat
+import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,16 @@ class Stopped(Exception):
     def __init__(self, message: str, code: int = 130) -> None:
         super().__init__(message)
         self.code = code  # of the process: 128 + the signal's number
+
+
+def exit_code(work: Callable[[], object]) -> int:
+    """Runs a script's work: 0, or 2 after one line about what a person can put right."""
+    try:
+        work()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:

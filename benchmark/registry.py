@@ -10,6 +10,7 @@ import functools
 import importlib
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,11 @@ def _is_method(cls: type) -> bool:
 def trained_name(name: str) -> str:
     """The method whose checkpoint `name` uses. Read without importing torch."""
     return attribute(name, "trains_as") or name
+
+
+def shared() -> str:
+    """The method whose checkpoint most others use. Read without importing torch."""
+    return Counter(filter(None, (attribute(name, "trains_as") for name in names()))).most_common(1)[0][0]
 
 
 def augments(name: str, options: Mapping[str, Any]) -> bool:

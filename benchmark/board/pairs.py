@@ -16,7 +16,7 @@ from benchmark import protocol, registry
 from benchmark.board import published
 from benchmark.board.grid import NOT_RUN, Cell, Grid, Head, Line, number
 from benchmark.board.published import Published, Source, StablePairs
-from benchmark.board.table import Column, Table
+from benchmark.board.table import Column, Table, over
 from benchmark.results.record import METRICS
 
 BY = ("fid", "sfid", "loss")  # the measures that are asked for the papers' order by FID
@@ -68,8 +68,7 @@ def share(board: Table, column: Column, pairs: list[Pair], metric: str) -> Share
         return None
     methods = sorted({method for pair in pairs for method in pair})
     seeds = sorted(set.intersection(*(set(have[method].by_seed) for method in methods)))
-    means = {m: [have[m].by_seed[seed] for seed in seeds] or [have[m].value] for m in methods}
-    values = np.array([sum(means[method]) / len(means[method]) for method in methods])
+    values = np.array([over(have[method], seeds).value for method in methods])
     places = np.array([[methods.index(method) for method in pair] for pair in pairs]).T
 
     def statistic(ours: np.ndarray) -> np.ndarray:

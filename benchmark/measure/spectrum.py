@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,20 +25,15 @@ class Spectrum(NamedTuple):
     temperature: float
 
 
-def shared() -> str:
-    """The method whose checkpoint most others use."""
-    return Counter(filter(None, (registry.load(name).trains_as for name in registry.names()))).most_common(1)[0][0]
-
-
 def spectra() -> list[Spectrum]:
     """A spectrum of the shared method, then of each that changes its frequencies, by title."""
     size, large = (f"{8 * 2 * n}x{8 * 2 * n}" for n in (TRAINED, STRETCH * TRAINED))
     rules = Protocol("spectrum", "", {size: [size, large]}, core=Core(width=HEAD, depth=1, heads=1, patch=16, rope_base=BASE))
-    base = registry.load(shared())
+    base = registry.load(registry.shared())
     found = []
     for name in registry.names():
         cls = registry.load(name)
-        if cls is not base and (cls.trains_as != shared() or cls.theta is base.theta):
+        if cls is not base and (cls.trains_as != registry.shared() or cls.theta is base.theta):
             continue
         method = registry.build(name, rules, size, 0)
         for time in TIMES if cls.timed else (None,):

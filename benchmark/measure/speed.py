@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from benchmark import registry
 from benchmark.files import UserError, unknown, write_json, write_text
-from benchmark.measure.spectrum import shared
 from benchmark.model import checkpoint
 from benchmark.model.dit import Core
 from benchmark.model.encoding import Encoding, sincos_table, token_yx
@@ -101,7 +100,7 @@ def _core_table(result: dict[str, Any], size: str, batch: int, rounds: int, devi
 
 def _method_table(result: dict[str, Any], size: str, batch: int, rounds: int, device: str) -> Table:
     """Every method beside plain RoPE in bfloat16: a training step at 256 tokens, a sampling step at 20 x 20 tokens."""
-    base = shared()
+    base = registry.shared()
     table = Table("method", "training step", "sampling step", title=f"time beside {base}", title_justify="left")
     rope = _method(base, size, device)
     for name in registry.names():

@@ -23,7 +23,7 @@ from benchmark import protocol
 from benchmark.board import published, table
 from benchmark.board.pairs import BY
 from benchmark.board.table import Column, Table
-from benchmark.files import UserError, read_json
+from benchmark.files import UserError, exit_code, read_json
 from benchmark.plan.place import Run
 from benchmark.plan.stages import records_folder
 from benchmark.results import record
@@ -93,12 +93,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--protocol", default="shapes")
     parser.add_argument("--out", type=Path, default=Path("runs"))
     given = parser.parse_args(arguments)
-    try:
-        Console().print(compare(protocol.load(given.protocol), given.overrides, given.out))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: Console().print(compare(protocol.load(given.protocol), given.overrides, given.out)))
 
 
 if __name__ == "__main__":

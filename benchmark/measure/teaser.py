@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from benchmark import progress, protocol, registry, streams
 from benchmark.data import shapes
-from benchmark.files import ROOT, UserError, atomic
+from benchmark.files import ROOT, UserError, atomic, exit_code
 from benchmark.protocol import size_hw
 
 FOLDER = ROOT / "leaderboards"
@@ -57,14 +57,10 @@ def draw(methods: list[str], path: Path = FILE) -> Path:
 
 
 def main(methods: list[str]) -> int:
-    """Draws the methods that are named, of the protocol's."""
-    try:
-        known = protocol.load(PROTOCOL).methods
-        progress.say(str(draw([registry.check(name) for name in methods] or list(known))))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """Draws the methods that are named, or else the protocol's."""
+    return exit_code(
+        lambda: progress.say(str(draw([registry.check(name) for name in methods] or list(protocol.load(PROTOCOL).methods))))
+    )
 
 
 if __name__ == "__main__":

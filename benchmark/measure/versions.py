@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmark import protocol, registry
-from benchmark.files import ROOT, UserError
+from benchmark.files import ROOT, UserError, exit_code
 from benchmark.measure.speed import ratio
 
 PROTOCOL, ROUNDS = "shapes", 12  # rounds: of which the first is not counted
@@ -130,20 +130,19 @@ def compare(
             worker.stop()
 
 
-def main(words: Sequence[str]) -> int:
+def show(words: Sequence[str]) -> None:
     """Prints the ratios of the methods that are named, or of the protocol's."""
-    try:
-        if not words:
-            raise UserError("say which checkout to compare with: python -m benchmark.measure.versions FOLDER [METHOD ...]")
-        names = [registry.check(name) for name in words[1:]] or protocol.load(PROTOCOL).methods
-        table = Table("method", *KINDS, title=f"time here / in {words[0]}, core of {PROTOCOL}", title_justify="left")
-        for name, row in compare(Path(words[0]), names).items():
-            table.add_row(name, *(f"{row[kind]:.3f}" for kind in KINDS))
-        Console().print(table)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if not words:
+        raise UserError("say which checkout to compare with: python -m benchmark.measure.versions FOLDER [METHOD ...]")
+    names = [registry.check(name) for name in words[1:]] or protocol.load(PROTOCOL).methods
+    table = Table("method", *KINDS, title=f"time here / in {words[0]}, core of {PROTOCOL}", title_justify="left")
+    for name, row in compare(Path(words[0]), names).items():
+        table.add_row(name, *(f"{row[kind]:.3f}" for kind in KINDS))
+    Console().print(table)
+
+
+def main(words: Sequence[str]) -> int:
+    return exit_code(lambda: show(words))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     shapes:
       yarn:
-        - {seed: 0, by: Ada Lovelace, hardware: NVIDIA A100, verdict: reproduced, row: 0123456789ab}
+        - {seed: 0, by: Ada Lovelace, hardware: NVIDIA A100, verdict: reproduced, row: "0123456789ab"}
 
 `row` is the hash of the committed scores that were held against those of the other run: an entry says nothing of later ones.
 """

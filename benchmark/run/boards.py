@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import shutil
 import tempfile
 from pathlib import Path
@@ -133,7 +132,7 @@ def outside(protocol: Protocol, row: list[record.Record]) -> list[str]:
     method, seed = row[0].method, row[0].seed
     base = registry.trained_name(method)
     if base == method:
-        base = collections.Counter(map(registry.trained_name, registry.names())).most_common(1)[0][0]
+        base = registry.shared()
     known: dict[str, dict[int, float]] = {}  # training size -> seed -> FID
     for path in sorted((BOARDS / "records" / protocol.name / base).glob("*.json")):
         item = record.read(path, protocol)

@@ -30,9 +30,9 @@ def test_contestants_take_turns_and_the_first_round_is_not_counted():
 
 def test_a_whole_run_on_a_tiny_core(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(checkpoint.SIZES, "S", checkpoint.Size(1, 16, 2))
-    names = [next(name for name in registry.names() if registry.load(name).trains_as), spectrum.shared()]
+    names = [next(name for name in registry.names() if registry.load(name).trains_as), registry.shared()]
     monkeypatch.setattr(speed.registry, "names", lambda: names)
-    monkeypatch.setattr(speed, "shared", lambda: names[1])
+    monkeypatch.setattr(registry, "shared", lambda: names[1])
     monkeypatch.setattr(speed, "_peak", lambda precision, device: 1e9)
     result = speed.measure(tmp_path, batch=2, rounds=2, device="cpu")
     steps = [f"{kind} {precision}" for kind, precision in itertools.product(("training step", "forward"), ("float32", "bf16"))]
@@ -54,7 +54,7 @@ def test_speed_refuses():
 
 def test_spectra():
     panels = {panel.title: panel for panel in spectrum.spectra()}
-    base = registry.load(spectrum.shared()).title
+    base = registry.load(registry.shared()).title
     assert next(iter(panels)) == base
     assert panels[base].tested == pytest.approx([2 * turns for turns in panels[base].trained])
     assert panels["Interpolation"].tested == pytest.approx(panels["Interpolation"].trained)
