@@ -7,7 +7,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,14 +79,24 @@ def write_tar(path: Path, samples: Iterable[tuple[str, int, str, bytes]], failur
     Args:
         failures: (name, reason) of what is not in it; may grow while `samples` is consumed.
     """
-    from webdataset.writer import TarWriter  # imports torch
-
     labels = {}
-    with atomic(path) as draft, open(draft, "wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
+
+    def contents() -> Iterator[dict[str, Any]]:
         for key, label, member, data in samples:
             labels[key] = label
-            tar.write({"__key__": key, "cls": str(label).encode(), member: data})
+            yield {"__key__": key, "cls": str(label).encode(), member: data}
+
+    write_contents(path, contents())
     write_json(_index_path(path), {**_summary(path, labels), "failures": failures})
+
+
+def write_contents(path: Path, samples: Iterable[dict[str, Any]]) -> None:
+    """Writes webdataset's samples, `__key__` and bytes by member, as a tar without the time of day."""
+    from webdataset.writer import TarWriter  # imports torch
+
+    with atomic(path) as draft, open(draft, "wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
+        for item in samples:
+            tar.write(item)
 
 
 def _index_path(tar: Path) -> Path:

@@ -15,7 +15,7 @@ from benchmark import registry
 from benchmark.evaluate import detectors, reference
 from benchmark.evaluate.detectors import Detector
 from benchmark.evaluate.reference import Reference
-from benchmark.evaluate.samples import open_images
+from benchmark.evaluate.samples import CHUNK_ENDING, open_images
 from benchmark.evaluate.score import Features, Options, check_size, extract, features_folder, score, uncertainty
 from benchmark.files import UserError
 from benchmark.protocol import size_name
@@ -96,7 +96,7 @@ def open_reference(
         if "mu.npy" in names:
             return reference.load(path, detector, batch)
         source: reference.Source = open_images(path)
-    elif any(path.glob("**/chunk-*.npy")):
+    elif any(path.glob(f"**/chunk-*{CHUNK_ENDING}")):
         source = open_images(path)
     else:
         source = reference.open_source(path)

@@ -18,7 +18,8 @@ from PIL import Image
 
 from benchmark.data.images import DAMAGE
 from benchmark.data.sources import ENDINGS
-from benchmark.files import UserError, atomic, below, digest, read_fields
+from benchmark.data.tars import members, write_contents
+from benchmark.files import UserError, atomic, below, digest, read_fields, shown
 from benchmark.protocol import size_name
 
 UNIT_BYTES, UNIT_IMAGES = 1 << 27, 500  # limits of a run of images that is read as one: 128 MiB of pixels, 500 images
@@ -78,7 +79,7 @@ def open_images(path: Path | str) -> Images:
     if same := done.get("same_as"):  # a cell whose images are those of another one
         return open_images(below(path.parent, str(same)))
     for folder in (path / "chunks", path):
-        if any(folder.glob("chunk-*.npy")):
+        if any(folder.glob(f"chunk-*{CHUNK_ENDING}")):
             images = _open_chunks(folder)
             if images.count != done.get("count", images.count):
                 raise UserError(f"{path} holds {images.count} images of {done['count']}: sample the cell again with --keep")
@@ -97,26 +98,85 @@ def check_layout(shape: Sequence[int], dtype: np.dtype, where: str) -> None:
         raise UserError(f"{where} has the shape {list(shape)}: images without pixels")
 
 
+# --- A cell's images on disk: webdataset tars of lossless pictures ---------------------------------------------------
+
+CHUNK_ENDING = ".tar"
+
+
+def chunk_name(number: int) -> str:
+    return f"chunk-{number:05}{CHUNK_ENDING}"
+
+
+def write_chunk(path: Path, images: np.ndarray, first: int) -> None:
+    """Writes images, uint8 [n, H, W, 3], as a tar of PNG files that are named by their numbers from `first` on."""
+    write_contents(path, ({"__key__": f"{number:06}", "png": _png(image)} for number, image in enumerate(images, first)))
+
+
+def _png(image: np.ndarray) -> bytes:
+    picture = io.BytesIO()
+    Image.fromarray(image).save(picture, format="PNG")
+    return picture.getvalue()
+
+
+def _places(path: Path) -> list[tuple[int, int]]:
+    """Where the pictures of a chunk lie: (offset, bytes) of each, in order.
+
+    Raises:
+        UserError: it is no complete tar of pictures.
+    """
+    found = members(path)
+    strange = [key for key, parts in found.items() if parts.keys() != {"png"}]
+    if strange or not found:
+        what = f"{shown(strange[0])}, which is no picture" if strange else "no images"
+        raise UserError(f"{path} holds {what}; remove it and sample the cell again")
+    return [parts["png"] for parts in found.values()]
+
+
+def chunk_shape(path: Path) -> tuple[int, int, int]:
+    """(n, H, W) of a chunk, from its directory and the head of its first picture.
+
+    Raises:
+        UserError: it is no complete tar of pictures.
+    """
+    places = _places(path)
+    offset, size = places[0]
+    with open(path, "rb") as file:
+        file.seek(offset)
+        head = io.BytesIO(file.read(size))
+    try:
+        with Image.open(head) as image:
+            return len(places), image.height, image.width
+    except DAMAGE as error:
+        raise UserError(f"{path} is damaged ({error}); remove it and sample the cell again") from None
+
+
+def read_chunk(path: Path) -> np.ndarray:
+    """The images of a chunk, uint8 [n, H, W, 3]."""
+    images: list[np.ndarray] = []
+    with open(path, "rb") as file:
+        for offset, size in _places(path):
+            file.seek(offset)
+            images.append(np.asarray(open_image(io.BytesIO(file.read(size)), f"picture {len(images)} of {path}")))
+            _check_size(images[0].shape[:2], images[-1].shape[:2], path)
+    return np.stack(images)
+
+
 def _stamp(path: Path) -> str:
     state = path.stat()
     return digest([path.name, state.st_size, state.st_mtime_ns])
 
 
 def _open_chunks(folder: Path) -> Images:
-    files = sorted(folder.glob("chunk-*.npy"))
+    files = sorted(folder.glob(f"chunk-*{CHUNK_ENDING}"))
     units, size, start = [], None, 0
     for k, file in enumerate(files):
-        if file.name != f"chunk-{k:05d}.npy":
-            raise UserError(f"{folder}/chunk-{k:05d}.npy is missing; sample the cell again, finished chunks are kept")
-        try:
-            array = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise UserError(f"{file} is damaged ({error}); remove it and sample the cell again") from None
-        check_layout(array.shape, array.dtype, str(file))
-        size = size or array.shape[1:3]
-        _check_size(size, array.shape[1:3], file)
-        units.append(Unit(start, len(array), _stamp(file), lambda file=file: np.load(file, allow_pickle=False)))
-        start += len(array)
+        if file.name != chunk_name(k):
+            raise UserError(f"{folder}/{chunk_name(k)} is missing; sample the cell again, finished chunks are kept")
+        count, *picture = chunk_shape(file)
+        size = size or picture
+        _check_size(size, picture, file)
+        units.append(Unit(start, count, _stamp(file), functools.partial(read_chunk, file)))
+        start += count
     return Images(folder.parent.name if folder.name == "chunks" else folder.name, size, units, file_list_hash(folder, files))
 
 

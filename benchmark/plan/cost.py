@@ -20,6 +20,7 @@ from benchmark.registry import detector_facts
 ENCODE_PIXEL, DECODE_PIXEL, MIDDLE = 4_128_642, 9_461_056, 512
 CHECKPOINT = 16  # bytes a weight: float32 raw, average, and AdamW's two moments
 HALF = 1000  # numbers of an image from which on a detector's outputs rest in float16
+PICTURE = 2.0  # bytes a pixel of an image that is kept, as PNG: photographs at 256x256 take 1.8, at 512x512 1.5
 KEPT = 5  # checkpoints that lie side by side at most: two by steps, two by time, and the one that is being written
 
 
@@ -91,7 +92,7 @@ def sampling(protocol: Protocol, test: str, kept: int) -> Cost:
     if protocol.data.representation == "latents":
         cost += Cost(tf32=config.count * autoencoder_flops(DECODE_PIXEL, *size_hw(test)))
     numbers = detector_facts(name).numbers + min(size_hw(test)) // 2  # features and spectrum
-    stays = float(feature_bytes(name)) * config.count * numbers + 3.0 * kept * prod(size_hw(test))
+    stays = float(feature_bytes(name)) * config.count * numbers + PICTURE * kept * prod(size_hw(test))
     return cost + detecting(protocol, config.count) + Cost(bytes=stays)
 
 

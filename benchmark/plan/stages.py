@@ -398,7 +398,7 @@ def is_sampled(folder: Path, protocol: Protocol, keep: bool) -> bool:
         return False
     batches = math.ceil(config.count / config.batch)
     chunks = batches if keep else min(batches, math.ceil(KEPT_IMAGES / config.batch))
-    there = len(list(place.glob("unit-*.safetensors"))), len(list((folder / CHUNKS).glob("chunk-*.npy")))
+    there = len(list(place.glob("unit-*.safetensors"))), len(list((folder / CHUNKS).glob("chunk-*.tar")))
     return (folder / DONE).is_file() and there[0] >= batches and there[1] >= chunks
 
 

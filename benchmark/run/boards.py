@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -40,6 +41,7 @@ def board(protocol: Protocol, run: Run) -> list[Path]:
         if (BOARDS / folder).is_dir():
             shutil.copytree(BOARDS / folder, target / folder, dirs_exist_ok=True)
     shutil.copytree(source, target / "records", dirs_exist_ok=True)
+    keep_grids(protocol, [record.read(source / place, protocol) for place in new_records(protocol, run)], run, target)
     if (BOARDS / verified.NAME).is_file():
         shutil.copyfile(BOARDS / verified.NAME, target / verified.NAME)
     else:
@@ -47,32 +49,41 @@ def board(protocol: Protocol, run: Run) -> list[Path]:
     return generate.generate(target / "records", target, new=new_rows(protocol, run))
 
 
-def new_rows(protocol: Protocol, run: Run) -> set[tuple[str, str]]:
-    """The rows, as (protocol, method), with records of a run under OUT that are not the committed ones."""
-    source, found = records_folder(protocol, run), set()
+def new_records(protocol: Protocol, run: Run) -> list[Path]:
+    """The records of a run under OUT that are not the committed ones: their paths below a folder of records."""
+    source, found = records_folder(protocol, run), []
     for path in source.glob("*/*/*.json"):
-        place = path.relative_to(source)
-        committed = BOARDS / "records" / place
+        committed = BOARDS / "records" / path.relative_to(source)
         if not committed.is_file() or committed.read_bytes() != path.read_bytes():
-            found.add((place.parts[0], place.parts[1]))
+            found.append(path.relative_to(source))
     return found
 
 
-def keep_grids(protocol: Protocol, method: str, seed: int, run: Run, target: Path) -> list[Path]:
-    """Puts the first rows of each cell's grid below a folder of leaderboards, in 256 colours: an eighth of the bytes.
+def new_rows(protocol: Protocol, run: Run) -> set[tuple[str, str]]:
+    """The rows, as (protocol, method), with such records."""
+    return {(place.parts[0], place.parts[1]) for place in new_records(protocol, run)}
+
+
+def keep_grids(protocol: Protocol, records: Sequence[record.Record], run: Run, target: Path) -> list[Path]:
+    """Puts the first rows of the grids of records' cells below a folder of leaderboards, in 256 colours: an eighth of the bytes.
 
     Of a cell whose samples are not there any more no grid is left: an older one would not belong to its new record.
     """
     written, without = [], []
-    for stage in graph(protocol, [method], seed, run):
+    wanted = {(item.method, *item.pair, item.seed) for item in records}
+    rows = sorted({(item.method, item.seed) for item in records})
+    for stage in [stage for method, seed in rows for stage in graph(protocol, [method], seed, run)]:
         if not isinstance(stage, Sample):
             continue
-        path = target / "grids" / protocol.name / method / f"{stage.cell.train}-{stage.cell.test}-s{seed}.png"
+        cell = stage.cell
+        if (cell.method, cell.train, cell.test, cell.seed) not in wanted:
+            continue
+        path = target / "grids" / protocol.name / cell.method / f"{cell.train}-{cell.test}-s{cell.seed}.png"
         if not (stage.is_complete() and (source := stage.images / GRID).is_file()):
             path.unlink(missing_ok=True)
-            without.append(f"{stage.cell.train} -> {stage.cell.test}")
+            without.append(stage.title)
             continue
-        height = real.ROWS * (size_hw(stage.cell.test)[0] + real.GAP) - real.GAP
+        height = real.ROWS * (size_hw(cell.test)[0] + real.GAP) - real.GAP
         with Image.open(source) as sheet, atomic(path) as draft:
             rows = sheet.crop((0, 0, sheet.width, min(height, sheet.height)))
             few = rows.convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
@@ -103,7 +114,8 @@ def submit(protocol: Protocol, method: str, seed: int, run: Run) -> tuple[list[P
     row = f"the row of {method} with seed {seed}"
     if missing:
         raise UserError(f"{row} lacks {len(missing)} of {len(paths)} cells in {source}: run `make bench`")
-    stale = [path.name for path in paths if record.read(source / path, protocol).stale]
+    values = [record.read(source / path, protocol) for path in paths]
+    stale = [path.name for path, value in zip(paths, values, strict=True) if value.stale]
     if stale:
         raise UserError(f"{row} was made by code that has changed since ({listed(stale)} in {source}): run `make bench`")
     with tempfile.TemporaryDirectory() as folder:
@@ -115,10 +127,10 @@ def submit(protocol: Protocol, method: str, seed: int, run: Run) -> tuple[list[P
         for path in paths:
             (draft / "records" / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / path, draft / "records" / path)
-        keep_grids(protocol, method, seed, run, draft)
+        keep_grids(protocol, values, run, draft)
         generate.generate(draft / "records", draft)
         changes = ranking.ranking_changes(BOARDS / "records", draft / "records")
-        if notes := outside(protocol, [record.read(source / path, protocol) for path in paths]):
+        if notes := outside(protocol, values):
             changes += "\n" + "".join(f"- {note}\n" for note in notes)
         return copied(draft.parent, BOARDS.parent, before), changes
 

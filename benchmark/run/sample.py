@@ -24,9 +24,9 @@ from benchmark.data.card import load_card
 from benchmark.data.latents import autoencoder_identity, autoencoder_of, decoder, to_uint8
 from benchmark.evaluate import detectors
 from benchmark.evaluate.detectors import Detector
-from benchmark.evaluate.samples import Images, Unit
+from benchmark.evaluate.samples import Images, Unit, chunk_name, chunk_shape, read_chunk, write_chunk
 from benchmark.evaluate.score import features_folder, is_done, outputs_of, unit_file
-from benchmark.files import UserError, atomic, listed, read_fields, read_json, write_array, write_json
+from benchmark.files import UserError, atomic, listed, read_fields, read_json, write_json
 from benchmark.identity import Cell
 from benchmark.model.method import Method
 from benchmark.model.precision import autocast
@@ -42,7 +42,7 @@ GRID_IMAGES, GRID_GAP = 32, 2  # images, and pixels between them
 
 
 def chunk_path(folder: Path, number: int) -> Path:
-    return folder / CHUNKS / f"chunk-{number:05}.npy"
+    return folder / CHUNKS / chunk_name(number)
 
 
 def units(cell: Cell, folder: Path) -> Images:
@@ -50,7 +50,7 @@ def units(cell: Cell, folder: Path) -> Images:
     config = cell.protocol.sample
     starts = range(0, config.count, config.batch)
     found = [
-        Unit(first, min(config.batch, config.count - first), folder.name, lambda k=k: np.load(chunk_path(folder, k)))
+        Unit(first, min(config.batch, config.count - first), folder.name, lambda k=k: read_chunk(chunk_path(folder, k)))
         for k, first in enumerate(starts)
     ]
     return Images(folder.name, size_hw(cell.test), found, folder.name)
@@ -66,10 +66,9 @@ def has_chunk(path: Path, unit: Unit, size_hw: tuple[int, int]) -> bool:
     if not path.is_file():
         return False
     try:
-        images = np.load(path, mmap_mode="r", allow_pickle=False)  # compares the length of the file with its head
-    except (ValueError, OSError, EOFError, SyntaxError):
+        return chunk_shape(path) == (unit.count, *size_hw)
+    except UserError:
         return False
-    return images.dtype == np.uint8 and images.shape == (unit.count, *size_hw, 3)
 
 
 def lost(cell: Cell, folder: Path, place: Path | None, keep: bool) -> list[int]:
@@ -91,7 +90,7 @@ def sample(cell: Cell, run: Run) -> Path:
     under the base's name.
 
     Returns:
-        the cell's folder: features/, chunks/chunk-00000.npy ... (uint8 [n, H, W, 3]), grid.png, samples.json.
+        the cell's folder: features/, chunks/chunk-00000.tar ... (PNG), grid.png, samples.json.
     """
     training, _ = trained(cell.training, run)
     report = read_fields(training / REPORT, "fingerprint", "autoencoder")
@@ -174,7 +173,7 @@ def generate(cell: Cell, folder: Path, training: Path, report: dict[str, Any], t
                             numbers = range(unit.start, unit.start + unit.count)
                             images = to_uint8(decode(method.generate(cell.test, cell.seed, numbers, stage.advance)))
                         if unit.start < kept:
-                            write_array(chunk_path(folder, k), images)
+                            write_chunk(chunk_path(folder, k), images, unit.start)
                     with atomic(unit_file(place, k)) as draft:
                         save_file(at_rest(outputs_of(images, detector), detector), draft, {"stamp": unit.stamp})
         finally:  # of a run that was stopped, too

@@ -10,6 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+import webdataset
 from PIL import Image
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
@@ -21,8 +22,10 @@ from benchmark.evaluate.metrics import Moments, frechet_distance, infinity_sizes
 from benchmark.evaluate.reference import Reference, Scenes, make, save
 from benchmark.evaluate.samples import (
     Images,
+    chunk_name,
     export_npz,
     open_images,
+    write_chunk,
 )
 from benchmark.evaluate.score import FeatureRows, Features, Options, extract, fid_infinity, score, uncertainty
 from benchmark.files import UserError, write_json
@@ -56,7 +59,7 @@ def scenes(count, size=SIZE):
 def cell(folder, images, chunk=16):
     (folder / "chunks").mkdir(parents=True)
     for k, start in enumerate(range(0, len(images), chunk)):
-        np.save(folder / "chunks" / f"chunk-{k:05d}.npy", images[start : start + chunk])
+        write_chunk(folder / "chunks" / chunk_name(k), images[start : start + chunk], start)
     return folder
 
 
@@ -129,7 +132,7 @@ def test_export_and_reading_do_not_hold_the_images(tmp_path):
     folder = tmp_path / "cell" / "chunks"
     folder.mkdir(parents=True)
     for k in range(24):
-        np.save(folder / f"chunk-{k:05d}.npy", np.full((4, 512, 512, 3), k, np.uint8))
+        write_chunk(folder / chunk_name(k), np.full((4, 512, 512, 3), k, np.uint8), 4 * k)
     tracemalloc.start()
     export_npz(open_images(folder), tmp_path / "out.npz")
     assert tracemalloc.get_traced_memory()[1] < 12e6
@@ -167,7 +170,7 @@ def test_features_are_resumed_and_shared_by_ranks(tmp_path):
 def test_features_of_changed_images_are_made_anew(tmp_path):
     images = cell(tmp_path / "cell", scenes(32))
     features_of(open_images(images), tmp_path / "features")
-    np.save(images / "chunks" / "chunk-00001.npy", scenes(40)[24:])
+    write_chunk(images / "chunks" / "chunk-00001.tar", scenes(40)[24:], 16)
     detector = Grid()
     with pytest.raises(UserError, match=r"unit-00001.* belongs to other images"):
         Features(tmp_path / "features", open_images(images))
@@ -373,17 +376,14 @@ def test_kept_features_serve_the_next_run(tmp_path, monkeypatch):
 )
 def test_wrong_layout(tmp_path, array, message):
     np.savez(tmp_path / "a.npz", array)
-    (tmp_path / "chunks").mkdir()
-    np.save(tmp_path / "chunks" / "chunk-00000.npy", array)
-    for path in (tmp_path / "a.npz", tmp_path):
-        with pytest.raises(UserError, match=message):
-            open_images(path)
+    with pytest.raises(UserError, match=message):
+        open_images(tmp_path / "a.npz")
 
 
 def test_mixed_sizes(tmp_path):
     folder = cell(tmp_path / "cell", scenes(4), 4)
-    np.save(folder / "chunks" / "chunk-00001.npy", scenes(4, (16, 16)))
-    with pytest.raises(UserError, match=r"chunk-00001\.npy is 16x16, the images before it are 24x32"):
+    write_chunk(folder / "chunks" / "chunk-00001.tar", scenes(4, (16, 16)), 4)
+    with pytest.raises(UserError, match=r"chunk-00001\.tar is 16x16, the images before it are 24x32"):
         open_images(folder)
     pictures = pngs(tmp_path / "pngs", scenes(3))
     Image.new("RGB", (20, 10)).save(pictures / "z.png")
@@ -408,12 +408,39 @@ def test_missing_empty_and_damaged(tmp_path):
     with pytest.raises(UserError, match="is damaged"):
         open_images(tmp_path / "half.npz")
     folder = cell(tmp_path / "cell", scenes(20), 4)
-    (folder / "chunks" / "chunk-00002.npy").unlink()
-    with pytest.raises(UserError, match=r"chunk-00002\.npy is missing"):
+    (folder / "chunks" / "chunk-00002.tar").unlink()
+    with pytest.raises(UserError, match=r"chunk-00002\.tar is missing"):
         open_images(folder)
-    (folder / "chunks" / "chunk-00002.npy").write_bytes(b"\x93NUMPY")
-    with pytest.raises(UserError, match=r"chunk-00002\.npy is damaged"):
-        open_images(folder)
+
+
+def test_damaged_chunks(tmp_path):
+    folder = cell(tmp_path / "cell", scenes(20), 4)
+    chunk = folder / "chunks" / "chunk-00002.tar"
+    sound = chunk.read_bytes()
+    for damaged, message in (
+        (b"", "not a complete, uncompressed tar"),
+        (sound[:2000], "not a complete, uncompressed tar"),
+        (sound[:512] + bytes(100) + sound[612:], "is damaged"),
+        (sound.replace(b"000008.png", b"000008.gif"), "holds 000008, which is no picture"),
+    ):
+        chunk.write_bytes(damaged)
+        with pytest.raises(UserError, match=rf"chunk-00002\.tar.*{message}"):
+            open_images(folder)
+    write_chunk(chunk, scenes(4), 8)
+    assert chunk.read_bytes() == sound, "the same bytes for the same images"
+    last = sound.rfind(b"IDAT") + 20
+    chunk.write_bytes(sound[:last] + bytes(40) + sound[last + 40 :])
+    with pytest.raises(UserError, match=r"picture 3 of .*chunk-00002\.tar is not a readable image"):
+        list(open_images(folder).batches())
+
+
+def test_a_chunk_is_a_tar_of_pictures_that_others_read(tmp_path):
+    """webdataset's own reader finds the images, each under its number in the cell."""
+    images = scenes(5)
+    write_chunk(tmp_path / chunk_name(2), images, 8)
+    found = list(webdataset.WebDataset(str(tmp_path / "chunk-00002.tar"), shardshuffle=False).decode("rgb8"))
+    assert [item["__key__"] for item in found] == [f"{number:06}" for number in range(8, 13)]
+    np.testing.assert_array_equal(np.stack([item["png"] for item in found]), images)
 
 
 def constant(images):

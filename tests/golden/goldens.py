@@ -27,7 +27,7 @@ from benchmark.data import batches, shapes, writer
 from benchmark.data.card import Card
 from benchmark.data.index import Index
 from benchmark.evaluate import detectors, reference, score
-from benchmark.evaluate.samples import open_images
+from benchmark.evaluate.samples import open_images, write_chunk
 from benchmark.model import method
 from benchmark.model.draws import Draws
 
@@ -146,7 +146,7 @@ def scores() -> dict[str, Any]:
     images = np.minimum(shapes.render_batch("heldout", range(96), (24, 32)).astype(int) + 24, 255).astype(np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "chunks").mkdir()
-        np.save(Path(folder) / "chunks" / "chunk-00000.npy", images)
+        write_chunk(Path(folder) / "chunks" / "chunk-00000.tar", images, 0)
         opened = open_images(folder)
         place = score.features_folder(folder, network)
         score.extract(opened, network, place)

@@ -147,6 +147,26 @@ def test_a_run_has_its_board_beside_it(committed, tmp_path):
     assert boards.board(shapes, run) == [], "without records there is no board"
 
 
+def test_the_board_of_a_run_shows_its_own_samples(committed, tmp_path, monkeypatch):
+    """Of a cell whose record is new; the committed picture of a cell that was not run stays."""
+    shapes, run = protocol.load("shapes"), Run(tmp_path / "runs", devices="1")
+    ours, theirs = "32x32-48x64-s0.png", "32x32-64x48-s0.png"
+    write_row(run, "ntk", [("32x32", "48x64")])
+    for name in (ours, theirs):
+        path = committed / "grids/shapes/ntk" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(path)
+    cell = tmp_path / "cell"
+    sample.save_grid([np.full((48, 64, 3), 8 * number, np.uint8) for number in range(sample.GRID_IMAGES)], cell / "grid.png")
+    write_json(cell / stages.DONE, {"count": 32})
+    monkeypatch.setattr(stages.Sample, "state", lambda stage: "complete")
+    monkeypatch.setattr(stages.Sample, "folder", property(lambda stage: cell))
+    boards.board(shapes, run)
+    shown = run.out / "leaderboards/grids/shapes/ntk"
+    assert Image.open(shown / ours).size == (8 * 64 + 7 * 2, 2 * 48 + 2)
+    assert Image.open(shown / theirs).size == (8, 8)
+
+
 def test_the_first_rows_of_a_grid_are_kept(tmp_path, monkeypatch):
     """Also of a cell whose images are those of another one."""
     shapes, run = protocol.load("shapes"), Run(tmp_path / "runs", devices="1")
@@ -156,7 +176,8 @@ def test_the_first_rows_of_a_grid_are_kept(tmp_path, monkeypatch):
     write_json(cell / stages.DONE, {"count": 32, "same_as": "base"})
     monkeypatch.setattr(stages.Sample, "state", lambda stage: "complete" if stage.cell.test == "48x64" else "missing")
     monkeypatch.setattr(stages.Sample, "folder", property(lambda stage: cell))
-    (path,) = boards.keep_grids(shapes, "yarn", 1, run, tmp_path / "leaderboards")
+    row = [record.from_value(value_of(shapes, "yarn", pair, 1), shapes) for pair in shapes.pairs()]
+    (path,) = boards.keep_grids(shapes, row, run, tmp_path / "leaderboards")
     assert path == tmp_path / "leaderboards/grids/shapes/yarn/32x32-48x64-s1.png"
     kept = np.asarray(Image.open(path).convert("RGB"))
     complete = np.asarray(Image.open(base / "grid.png").convert("RGB"))

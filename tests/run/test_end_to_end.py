@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from benchmark import protocol, registry
 from benchmark.__main__ import main
+from benchmark.evaluate.samples import read_chunk
 from benchmark.files import ROOT, UserError
 from benchmark.identity import Cell, Training
 from benchmark.model import checkpoint
@@ -68,7 +69,7 @@ def test_bench_goes_through_every_stage(first, out):
     for _, test in smoke.pairs():
         (cell,) = out.glob(f"cells/smoke/rpe2d-16x16-{test}-s0-*")
         height, width = protocol.size_hw(test)
-        chunks = [np.load(path) for path in sorted(cell.glob("chunks/*.npy"))]
+        chunks = [read_chunk(path) for path in sorted(cell.glob("chunks/*.tar"))]
         assert sum(map(len, chunks)) == smoke.sample.count
         assert all(chunk.shape[1:] == (height, width, 3) and chunk.dtype == np.uint8 for chunk in chunks)
         grid = Image.open(cell / "grid.png")
@@ -82,16 +83,16 @@ def test_nothing_is_written_into_the_leaderboards_by_a_run(first, out):
 
 
 def test_second_run_skips_everything(first, out):
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("chunk-*.npy")}
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("chunk-*.tar")}
     again = command("bench", "rpe2d", "--protocol", "smoke", out=out)
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("complete already, skipped") == 3 + 2 * 3  # shards twice, training; then three cells
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("chunk-*.npy")} == before
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("chunk-*.tar")} == before
 
 
 def content(cell: Path) -> dict[str, bytes]:
     """The images and the features of a cell."""
-    return {path.name: path.read_bytes() for path in [*cell.glob("chunks/*.npy"), *cell.glob("features/*/*.safetensors")]}
+    return {path.name: path.read_bytes() for path in [*cell.glob("chunks/*.tar"), *cell.glob("features/*/*.safetensors")]}
 
 
 def stage_of(method: str, test: str, out: Path, kind: str = "score") -> Stage:
@@ -103,7 +104,7 @@ def test_an_interrupted_cell_continues_with_the_same_images(first, out):
     (cell,) = out.glob("cells/smoke/rpe2d-16x16-32x24-s0-*")
     complete = content(cell)
     (cell / "samples.json").unlink()
-    (cell / "chunks" / "chunk-00001.npy").unlink()
+    (cell / "chunks" / "chunk-00001.tar").unlink()
     next(cell.glob("features/*/unit-00001.safetensors")).unlink()
     again = command("sample", "rpe2d", "--protocol", "smoke", "--test", "32x24", out=out)
     assert again.returncode == 0, again.stderr
@@ -123,10 +124,10 @@ def test_what_a_cell_has_lost_is_made_again_and_without_it_nothing_is_scored(fir
     for path, text in records.items():
         path.write_bytes(text)
     again = Cell(protocol.load("smoke"), "rpe2d", "16x16", "16x16", 0), Run(out)
-    (cell / "chunks" / "chunk-00000.npy").unlink()
+    (cell / "chunks" / "chunk-00000.tar").unlink()
     sample.sample(*again)
     assert content(cell) == complete
-    features, chunk = next(cell.glob("features/*/unit-00000.safetensors")), cell / "chunks" / "chunk-00001.npy"
+    features, chunk = next(cell.glob("features/*/unit-00000.safetensors")), cell / "chunks" / "chunk-00001.tar"
     for damaged in (features, chunk):  # as a disk leaves them
         damaged.write_bytes(damaged.read_bytes()[:40])
         sample.sample(*again)
@@ -170,9 +171,9 @@ def test_only_the_first_images_stay_and_scores_are_the_same(first, out, monkeypa
     monkeypatch.setattr(sample, "GRID_IMAGES", 16)
     hidden = cell.rename(out / "hidden")
     sample.sample(this, Run(out))
-    assert {path.name for path in cell.glob("chunks/*")} == {"chunk-00000.npy"}
+    assert {path.name for path in cell.glob("chunks/*")} == {"chunk-00000.tar"}
     assert content(cell).items() <= complete.items()
-    assert content(cell).keys() == complete.keys() - {"chunk-00001.npy"}
+    assert content(cell).keys() == complete.keys() - {"chunk-00001.tar"}
     assert (cell / "grid.png").is_file()
     score.run()
     again = json.loads(score.file.read_text())
@@ -251,7 +252,7 @@ def test_two_processes_make_the_same_images(first, out):
     (cell,) = out.glob("cells/smoke/rpe2d-16x16-32x32-s0-*")
     complete = content(cell)
     (cell / "samples.json").unlink()
-    for path in [*cell.glob("chunks/*.npy"), *cell.glob("features/*/*")]:
+    for path in [*cell.glob("chunks/*.tar"), *cell.glob("features/*/*")]:
         path.unlink()
     again = command("sample", "rpe2d", "--protocol", "smoke", "--test", "32x32", "--devices", "2", out=out)
     assert again.returncode == 0, again.stderr
