@@ -22,7 +22,7 @@ import pydantic
 from benchmark import files, protocol, registry, revision
 from benchmark.files import UserError, shown
 from benchmark.inputs import reason
-from benchmark.results.schema import DIGITS, METRICS, QUALITY, SCHEMA, STRUCTURE, Metric, model
+from benchmark.results.schema import BROKEN, DIGITS, METRICS, QUALITY, SCHEMA, STRUCTURE, Metric, model
 
 __all__ = ["METRICS", "QUALITY", "SCHEMA", "STRUCTURE", "Metric", "Record", "build", "read", "read_all", "write"]
 
@@ -52,6 +52,20 @@ class Record:
     def pair(self) -> tuple[str, str]:
         """(training size, test size)."""
         return self.train, self.test
+
+    @property
+    def broken(self) -> str:
+        """What is wrong with its training, or "": its loss ended far above its lowest.
+
+        Averaged weights may still give fair scores then: a network that fails at a narrow band of noise levels, which the sampler
+        and the levels of the denoising loss step over, shows in its training loss alone.
+        """
+        loss, lowest = (self.value["training"].get(name) for name in ("loss", "lowest"))
+        if loss is None or lowest is None or loss <= BROKEN * lowest:
+            return ""
+        return (
+            f"the training of {self.value['method']['trained_as']} ended at a loss of {loss:.3g}, and its lowest was {lowest:.3g}"
+        )
 
 
 def _plain(value: Any, depth: int = 8) -> bool:

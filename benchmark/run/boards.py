@@ -103,7 +103,8 @@ def submit(protocol: Protocol, method: str, seed: int, run: Run) -> tuple[list[P
         (what was written, what that changes in the rankings as markdown).
 
     Raises:
-        UserError: a custom run, a protocol that is not ranked, or a row that lacks a cell or holds a stale one.
+        UserError: a custom run, a protocol that is not ranked, a row that lacks a cell or holds a stale one, or a row of a
+            training that broke down.
     """
     if protocol.custom or not protocol.ranked:
         kind = "a custom run" if protocol.custom else f"protocol '{protocol.name}', which is not ranked"
@@ -118,6 +119,8 @@ def submit(protocol: Protocol, method: str, seed: int, run: Run) -> tuple[list[P
     stale = [path.name for path, value in zip(paths, values, strict=True) if value.stale]
     if stale:
         raise UserError(f"{row} was made by code that has changed since ({listed(stale)} in {source}): run `make bench`")
+    if broken := next((value.broken for value in values if value.broken), ""):
+        raise UserError(f"{row} is not fit for a table: {broken}; lower train.lr")
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / BOARDS.name
         shutil.copytree(BOARDS, draft)

@@ -17,13 +17,13 @@ from benchmark import progress
 from benchmark.files import UserError, atomic
 from benchmark.model.flops import recognised, training_flops
 from benchmark.model.method import Method
+from benchmark.results.schema import BROKEN
 
 
 class Watch(Callback):
     """Shows and logs progress and throughput, counts hours over all runs, and stops at a loss that is not a number."""
 
     every = 16  # steps between two readings of the losses: reading waits for the device
-    jump = 2.0  # times its lowest value so far: a running loss above that says that the training is unstable
 
     def __init__(self, stage: progress.Stage, key: str) -> None:
         self.stage, self.key = stage, key
@@ -68,7 +68,7 @@ class Watch(Callback):
                 raise UserError(f"the loss is {value} at step {step}; samples of the batch: {shown}. A smaller train.lr may help")
             self.loss = value if math.isnan(self.loss) else 0.99 * self.loss + 0.01 * value
             self.lowest = min(self.lowest, self.loss)
-            risen = self.loss > self.jump * self.lowest
+            risen = self.loss > BROKEN * self.lowest
             if risen and self.calm:
                 progress.say(
                     f"the loss has risen from {self.lowest:.4f} to {self.loss:.4f} at step {step}: a training that does so is "
@@ -82,10 +82,11 @@ class Watch(Callback):
         checkpoint["fingerprint"] = self.key
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds, "loss": self.loss, "skipped": self.skipped}
+        return {"seconds": self.seconds, "loss": self.loss, "lowest": self.lowest, "skipped": self.skipped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.before, self.loss, self.skipped = state_dict["seconds"], state_dict["loss"], state_dict["skipped"]
+        self.lowest = state_dict.get("lowest", self.loss)
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:

@@ -26,6 +26,14 @@ from benchmark.run.loss import cell_loss, heldout_images
 from benchmark.run.sample import units
 from benchmark.run.train import prepared, trained
 
+TRAINED = (
+    "fingerprint",
+    "steps",
+    "parameters",
+    "hours",
+    "loss",
+    "lowest",
+)  # what a record says of its training; the last since 0.2.0
 COMPARED = ("fid", "is", "loss")  # scores whose replicates are kept, for comparisons in pairs; the others keep their interval
 
 
@@ -106,7 +114,7 @@ def build(
     """The record of a scored cell."""
     cls = registry.load(cell.method)
     training, data_hash = trained(cell.training, run)
-    report = read_fields(training / REPORT, "fingerprint", "steps", "parameters", "hours", "loss")
+    report = read_fields(training / REPORT, *TRAINED[:-1])
     cuda = torch.cuda.is_available()
     return record.build(
         cell.protocol,
@@ -120,7 +128,7 @@ def build(
         train=cell.train,
         test=cell.test,
         seed=cell.seed,
-        training={key: report[key] for key in ("fingerprint", "steps", "parameters", "hours", "loss")},
+        training={key: report[key] for key in TRAINED if key in report},
         data_hash=data_hash,
         reference={"hash": real.hash, "count": real.count},
         detector={"name": detector.name, "hash": detector.hash},

@@ -303,6 +303,7 @@ def save(method: Method, folder: Path, key: str, name: str, source: Source, watc
         "parameters": sum(value.numel() for value in state.values()),
         "hours": watched["seconds"] / 3600,
         "loss": watched["loss"],
+        "lowest": watched["lowest"],
         "skipped": watched["skipped"],
         "autoencoder": source.autoencoder,
     }

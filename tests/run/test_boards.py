@@ -108,6 +108,23 @@ def test_a_stale_row_is_refused(committed, tmp_path, monkeypatch):
     assert files(committed) == before
 
 
+def test_a_row_of_a_training_that_broke_down_is_refused(committed, tmp_path):
+    shapes, run = protocol.load("shapes"), Run(tmp_path / "runs", devices="1")
+    before = files(committed)
+    for lowest, refused in ((0.11, True), (0.6, False)):
+        for pair in shapes.pairs():
+            value = value_of(shapes, "ntk", pair, 0)
+            value["training"] |= {"loss": 1.0, "lowest": lowest}
+            record.write(value, stages.records_folder(shapes, run))
+        if refused:
+            with pytest.raises(
+                UserError, match=r"ended at a loss of 1, and its lowest was 0\.11; lower train"
+            ):
+                boards.submit(shapes, "ntk", 0, run)
+            assert files(committed) == before
+    assert boards.submit(shapes, "ntk", 0, run)
+
+
 def test_what_fails_on_the_way_leaves_the_leaderboards_as_they_were(committed, tmp_path, monkeypatch):
     shapes, run = protocol.load("shapes"), Run(tmp_path / "runs", devices="1")
     write_row(run, "ntk", shapes.pairs())
