@@ -21,7 +21,8 @@ from benchmark.identity import Cell
 from benchmark.plan.place import Run, device
 from benchmark.protocol import Protocol
 from benchmark.results.compare import Comparison, compare
-from benchmark.run.train import load_weights, prepared, trained
+from benchmark.run.sample import built
+from benchmark.run.train import prepared
 
 
 def heldout_images(protocol: Protocol, test: str, run: Run, device: torch.device | str, count: int = denoising.IMAGES,
@@ -40,10 +41,7 @@ def heldout_images(protocol: Protocol, test: str, run: Run, device: torch.device
 
 def cell_loss(cell: Cell, run: Run, images: HeldOut) -> dict[str, Any]:
     """The denoising loss of a cell, as the score of its record; `images` are of the cell's test size."""
-    folder, _ = trained(cell.training, run)
-    method = registry.build(cell.method, cell.protocol, cell.train, cell.seed)
-    load_weights(method, folder)
-    method = method.to(images.data.device).eval()
+    method = built(cell, run).to(images.data.device)
     with progress.stage(f"loss {cell}", 1, "forward") as stage:
 
         def report(done: int, total: int) -> None:

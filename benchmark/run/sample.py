@@ -252,7 +252,7 @@ def save_grid(images: list[np.ndarray], path: Path, columns: int = 8, gap: int =
 
 def built(cell: Cell, run: Run) -> Method:
     """The method of a cell with its trained weights, ready to predict."""
-    training, report = trained(cell.training, run)
+    training, _ = trained(cell.training, run)
     method = registry.build(cell.method, cell.protocol, cell.train, cell.seed)
-    load_weights(method, training, report)
+    load_weights(method, training)
     return method.eval()

@@ -117,9 +117,7 @@ def test_a_row_of_a_training_that_broke_down_is_refused(committed, tmp_path):
             value["training"] |= {"loss": 1.0, "lowest": lowest}
             record.write(value, stages.records_folder(shapes, run))
         if refused:
-            with pytest.raises(
-                UserError, match=r"ended at a loss of 1, and its lowest was 0\.11; lower train"
-            ):
+            with pytest.raises(UserError, match=r"ended at a loss of 1, and its lowest was 0\.11; lower train"):
                 boards.submit(shapes, "ntk", 0, run)
             assert files(committed) == before
     assert boards.submit(shapes, "ntk", 0, run)

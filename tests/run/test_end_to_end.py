@@ -22,6 +22,7 @@ from benchmark.__main__ import main
 from benchmark.evaluate.samples import read_chunk
 from benchmark.files import ROOT, UserError
 from benchmark.identity import Cell, Training
+from benchmark.measure import levels
 from benchmark.model import checkpoint
 from benchmark.model.encoding import Encoding
 from benchmark.plan import stages
@@ -137,6 +138,11 @@ def test_what_a_cell_has_lost_is_made_again_and_without_it_nothing_is_scored(fir
     sample.sample(*again)
     assert content(cell) == complete
     assert (cell / "samples.json").is_file()
+
+
+def test_a_training_is_looked_at_level_by_level(first, out):
+    shown, found = levels.look(["rpe2d"], protocol.load("smoke"), 0, Run(out))
+    assert (list(shown.columns[2].cells), found) == (["nowhere"], False)
 
 
 def test_two_runs_do_not_sample_a_cell_at_once(first, out):
