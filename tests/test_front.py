@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import re
@@ -21,13 +22,16 @@ from benchmark import protocol
 from benchmark.__main__ import app
 from benchmark.board import ranking
 from benchmark.cli import options
+from benchmark.data import card
 from benchmark.files import ROOT, UserError
 from benchmark.measure import teaser
 from benchmark.plan import own
-from benchmark.results import record
+from benchmark.results import record, verified
 from benchmark.run import slurm
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDES = ("README.md", "CONTRIBUTING.md", *(f"{folder}/README.md" for folder in ("datasets", "leaderboards", "methods")))
+TEXTS = sorted(str(path.relative_to(ROOT)) for folder in (protocol.FOLDER, card.CARDS) for path in folder.glob("*.yaml"))
 MAKE = shutil.which("make")
 
 
@@ -38,14 +42,28 @@ def make(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def commands(text: str) -> list[str]:
-    """The lines of a text's shell blocks, without their comments."""
+    """The lines of a text's shell blocks, and its indented commands, without their comments."""
     blocks = re.findall(r"```sh\n(.*?)```", text.replace("\\\n", " "), re.DOTALL)
-    return [line.split("#")[0].strip() for block in blocks for line in block.splitlines() if line.split("#")[0].strip()]
+    indented = re.findall(r"^ {4}(?:make|python) .*$", text.replace("\\\n", " "), re.MULTILINE)
+    lines = [*(line for block in blocks for line in block.splitlines()), *indented]
+    return [line.split("#")[0].strip() for line in lines if line.split("#")[0].strip()]
+
+
+@pytest.mark.parametrize("file", [*GUIDES, *TEXTS])
+def test_files_and_modules_that_a_text_names_are_there(file):
+    text = (ROOT / file).read_text(encoding="utf-8")
+    folders, endings = "benchmark|tests|methods|datasets|leaderboards", "py|yaml|md|safetensors"
+    named = re.findall(rf"(?<![\w/.])(?:{folders})/[\w./-]+\.(?:{endings})\b", text)
+    named += [f"{module.replace('.', '/')}.py" for module in re.findall(r"python -m (benchmark\.[.\w]+)\b", text)]
+    later = f"leaderboards/{verified.NAME}"  # which the first entry makes
+    assert not [name for name in named if name != later and not (ROOT / name).is_file()]
 
 
 @pytest.mark.skipif(not MAKE, reason="there is no make")
-@pytest.mark.parametrize("line", [line for line in commands(README) if line.startswith("make ")])
-def test_make_understands_every_command_of_the_readme(line):
+@pytest.mark.parametrize(
+    "line", [line for file in GUIDES for line in commands((ROOT / file).read_text(encoding="utf-8")) if line.startswith("make ")]
+)
+def test_make_understands_every_command_of_the_guides(line):
     words = subprocess.run(["bash", "-c", f"P=shapes; printf '%s\\n' {line[5:]}"], capture_output=True, text=True, check=True)
     result = make(*words.stdout.splitlines())
     assert result.returncode == 0, result.stderr
@@ -104,6 +122,13 @@ def test_tables_fit_80_columns(words):
     assert "…" not in result.stdout  # nothing is cut
 
 
+def test_no_line_of_a_verbs_help_breaks_early():
+    """Typer fills the first paragraph of a docstring, and keeps the line breaks of all others."""
+    for command in app.registered_commands:
+        for paragraph in inspect.cleandoc(command.callback.__doc__).split("\n\n")[1:]:
+            assert "\n" not in paragraph, command.callback.__name__
+
+
 def test_rows_of_this_run_are_new_in_the_terminal():
     shapes = protocol.load("shapes")
     made = [value_of(shapes, name, pair, 0, 20.0) for name in ("yarn", "ntk") for pair in shapes.pairs()]
@@ -141,6 +166,17 @@ def test_score_prints_one_json_object_alone(folders):
     assert found["count"] == 64
     assert found["scores"]["fid"]["low"] <= found["scores"]["fid"]["value"] <= found["scores"]["fid"]["high"]
     assert found["detector"]["name"] == "shapes"
+
+
+def test_a_reference_is_made_of_all_images_and_names_its_file(folders):
+    """As the README has it: no number is given, and `score` takes the file that was named."""
+    words = [str(folders / "b"), "32x32", "--detector", "shapes", "--out", str(folders / "out")]
+    made = CliRunner().invoke(app, ["reference", *words])
+    assert made.exit_code == 0, made.output
+    file = "".join(made.stdout.split(" in ")[-1].split())
+    assert "reference of 64 images in" in made.stdout
+    words = ["--samples", str(folders / "a"), "--reference", file, "--detector", "shapes", "--json"]
+    assert json.loads(CliRunner().invoke(app, ["score", *words]).stdout)["reference"]["count"] == 64
 
 
 @pytest.mark.parametrize("words", [["--seed", "0"], ["--out", "runs"], ["--test", "32x32"], ["--keep"]])

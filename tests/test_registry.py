@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -19,8 +22,8 @@ def test_it_is_what_the_class_says(name: str) -> None:
     assert about.trains_as == registry.trained_name(name)
     for key in ("paper", "kind", "year"):
         declared = getattr(cls, key, None)
-        if declared and key != "paper":
-            assert getattr(about, key) == declared
+        if declared:
+            assert about.paper.endswith(declared) if key == "paper" else getattr(about, key) == declared
     assert about.paper == "" or about.paper.startswith("https://")
     assert about.year is None or 2015 < about.year < 2100
 
@@ -51,6 +54,15 @@ def test_attributes_are_inherited_as_python_does(folder: Path) -> None:
     assert registry.about("child").title == "Changed"
     with pytest.raises(UserError, match="unknown method"):
         registry.about("absent")
+
+
+def test_the_example_of_the_guide_says_what_it_is(folder: Path) -> None:
+    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (folder / "half.py").write_text(textwrap.dedent(re.search(r"```python\n(.*?)```", guide, re.DOTALL)[1]))
+    shutil.copy(ROOT / "methods" / "extrapolation.py", folder)
+    assert registry.about("half") == registry.About(
+        "Half speed", "https://arxiv.org/abs/2400.00000", 2024, "training-free", "extrapolation"
+    )
 
 
 def test_a_file_is_read_once_until_it_changes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import rich.table
+from rich import box
 from rich.text import Text
 
 from benchmark import protocol
@@ -18,7 +20,7 @@ from benchmark.results.record import Record
 
 
 def rich_table(rules: Protocol | str, records: Iterable[Record], new: Collection[str] = ()) -> rich.table.Table:
-    """The compact table for a terminal: FID with IS below it, a row a method, best in bold.
+    """The compact table for a terminal of 80 columns: FID, its spread over seeds and IS below each other, best in bold.
 
     Args:
         rules: the protocol or its name; records of others are left out.
@@ -30,13 +32,17 @@ def rich_table(rules: Protocol | str, records: Iterable[Record], new: Collection
         row.new = row.method in new
     used = "".join(row.marks for row in board.rows)
     legend = "; ".join(f"{mark} {meaning.partition(':')[0]}" for mark, meaning in table.MARKS.items() if mark in used)
+    trained = {column.train for column in board.columns if not column.is_mean}
+    where = f", trained at {min(trained)}" if len(trained) == 1 else ""
     made = rich.table.Table(
-        title=Text(f"{rules.name}: FID ↓ (IS ↑ below), N = {rules.sample.count:,}, protocol {rules.hash}"),
-        caption=Text(legend) if legend else None,
-    )
-    made.add_column("Method")
+        title=Text(f"{rules.name}: FID ↓ (IS ↑ below), N = {rules.sample.count:,}{where}, protocol {rules.hash}"),
+        caption=Text(legend) if legend else None, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0),
+    )  # fmt: skip
+    made.add_column("Method", overflow="fold")  # no name is cut
     for column in board.columns:
-        made.add_column(Text("\n".join(column.words if column.is_mean else column.words[::-1])), justify="right")
+        sizes = [column.test] if where else [f"{column.train} →", column.test]
+        words = column.words if column.is_mean else [*sizes, *textwrap.wrap(column.ratio_label, 6)]
+        made.add_column(Text("\n".join(words)), justify="right", no_wrap=True)
     entries = {metric: [row.entries[metric, c] for row in board.rows for c in board.columns] for metric in board.metrics}
     places = {metric: decimals(entry.value for entry in items) for metric, items in entries.items()}
     for row in board.rows:
@@ -47,9 +53,9 @@ def rich_table(rules: Protocol | str, records: Iterable[Record], new: Collection
             for metric, style in (("fid", ""), ("is", "dim")):
                 if metric in board.metrics:
                     entry = row.entries[metric, column]
-                    spread = f" ± {number(entry.spread, 1)}" if entry.spread is not None and metric == "fid" else ""
-                    text = shown(entry, places[metric]).text + spread
-                    lines.append(Text(text, style=f"{style} bold" if entry.best else style))
+                    lines.append(Text(shown(entry, places[metric]).text, style=f"{style} bold" if entry.best else style))
+                    if entry.spread is not None and metric == "fid":
+                        lines.append(Text(f"± {number(entry.spread, 1)}"))
             cells.append(Text("\n").join(lines[:1] if str(lines[0] if lines else "") in (FAILED, NOT_RUN) else lines))
         made.add_row(*cells)
     return made

@@ -77,8 +77,9 @@ def sweep(
 ) -> None:
     """Everything for all methods of a protocol; shared trainings run once, failures do not stop the others.
 
-    With --cluster the stages become jobs that depend on each other: trainings, then cells, then the leaderboards. Nodes that
-    you already hold take a stage with torchrun: torchrun --nproc-per-node 8 -m benchmark train METHOD --devices 8 ...
+    With --cluster the stages become jobs that depend on each other: trainings, then cells, then the leaderboards.
+
+    On nodes that you hold already, torchrun runs one stage: torchrun --nproc-per-node 8 -m benchmark train METHOD --devices 8 ...
     """
     run = place.Run(out, data, devices, nodes, keep=keep)
     protocol = load(protocol_name, overrides, run)

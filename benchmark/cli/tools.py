@@ -29,6 +29,7 @@ from benchmark.cli.options import (
     load,
 )
 from benchmark.files import ROOT, UserError, unknown
+from benchmark.identity import SCORING, code_key
 
 boards, local, losses, training = (lazy.module(f"benchmark.run.{name}") for name in ("boards", "local", "loss", "train"))
 place, stages = lazy.module("benchmark.plan.place"), lazy.module("benchmark.plan.stages")
@@ -43,6 +44,7 @@ app = typer.Typer()
 EVALUATE, BOARDS, OTHER = "Evaluate", "Leaderboards", "Other"
 DETECTORS = "inception, dinov2, shapes or photos"
 SMALL = ("photos", "shapes")  # detectors that are trained here
+MOST = 50_000  # images of a reference, where their number is not given: as many as the field takes
 OF_CELLS = ("overrides", "protocol_name", "seed", "train", "test", "out", "data", "keep")  # what `score --samples` does not read
 
 
@@ -151,7 +153,7 @@ def loss(
 def reference(
     source: Annotated[str, typer.Argument(help="real images: 'shapes', a folder of pictures, or of shards")],
     size: Annotated[str, typer.Argument(help="HEIGHTxWIDTH in pixels, such as 512x384")],
-    count: Annotated[int, typer.Option(min=2, help="how many images")] = 50_000,
+    count: Annotated[int, typer.Option(min=0, help="how many images; 0 takes all, at most 50,000")] = 0,
     nearest: Annotated[int, typer.Option(min=4, help="how many of them for precision and recall")] = 10_000,
     detector: Annotated[str, typer.Option(help=DETECTORS)] = "inception",
     weights: Weights = "",
@@ -160,10 +162,13 @@ def reference(
     """Make the reference statistics of real images at any size (ADM's centre crop)."""
     size_hw, folder = protocol.size_hw(size), out / "references"
     found, loaded = references.open_source(source), detectors.load(detector, weights or None, place.device())
+    count = count or (MOST if found.count is None else min(found.count, MOST))
     with progress.stage(f"reference {source} {size}", count, "image") as stage:
         made = references.make(found, size_hw, loaded, count, nearest, folder, report=lambda done, _: stage.set(done))
     enlarged = f", {made.meta['upsampled']} of them enlarged" if made.meta["upsampled"] else ""
-    progress.say(f"reference {made.hash} of {made.count} images{enlarged} in {folder}")
+    code = code_key(SCORING[1], type(loaded).__module__)[:6]  # as the name of the file has it
+    for file in folder.glob(f"*-{made.hash}-{code}.npz"):
+        progress.say(f"reference of {made.count} images{enlarged} in {file}")
 
 
 @app.command(rich_help_panel=EVALUATE)

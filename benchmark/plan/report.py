@@ -141,7 +141,7 @@ def notes(
     if count > 1 and hours:
         lines.append(f"On {count} devices that share the work evenly: {hours / count:,.1f} h.")
     if price and hours:
-        lines.append(f"At {price:g} a {device.title} hour: {hours * price:,.0f}.")
+        lines.append(f"At {price:g} an hour of {device.title}: {hours * price:,.0f}.")
     made = [stage.full_cost().hours(device, share) for stage in missing if isinstance(stage, Sample) and not stage.shared]
     if made:
         detector = detecting(protocol, protocol.sample.count).hours(device, share)

@@ -26,23 +26,42 @@ def test_the_table_in_the_terminal(home: Path, rules: protocol.Protocol) -> None
     assert (
         stream.getvalue().replace(rules.hash, "0123456789ab")
         == """\
-       shapes-tiny: FID ↓ (IS ↑ below), N = 100, protocol 0123456789ab       
-┏━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━┳━━━━━━━━━━━━┓
-┃              ┃ 16x16 → 16x16 ┃ 16x16 → 32x32 ┃ 16x16 → 16x32 ┃       mean ┃
-┃ Method       ┃            1x ┃            2x ┃      1x by 2x ┃     beyond ┃
-┡━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━╇━━━━━━━━━━━━┩
-│ LEDiT ¹      │          10.2 │          20.0 │          31.0 │       25.5 │
-│              │          7.75 │          7.50 │          7.22 │       7.36 │
-│ YaRN         │    10.5 ± 0.7 │    41.0 ± 1.4 │    31.5 ± 2.1 │ 36.2 ± 1.8 │
-│              │          7.74 │          6.97 │          7.21 │       7.09 │
-│ NTK-aware †¹ │          10.0 │          90.0 │          80.0 │       85.0 │
-│              │          7.75 │          5.75 │          6.00 │       5.88 │
-│ RPE-2D ‡¹    │          12.5 │        failed │             – │          – │
-│              │          7.69 │               │               │            │
-└──────────────┴───────────────┴───────────────┴───────────────┴────────────┘
-                      † stale; ‡ incomplete; ¹ one seed                      
+shapes-tiny: FID ↓ (IS ↑ below), N = 100, 
+ trained at 16x16, protocol 0123456789ab  
+                             16x32        
+              16x16   32x32  1x by    mean
+Method           1x      2x     2x  beyond
+──────────────────────────────────────────
+LEDiT ¹        10.2    20.0   31.0    25.5
+               7.75    7.50   7.22    7.36
+YaRN           10.5    41.0   31.5    36.2
+              ± 0.7   ± 1.4  ± 2.1   ± 1.8
+               7.74    6.97   7.21    7.09
+NTK-aware †¹   10.0    90.0   80.0    85.0
+               7.75    5.75   6.00    5.88
+RPE-2D ‡¹      12.5  failed      –       –
+               7.69                       
+    † stale; ‡ incomplete; ¹ one seed     
 """
     )
+
+
+def test_the_table_of_the_first_command_fits_80_columns() -> None:
+    """With seeds, at all of its sizes: nothing is cut, no name is broken."""
+    shapes = protocol.load("shapes")
+    values = [
+        value_of(shapes, name, pair, seed, 16.8 + seed)
+        for name in ("extrapolation", "yarn")
+        for pair in shapes.pairs()
+        for seed in (0, 1)
+    ]
+    stream = io.StringIO()
+    Console(file=stream, width=80, color_system=None).print(
+        ranking.rich_table(shapes, [record.from_value(v, shapes) for v in values])
+    )
+    assert len([line for line in stream.getvalue().splitlines() if line.startswith(("extrapolation ", "YaRN "))]) == 2
+    assert "…" not in stream.getvalue()
+    assert "± 0.7" in stream.getvalue()
 
 
 def test_what_changes_in_the_ranking(home: Path, rules: protocol.Protocol) -> None:
