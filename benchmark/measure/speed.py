@@ -104,6 +104,7 @@ def _method_table(result: dict[str, Any], size: str, batch: int, rounds: int, de
     table = Table("method", "training step", "sampling step", title=f"time beside {base}", title_justify="left")
     rope = _method(base, size, device)
     for name in registry.names():
+        torch.compiler.reset()  # or after eight variants of the core the next ones would be timed without compiling
         method = _method(name, size, device)
         row = {}
         for kind, action in (("training", _train_once), ("sampling", _sample_once)):

@@ -6,21 +6,37 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from benchmark.protocol import Protocol
 
 
-def averaging(protocol: Protocol) -> WeightAveraging:
+class Averaging(WeightAveraging):
+    """Lightning's average of the weights, on the device of the weights.
+
+    Lightning makes it before the weights move to a GPU, so that it would stay on the processor, and every step would wait for all
+    weights to be copied there. The number of updates does stay there: it is looked at in every step.
+    """
+
+    @property
+    def state_key(self) -> str:
+        return WeightAveraging.__qualname__  # as in checkpoints of before
+
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._average_model.module.to(module.device)
+
+
+def averaging(protocol: Protocol) -> Averaging:
     """The moving average of the weights, which is what is sampled from."""
-    return WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(protocol.train.ema))
+    return Averaging(multi_avg_fn=get_ema_multi_avg_fn(protocol.train.ema))
 
 
 def has_bf16() -> bool:
     """Whether this machine multiplies in bfloat16: a GPU since Ampere, or a processor with AVX512-BF16 or AMX."""
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)  # older ones only emulate it
     if torch.backends.mps.is_available():
         return False
     capability = torch.backends.cpu.get_cpu_capability()

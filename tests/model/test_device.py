@@ -1,0 +1,76 @@
+"""Every method trains and samples with its tensors on a CUDA device, pretended, to the numbers of the processor."""
+
+from __future__ import annotations
+
+import pytest
+import small
+import torch
+from pretended import CUDA, PretendedCuda
+
+from benchmark import registry
+from benchmark.model import precision
+from benchmark.model.method import Method
+
+
+def build(name: str, **sections) -> Method:
+    protocol = small.contest(**sections)
+    return small.fill(registry.load(name)(protocol, "16x24", 0, protocol.options.get(name, {})))
+
+
+def on_device(batch: dict) -> dict:
+    return {key: value.to(CUDA) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_trains_and_samples_on_a_device(name):
+    method, batch = build(name), small.batch(small.contest(), "16x24", 0)
+    loss, images = method.loss(batch), method.generate("32x48", 0, [0, 1])
+    with PretendedCuda():
+        method = build(name).to(CUDA)
+        moved = method.loss(on_device(batch))
+        assert moved.device == CUDA
+        assert float(moved.detach()) == pytest.approx(float(loss.detach()), rel=1e-5)
+        moved.backward()
+        for key, parameter in method.named_parameters():  # one without a gradient would stop a training on several GPUs
+            assert parameter.grad is not None, key
+            assert parameter.grad.device == CUDA, key
+        found = method.generate("32x48", 0, [0, 1])
+        assert found.device == CUDA
+    torch.testing.assert_close(found.held, images, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("solver", ["ddpm", "ddim"])
+def test_ddpm_trains_and_samples_on_a_device(solver):
+    sections = {"objective": {"name": "ddpm"}, "sample": {"solver": solver}}
+    batch = small.batch(small.contest(**sections), "16x24", 0)
+    with PretendedCuda():
+        method = build("extrapolation", **sections).to(CUDA)
+        assert method.loss(on_device(batch)).device == CUDA
+        assert method.generate("32x48", 0, [0, 1]).device == CUDA
+
+
+def test_a_tensor_left_on_the_processor_is_found():
+    with PretendedCuda():
+        x = torch.ones(3, device=CUDA)
+        assert (x * torch.tensor(2.0)).device == CUDA  # a number without dimensions may come from there
+        assert x[torch.tensor([0, 1])].device == CUDA
+        for wrong in (lambda: x + torch.ones(3), lambda: torch.ones(3)[x.long()], lambda: torch.cat([x, torch.ones(1)]),
+                      lambda: torch.randn(2, device=CUDA, generator=torch.Generator())):  # fmt: skip
+            with pytest.raises(RuntimeError, match="processor"):
+                wrong()
+
+
+def test_the_average_of_the_weights_follows_them():
+    """Lightning makes it before it moves the weights."""
+    method = build("extrapolation")
+    averaging = precision.averaging(method.protocol)
+    averaging.setup(None, method, "fit")
+    average = averaging._average_model
+    with PretendedCuda():
+        method.to(CUDA)
+        averaging.on_fit_start(None, method)
+        assert {value.device for value in average.module.parameters()} == {CUDA}
+        assert average.n_averaged.device.type == "cpu"
+        for _ in range(2):
+            average.update_parameters(method)
+    assert average.n_averaged == 2
