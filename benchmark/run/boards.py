@@ -107,7 +107,7 @@ def submit(protocol: Protocol, method: str, seed: int, run: Run) -> tuple[list[P
             training that broke down.
     """
     if protocol.custom or not protocol.ranked:
-        kind = "a custom run" if protocol.custom else f"protocol '{protocol.name}', which is not ranked"
+        kind = "a custom run" if protocol.custom else f"protocol '{protocol.name}', which is not ranked,"
         raise UserError(f"records of {kind} belong to no leaderboard")
     source = records_folder(protocol, run)
     paths = [record.place(protocol.name, method, cell.train, cell.test, seed) for cell in cells_of(protocol, [method], seed)]

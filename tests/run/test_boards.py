@@ -57,7 +57,7 @@ def test_an_incomplete_row_is_refused_before_anything_is_copied(committed, tmp_p
 
 @pytest.mark.parametrize(
     ("name", "overrides", "kind"),
-    [("shapes", ["train.steps=5"], "a custom run"), ("smoke", [], "protocol 'smoke', which is not ranked")],
+    [("shapes", ["train.steps=5"], "a custom run"), ("smoke", [], "protocol 'smoke', which is not ranked,")],
 )
 def test_what_belongs_to_no_leaderboard_is_refused(name, overrides, kind, committed, tmp_path):
     found, run = protocol.load(name, overrides), Run(tmp_path / "runs", devices="1")
