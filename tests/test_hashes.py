@@ -8,8 +8,8 @@ from benchmark import protocol
 
 HASHES = {
     "shapes": "b687c9a02ea9",
-    "shapes-attention-jin": "941eba0f4c5c",
-    "shapes-timestep-shift": "311d4c99e4f5",
+    "shapes-attention-jin": "4a7c48a30dc3",
+    "shapes-timestep-shift": "7e8b07b8da01",
     "smoke": "860c3f47a510",
 }
 

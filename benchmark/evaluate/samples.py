@@ -173,7 +173,7 @@ def _open_chunks(folder: Path) -> Images:
         if file.name != chunk_name(k):
             raise UserError(f"{folder}/{chunk_name(k)} is missing; sample the cell again, finished chunks are kept")
         count, *picture = chunk_shape(file)
-        size = size or picture
+        size = size or tuple(picture)
         _check_size(size, picture, file)
         units.append(Unit(start, count, _stamp(file), functools.partial(read_chunk, file)))
         start += count

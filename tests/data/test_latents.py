@@ -108,7 +108,7 @@ def test_trains_on_latents_whether_stored_or_not(small, autoencoder, tmp_path):
         assert report["autoencoder"]
         assert np.isfinite(report["loss"])
         made = sample.sample(Cell(small, name, "32x32", "48x32", 0), run)
-        assert np.load(sample.chunk_path(made, 0)).shape == (8, 48, 32, 3)
+        assert sample.read_chunk(sample.chunk_path(made, 0)).shape == (8, 48, 32, 3)
 
 
 def test_the_latents_of_the_right_autoencoder_are_found(small, autoencoder, tmp_path, monkeypatch):
