@@ -429,7 +429,7 @@ def test_damaged_chunks(tmp_path):
         chunk.write_bytes(damaged)
         with pytest.raises(UserError, match=rf"chunk-00002\.tar.*{message}"):
             open_images(folder)
-    write_chunk(chunk, scenes(4), 8)
+    write_chunk(chunk, scenes(20)[8:12], 8)
     assert chunk.read_bytes() == sound, "the same bytes for the same images"
     last = sound.rfind(b"IDAT") + 20
     chunk.write_bytes(sound[:last] + bytes(40) + sound[last + 40 :])
