@@ -144,6 +144,7 @@ class Protocol:
     options: dict[str, dict[str, pydantic.JsonValue]] = field(default_factory=dict)  # hyper-parameters of methods in this contest
     methods: list[Line] = field(default_factory=list)  # what a sweep runs, or with a minus leaves out; empty: all of methods/
     ranked: bool = True  # whether its records belong into leaderboards/
+    rehearses: Line = ""  # the protocol that this one shortens: its trainings end before they have converged, and its tables say so
     custom: bool = False  # made with overrides: never written into leaderboards/
     source: str = ""  # what `load` was given, and the overrides: enough to load the same rules in another process
     overrides: list[str] = field(default_factory=list)
@@ -377,6 +378,8 @@ def _check_relations(protocol: Protocol) -> None:
     need(not pixels or core.channels == 3, f"core.channels is {core.channels}; pixels have 3")
     if protocol.score.detector not in (known := registry.detectors(scoring=True)):
         raise unknown("score.detector", protocol.score.detector, known)
+    if protocol.rehearses and protocol.rehearses not in names():
+        raise unknown(f"protocol that {protocol.name} rehearses", protocol.rehearses, names())
     for train, tests in protocol.cells.items():
         need(len(set(tests)) == len(tests), f"a test size of {train} is listed twice")
         for size in [train, *tests]:

@@ -27,13 +27,28 @@ def test_shipped_protocols_load(name):
         assert rules.largest_grid(train) >= max(rules.grid(train))
 
 
-def test_shapes_is_the_contest_that_is_promised():
-    rules = protocol.load("shapes")
+def test_shapes_long_is_the_contest_that_is_promised():
+    rules = protocol.load("shapes-long")
     (train,) = rules.cells
     height, width = protocol.size_hw(train)
     tests = [protocol.size_hw(size) for size in rules.cells[train]]
     assert {h / height for h, w in tests if h * width == w * height} == {0.5, 0.75, 1, 1.5, 2}
     assert sum(h != w for h, w in tests) == 2
+
+
+def test_a_rehearsal_is_shorter_and_nothing_else(tmp_path):
+    """Its cells are some of the longer contest's; a rehearsal of nothing is refused."""
+    short, long = protocol.load("shapes"), protocol.load("shapes-long")
+    assert (short.rehearses, long.rehearses) == ("shapes-long", "")
+    assert {key for key, value in short.rules().items() if value != long.rules()[key]} == {"train", "sample", "cells"}
+    assert {key for key, value in vars(short.train).items() if value != vars(long.train)[key]} == {"steps", "decay"}
+    assert {key for key, value in vars(short.sample).items() if value != vars(long.sample)[key]} == {"count"}
+    assert short.train.steps < long.train.steps / 3
+    assert set(short.pairs()) < set(long.pairs())
+    assert short.largest("32x32") == long.largest("32x32")
+    (tmp_path / "mine.yaml").write_text("base: smoke\nrehearses: shapes-lon\n")
+    with pytest.raises(UserError, match="unknown protocol that mine rehearses 'shapes-lon'; did you mean 'shapes-long'"):
+        protocol.load(str(tmp_path / "mine.yaml"))
 
 
 def test_sizes_are_height_then_width():
@@ -111,7 +126,7 @@ def test_a_size_that_does_not_fit_is_named(tmp_path):
 
 def test_a_base_is_merged_below(tmp_path):
     """A switch contest is its base with one setting changed, and shares its trainings."""
-    plain, switched = protocol.load("shapes"), protocol.load("shapes-attention-jin")
+    plain, switched = protocol.load("shapes-long"), protocol.load("shapes-attention-jin")
     assert switched.switches.attention_scale == "jin"
     assert switched.training("32x32") == plain.training("32x32")
     assert {key for key, value in switched.rules().items() if value != plain.rules()[key]} == {"switches", "cells"}

@@ -146,7 +146,12 @@ def parts(board: Table, path: Path | str = PARTS) -> list[Grid]:
 
 
 def agreement(board: Table, figures: Published) -> list[Grid]:
-    """How far the order of methods here is the papers': by FID with both orders, and by every measure that they print."""
+    """How far the order of methods here is the papers': by FID with both orders, and by every measure that they print.
+
+    Nothing of a rehearsal, whose trainings have not converged.
+    """
+    if board.protocol.rehearses:
+        return []
     titles = {row.method: row.title for row in board.rows}
     rows = []
     for item in published.agreements(board, figures):

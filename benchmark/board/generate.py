@@ -108,7 +108,7 @@ def tables_of(
 ) -> dict[str, Table | None]:
     """The table of every ranked protocol, and None for a leaderboard that is the papers' alone.
 
-    Those with records come first, then by name. Which rows are verified is told in `out_folder`.
+    Those with records come first, rehearsals after what they rehearse, then by name. Which rows are verified is told in `out_folder`.
     """
     known = {name: rules for name in protocol.names() if (rules := protocol.load(name)).ranked}
     found = {name: table.build(known[name], records) if name in known else None for name in {*known, *figures.leaderboards}}
@@ -116,7 +116,13 @@ def tables_of(
     for name, board in found.items():
         for row in board.rows if board else ():
             row.verified, row.new = checked.get((name, row.method), []), (name, row.method) in new
-    return dict(sorted(found.items(), key=lambda item: (not (item[1] and item[1].rows), item[0])))
+
+    def place(item: tuple[str, Table | None]) -> tuple[bool, str, bool, str]:
+        name, board = item
+        longer = board.protocol.rehearses if board else ""
+        return not (board and board.rows), longer or name, bool(longer), name
+
+    return dict(sorted(found.items(), key=place))
 
 
 def render(records: Sequence[Record], figures: Published, out_folder: Path, new: Rows = ()) -> dict[str, str | bytes]:

@@ -151,7 +151,15 @@ def repository() -> str:
 
 
 def verdict(board: Table) -> str:
-    """Who is first, by what rows are ranked by, and who is not different from it, among the complete rows of several seeds."""
+    """Who is first, by what rows are ranked by, and who is not different from it, among the complete rows of several seeds.
+
+    A rehearsal says first what it is.
+    """
+    told, longer = _verdict(board), board.protocol.rehearses
+    return f"A rehearsal of `{longer}`, with too few steps to converge: its order is a hint. {told}".strip() if longer else told
+
+
+def _verdict(board: Table) -> str:
     column = board.headline
     complete = [row for row in board.rows if row.complete and "fid" in board.metrics]
     have = [row for row in complete if len(row.seeds) > 1]

@@ -89,7 +89,7 @@ def look(names: list[str], rules: protocol.Protocol, seed: int, run: Run) -> tup
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmark.measure.levels", description=__doc__.partition("\n")[0])
     parser.add_argument("methods", nargs="+")
-    parser.add_argument("--protocol", default="shapes")
+    parser.add_argument("--protocol", default="shapes-long")
     parser.add_argument("--set", nargs="*", default=[], dest="overrides", metavar="KEY=VALUE", help="of a custom run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs"))

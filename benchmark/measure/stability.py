@@ -90,7 +90,7 @@ def compare(rules: protocol.Protocol, overrides: list[str], out: Path) -> Printe
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmark.measure.stability", description=__doc__.partition("\n")[0])
     parser.add_argument("overrides", nargs="+", help="those of the custom run, such as core.width=192")
-    parser.add_argument("--protocol", default="shapes")
+    parser.add_argument("--protocol", default="shapes-long")
     parser.add_argument("--out", type=Path, default=Path("runs"))
     given = parser.parse_args(arguments)
     return exit_code(lambda: Console().print(compare(protocol.load(given.protocol), given.overrides, given.out)))

@@ -20,7 +20,7 @@ from benchmark.protocol import size_hw
 
 FOLDER = ROOT / "leaderboards"
 FILE = FOLDER / "teaser.png"
-PROTOCOL, TRAIN, TEST, SEED = "shapes", "32x32", "64x64", 0
+PROTOCOL, TRAIN, TEST, SEED = "shapes-long", "32x32", "64x64", 0
 ROWS, SCALE, GAP, LABEL = 4, 2, 8, 30  # images of a column; screen pixels of one of theirs, between columns, and of a label
 GRID_GAP = 2  # pixels between the images of a committed grid
 

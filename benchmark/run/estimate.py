@@ -127,6 +127,8 @@ def announce(protocol: Protocol, stages: Sequence[Stage], run: Run) -> None:
             "This processor does not multiply in bfloat16, which the protocol asks for: float32 takes its place. It is slower, "
             "and values differ from those of records in their last digits."
         )
+    if protocol.rehearses:
+        progress.say(f"{protocol.name} is a rehearsal: what it compares converges under PROTOCOL={protocol.rehearses}")
     found = hours(stages, measure(protocol, device()), run.count * run.nodes)
     told = [f"{show_hours(value)} to {VERBS[kind]}" for kind, value in found.items() if value * 3600 >= 1]
     whole = show_hours(sum(found.values()))
