@@ -144,7 +144,7 @@ class Protocol:
     options: dict[str, dict[str, pydantic.JsonValue]] = field(default_factory=dict)  # hyper-parameters of methods in this contest
     methods: list[Line] = field(default_factory=list)  # what a sweep runs, or with a minus leaves out; empty: all of methods/
     ranked: bool = True  # whether its records belong into leaderboards/
-    rehearses: Line = ""  # the protocol that this one shortens: its trainings end before they have converged, and its tables say so
+    rehearses: Line = ""  # the longer protocol whose rules these are but for steps, samples and cells; its tables say so
     custom: bool = False  # made with overrides: never written into leaderboards/
     source: str = ""  # what `load` was given, and the overrides: enough to load the same rules in another process
     overrides: list[str] = field(default_factory=list)

@@ -84,9 +84,12 @@ def attribute(name: str, attribute: str) -> Any:
     for cls in _classes(name):
         for item in cls.body:
             if isinstance(item, ast.Assign | ast.AnnAssign) and item.value is not None:
-                targets = item.targets if isinstance(item, ast.Assign) else [item.target]
-                if any(isinstance(target, ast.Name) and target.id == attribute for target in targets):
-                    return ast.literal_eval(item.value)
+                for target in item.targets if isinstance(item, ast.Assign) else [item.target]:
+                    names = target.elts if isinstance(target, ast.Tuple) else [target]  # title, kind = "...", "..."
+                    for place, known in enumerate(names):
+                        if isinstance(known, ast.Name) and known.id == attribute:
+                            value = ast.literal_eval(item.value)
+                            return value[place] if isinstance(target, ast.Tuple) else value
     return None
 
 

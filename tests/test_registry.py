@@ -52,6 +52,10 @@ def test_attributes_are_inherited_as_python_does(folder: Path) -> None:
     assert registry.about("own") == registry.About("Own", "https://arxiv.org/abs/2305.00001", 2019, "trained", "own")
     (folder / "child.py").write_text('from methods.base import Base\n\n\nclass Child(Base):\n    title = "Changed"\n')
     assert registry.about("child").title == "Changed"
+    (folder / "child.py").write_text(
+        'from methods.base import Base\n\n\nclass Child(Base):\n    title, trains_as = "Both", "base"\n    year = later = 2021\n'
+    )
+    assert registry.about("child") == registry.About("Both", "https://arxiv.org/abs/2001.01234", 2021, "training-free", "base")
     with pytest.raises(UserError, match="unknown method"):
         registry.about("absent")
 

@@ -108,7 +108,8 @@ def tables_of(
 ) -> dict[str, Table | None]:
     """The table of every ranked protocol, and None for a leaderboard that is the papers' alone.
 
-    Those with records come first, rehearsals after what they rehearse, then by name. Which rows are verified is told in `out_folder`.
+    Those with records come first, then by name; a rehearsal follows what it rehearses. Which rows are verified is told in
+    `out_folder`.
     """
     known = {name: rules for name in protocol.names() if (rules := protocol.load(name)).ranked}
     found = {name: table.build(known[name], records) if name in known else None for name in {*known, *figures.leaderboards}}

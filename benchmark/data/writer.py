@@ -47,7 +47,7 @@ class Written:
         state = "complete already, skipped" if self.skipped else "written"
         lost = {"unreadable": self.failures, **self.left_out}
         told = ", ".join(f"{number:,} {reason}" for reason, number in lost.items() if number)
-        return f"{self.folder}: {self.count} samples {state}{f', left out: {told} (listed in manifest.json)' if told else ''}"
+        return f"{self.folder}: {self.count:,} images {state}{f', left out: {told} (listed in manifest.json)' if told else ''}"
 
 
 @dataclass(frozen=True)

@@ -186,7 +186,7 @@ def generate(cell: Cell, folder: Path, training: Path, report: dict[str, Any], t
 
 def at_rest(outputs: dict[str, np.ndarray], detector: Detector) -> dict[str, np.ndarray]:
     """What stays of a detector's outputs: no logits that its head makes of the features, and float16 where there are many."""
-    made = {"logits"} if getattr(detector, "head", None) is not None else set()
+    made = {"logits"} if detector.head is not None else set()
     kept = {name: value for name, value in outputs.items() if name not in made}
     if cost.feature_bytes(detector.name) == 4:
         return kept

@@ -101,7 +101,7 @@ def measured(cell: Cell, folder: Path, detector: Detector, real: Reference) -> t
     labels = streams.labels(config.labels, cell.seed, range(config.count), cell.protocol.core.classes)
     # Outside of what is caught: a lost file is no result.
     place = scoring.features_folder(folder, detector)
-    features = scoring.Features(place, units(cell, folder), getattr(detector, "head", None))
+    features = scoring.Features(place, units(cell, folder), detector.head)
     try:
         return scoring.score(features, real, labels, options_of(cell.protocol), detector.device), None
     except UserError as error:

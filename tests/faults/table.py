@@ -462,6 +462,14 @@ case("npz: text", "damaged", raw(b"hello"))
 case("npz: empty", "damaged", raw(b""))
 case("npz: a header that lies", "damaged", raw(zipped(b"\x93NUMPY\x01\x00\x10\x00{'descr': 'evil'}")))
 case("samples: not there", "not there", scored(Path("/nowhere.npz")))
+
+
+def unreferenced(folder: Path) -> list[str]:
+    np.savez(folder / "x.npz", arr_0=IMAGES)
+    return ["score", "--samples", str(folder / "x.npz"), "--reference", "nowhere.npz"]  # Inception: nothing is fetched
+
+
+case("a reference that is not there", "nowhere.npz is not there", unreferenced, quick=True)
 case("samples without a reference", "takes --samples and --reference", ["score", "--samples", "x.npz"])
 
 # --- Files of a run --------------------------------------------------------------------------------------------------

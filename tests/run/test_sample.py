@@ -168,7 +168,7 @@ def test_what_stays_of_a_large_detectors_outputs(tmp_path):
     detector = SimpleNamespace(name="inception", head=torch.from_numpy(random.normal(size=(10, 40)).astype(np.float32)))
     outputs = {"features": random.gamma(1, 0.4, (6, 40)).astype(np.float32), "predicted": np.arange(4095, 4101, dtype=np.float32)}
     outputs["logits"] = outputs["features"] @ detector.head.numpy().T
-    small = sample.at_rest(outputs, SimpleNamespace(name="shapes"))
+    small = sample.at_rest(outputs, SimpleNamespace(name="shapes", head=None))
     assert small == outputs
     stays = sample.at_rest(outputs, detector)
     assert {name: value.dtype for name, value in stays.items()} == {"features": np.float16, "predicted": np.float32}

@@ -23,6 +23,7 @@ class Detector:
     widths: dict[str, int]  # output -> width; 0 for one number per image
     network: nn.Module
     hash: str  # the first 12 hexadecimal digits of the SHA-256 of the weights
+    head: Tensor | None = None  # [C, D], where logits are features times it: then they are not stored
 
     def __init__(self, weights: str | None = None, device: torch.device | str = "cpu"):
         raise NotImplementedError
