@@ -68,6 +68,11 @@ class DataSet:
             return manifest["images"] if manifest["kind"] == "latents" else manifest["fingerprint"]
         return None if self.source is None else writer.fingerprint(self.card, self.source)
 
+    def require(self) -> None:
+        """Raises UserError where nothing says where the pictures are."""
+        if self.folder is None:
+            sources.source(self.card)
+
     def check(self) -> None:
         """Raises UserError where the shards that were given are of another data set than the protocol's."""
         if not self.given:

@@ -12,13 +12,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmark import progress
+from benchmark import lazy, progress
 from benchmark.files import PARENT, Stopped, UserError, is_memory, listed
 from benchmark.plan.place import Run, check_nodes, gpus, processors
 from benchmark.plan.stages import Stage, Train, graph
 from benchmark.protocol import Protocol
 from benchmark.registry import trained_name
-from benchmark.run import estimate
+
+estimate = lazy.module("benchmark.run.estimate")  # torch: what is refused before any work need not wait for it
 
 
 def bench(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> list[tuple[Stage, str]]:
@@ -26,8 +27,12 @@ def bench(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> li
 
     Returns:
         (stage, reason) of every stage that failed; what needs one of them was left out.
+
+    Raises:
+        UserError: nobody says where the pictures are.
     """
     stages = graph(protocol, methods, seed, run)
+    stages[0].context.data.require()  # before the machine is measured
     estimate.announce(protocol, stages, run)
     if len(methods) > 1 and run.devices == "auto" and not gpus() and processors() > 1:
         abreast(stages, methods, seed, run)

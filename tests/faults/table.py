@@ -196,6 +196,7 @@ case("the shapes detector with pictures", "--name photos", ["detector", "--data"
 case(
     "a detector of pictures that are not there", "is not there", ["detector", "--name", "photos", "--data", "nowhere"], quick=True
 )
+case("no pictures", "needs DATA", ["bench", "yarn", "--protocol", "imagenet-256-b2"], quick=True)
 case("a core beyond any memory", "of memory", [*TRAIN, "core.width=65536", "core.depth=1024", "core.heads=1024"])
 case("a batch beyond any memory", "memory", [*TRAIN, "train.batch=1000000", "core.width=1024", "core.heads=8"])
 
