@@ -339,7 +339,10 @@ def _layers(path: Path) -> list[dict[str, Any]]:
         return [content]
     if base not in names() or base == path.stem:
         raise unknown(f"base of {path.stem}", str(base)[:60], [name for name in names() if name != path.stem])
-    return [*_layers(FOLDER / f"{base}.yaml"), content]
+    below = _layers(FOLDER / f"{base}.yaml")
+    for layer in below:
+        layer.pop("rehearses", None)  # what the base says of itself alone
+    return [*below, content]
 
 
 SETTINGS = (*(f"{name}.{item.name}" for name, cls in SECTIONS.items() for item in dataclasses.fields(cls)), "methods")

@@ -7,6 +7,7 @@ import pytest
 from benchmark import protocol
 
 HASHES = {
+    "shapes": "f84033ddc738",
     "shapes-long": "b687c9a02ea9",
     "shapes-attention-jin": "4a7c48a30dc3",
     "shapes-timestep-shift": "7e8b07b8da01",

@@ -13,8 +13,6 @@ import pytest
 from benchmark import protocol
 from benchmark.files import UserError
 
-SHAPES = "47f6881589a5"  # the rules behind the committed records of `shapes`
-
 
 @pytest.mark.parametrize("name", protocol.names())
 def test_shipped_protocols_load(name):
@@ -46,6 +44,8 @@ def test_a_rehearsal_is_shorter_and_nothing_else(tmp_path):
     assert short.train.steps < long.train.steps / 3
     assert set(short.pairs()) < set(long.pairs())
     assert short.largest("32x32") == long.largest("32x32")
+    (tmp_path / "mine.yaml").write_text("base: shapes\n")
+    assert protocol.load(str(tmp_path / "mine.yaml")).rehearses == "", "that is not inherited"
     (tmp_path / "mine.yaml").write_text("base: smoke\nrehearses: shapes-lon\n")
     with pytest.raises(UserError, match="unknown protocol that mine rehearses 'shapes-lon'; did you mean 'shapes-long'"):
         protocol.load(str(tmp_path / "mine.yaml"))

@@ -32,6 +32,8 @@ def rich_table(rules: Protocol | str, records: Iterable[Record], new: Collection
         row.new = row.method in new
     used = "".join(row.marks for row in board.rows)
     legend = "; ".join(f"{mark} {meaning.partition(':')[0]}" for mark, meaning in table.MARKS.items() if mark in used)
+    if rules.rehearses:
+        legend = f"a rehearsal of {rules.rehearses}: its order is a hint{'; ' if legend else ''}{legend}"
     trained = {column.train for column in board.columns if not column.is_mean}
     where = f", trained at {min(trained)}" if len(trained) == 1 else ""
     made = rich.table.Table(

@@ -156,7 +156,7 @@ def verdict(board: Table) -> str:
     A rehearsal says first what it is.
     """
     told, longer = _verdict(board), board.protocol.rehearses
-    return f"A rehearsal of `{longer}`, with too few steps to converge: its order is a hint. {told}".strip() if longer else told
+    return f"A rehearsal of {longer}, with too few steps to converge: its order is a hint. {told}".strip() if longer else told
 
 
 def _verdict(board: Table) -> str:

@@ -21,7 +21,12 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="section.key=value ...; any makes the run a custom one", show_default=False)
 ]
 ProtocolName = Annotated[
-    str, typer.Option("--protocol", help="a file name in benchmark/protocols/, or a YAML file; see `list`", show_default=False)
+    str,
+    typer.Option(
+        "--protocol",
+        help="a file name in benchmark/protocols/, or a YAML file; see `list`; default shapes, a rehearsal, or folder with --data",
+        show_default=False,
+    ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="of training, sampling and the cells")]
 Out = Annotated[Path, typer.Option(help="where runs are kept")]

@@ -1,6 +1,6 @@
 """Whether the order of methods survives a change of the recipe: Kendall's tau between two sets of records.
 
-    make sweep METHODS="rpe2d yarn ledit" SEED=1000 SET="core.width=192 core.heads=6"
+    make sweep PROTOCOL=shapes-long METHODS="rpe2d yarn ledit" SEED=1000 SET="core.width=192 core.heads=6"
     python -m benchmark.measure.stability core.width=192 core.heads=6
 
 Compares the records of that custom run (under OUT, by its overrides) with the committed ones of the protocol, at every square
@@ -67,7 +67,8 @@ def compare(rules: protocol.Protocol, overrides: list[str], out: Path) -> Printe
     folder = records_folder(custom, Run(out=out))
     if not custom.custom or not (folder / custom.name).is_dir():
         raise UserError(
-            f"no records of {custom.name} with {' '.join(overrides) or 'overrides'} in {folder}: run `make sweep` first"
+            f"no records of {custom.name} with {' '.join(overrides) or 'overrides'} in {folder}: "
+            f"run `make sweep PROTOCOL={rules.name}` first"
         )
     board = table.build(rules, record.read_all())
     made = Printed(title=f"{rules.name}: Kendall's tau between the committed order and that with {' '.join(overrides)}")

@@ -1,6 +1,6 @@
 """Rows that somebody else has run again, as leaderboards/verified.yaml lists them from what `reproduce` prints.
 
-    shapes:
+    shapes-long:
       yarn:
         - {seed: 0, by: Ada Lovelace, hardware: NVIDIA A100, verdict: reproduced, row: "0123456789ab"}
 

@@ -112,13 +112,13 @@ def submit(protocol: Protocol, method: str, seed: int, run: Run) -> tuple[list[P
     source = records_folder(protocol, run)
     paths = [record.place(protocol.name, method, cell.train, cell.test, seed) for cell in cells_of(protocol, [method], seed)]
     missing = [path.name for path in paths if not (source / path).is_file()]
-    row = f"the row of {method} with seed {seed}"
+    row, bench = f"the row of {method} with seed {seed}", f"run `make bench PROTOCOL={protocol.name}`"
     if missing:
-        raise UserError(f"{row} lacks {len(missing)} of {len(paths)} cells in {source}: run `make bench`")
+        raise UserError(f"{row} lacks {len(missing)} of {len(paths)} cells in {source}: {bench}")
     values = [record.read(source / path, protocol) for path in paths]
     stale = [path.name for path, value in zip(paths, values, strict=True) if value.stale]
     if stale:
-        raise UserError(f"{row} was made by code that has changed since ({listed(stale)} in {source}): run `make bench`")
+        raise UserError(f"{row} was made by code that has changed since ({listed(stale)} in {source}): {bench}")
     if broken := next((value.broken for value in values if value.broken), ""):
         raise UserError(f"{row} is not fit for a table: {broken}; lower train.lr")
     with tempfile.TemporaryDirectory() as folder:

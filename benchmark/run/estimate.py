@@ -127,8 +127,10 @@ def announce(protocol: Protocol, stages: Sequence[Stage], run: Run) -> None:
             "This processor does not multiply in bfloat16, which the protocol asks for: float32 takes its place. It is slower, "
             "and values differ from those of records in their last digits."
         )
-    if protocol.rehearses:
-        progress.say(f"{protocol.name} is a rehearsal: what it compares converges under PROTOCOL={protocol.rehearses}")
+    if protocol.rehearses and not protocol.custom:
+        progress.say(
+            f"{protocol.name} is a rehearsal, with too few steps to converge; the contest is PROTOCOL={protocol.rehearses}"
+        )
     found = hours(stages, measure(protocol, device()), run.count * run.nodes)
     told = [f"{show_hours(value)} to {VERBS[kind]}" for kind, value in found.items() if value * 3600 >= 1]
     whole = show_hours(sum(found.values()))

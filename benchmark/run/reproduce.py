@@ -226,9 +226,8 @@ def recorded_seeds(protocol: Protocol, method: str) -> list[int]:
     seeds = sorted({seed for _, _, seed in committed_of(protocol, method)})
     if not seeds:
         kind = "custom settings" if protocol.custom else f"protocol '{protocol.name}'"
-        raise UserError(
-            f"{method} has no committed record of {kind}, so there is nothing to reproduce: `make bench` runs the row"
-        )
+        bench = "make bench" if protocol.custom else f"make bench PROTOCOL={protocol.name}"
+        raise UserError(f"{method} has no committed record of {kind}, so there is nothing to reproduce: `{bench}` runs the row")
     return seeds
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from rich.console import Console
 from synthetic import TINY, board_of, contests, tiny, value_of
 
 from benchmark import protocol
-from benchmark.board import generate, published, table, view
+from benchmark.board import generate, published, ranking, table, view
 from benchmark.results import record
 
 
@@ -32,6 +35,28 @@ def test_a_verdict_names_rows_of_several_seeds_only(rules: protocol.Protocol) ->
     one = {key: row for key, row in several.items() if key[0] == "a"}
     assert view.verdict(board_of(rules, alone | one)) == "No verdict: only one complete row has more than one seed yet."
     assert view.verdict(board_of(rules, {("a", 0): (1, 2, None), ("a", 1): (1, 2, 3)})) == ""
+
+
+def test_a_rehearsal_says_what_it_is_and_follows_its_contest(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its verdict; it is held against no paper's order, and comes after what it rehearses though its name is first."""
+    short = TINY + "rehearses: shapes-tiny\n"
+    contests(home.parent / "protocols", monkeypatch, shapes_tiny=TINY, shapes_quick=short.replace("steps: 10", "steps: 3"))
+    for name in ("shapes-tiny", "shapes-quick"):
+        rules = protocol.load(name)
+        for method, fid in (("yarn", 30.0), ("ntk", 40.0), ("ledit", 20.0)):
+            for pair, seed in itertools.product(rules.pairs(), (0, 1)):
+                record.write(value_of(rules, method, pair, seed, fid), home / "records")
+    tables = generate.tables_of(record.read_all(home / "records"), published.load())
+    assert [name for name in tables if name.startswith("shapes-")] == ["shapes-tiny", "shapes-quick"]
+    tiny_board, quick = (board for board in view.build(tables, published.load(), home) if board.name.startswith("shapes-"))
+    assert quick.verdict == (
+        f"A rehearsal of shapes-tiny, with too few steps to converge: its order is a hint. {tiny_board.verdict}"
+    )
+    assert tiny_board.agreement
+    assert quick.agreement == []
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(ranking.rich_table("shapes-quick", record.read_all(home / "records")))
+    assert "a rehearsal of shapes-tiny: its order is a hint" in " ".join(console.export_text().split())
 
 
 def test_a_verdict_names_what_is_not_shown_to_differ(rules: protocol.Protocol) -> None:

@@ -512,10 +512,10 @@ def record_case(name: str, said: str, change: Callable[[dict], object]) -> None:
     """`reproduce`-free reading of one record: the page's check of a record file."""
 
     def words(folder: Path) -> list[str]:
-        source = sorted((ROOT / "leaderboards" / "records" / "shapes").glob("*/*.json"))[0]
+        source = sorted((ROOT / "leaderboards" / "records" / "shapes-long").glob("*/*.json"))[0]
         value = json.loads(source.read_text())
         changed = change(value)
-        target = folder / "records" / "shapes" / source.parent.name / source.name
+        target = folder / "records" / "shapes-long" / source.parent.name / source.name
         target.parent.mkdir(parents=True)
         target.write_bytes(changed if isinstance(changed, bytes) else json.dumps(value).encode())
         return ["@records", str(folder / "records")]
