@@ -24,7 +24,7 @@ ProtocolName = Annotated[
     str,
     typer.Option(
         "--protocol",
-        help="a file name in benchmark/protocols/, or a YAML file; see `list`; default shapes, a rehearsal, or folder with --data",
+        help="a file name in benchmark/protocols/, or a YAML file; see `list`; default: shapes, or folder with --data",
         show_default=False,
     ),
 ]
