@@ -1,11 +1,13 @@
 """Whether the order of methods survives a change of the recipe: Kendall's tau between two sets of records.
 
+    python -m benchmark.measure.stability --beside shapes
+
     make sweep PROTOCOL=shapes-long METHODS="rpe2d yarn ledit" SEED=1000 SET="core.width=192 core.heads=6"
     python -m benchmark.measure.stability core.width=192 core.heads=6
 
-Compares the records of that custom run (under OUT, by its overrides) with the committed ones of the protocol, at every square
-size beyond the training size, over the methods that both have: an order that another width or learning rate turns round says
-more of the recipe than of the methods.
+Compares the committed records of a protocol with those of another one, such as its rehearsal, or with those of a custom run
+(under OUT, by its overrides), at every square size beyond the training size, over the methods that both have: an order that
+another width or learning rate turns round says more of the recipe than of the methods.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ def committed(board: Table, metric: str, column: Column) -> Values:
 
 
 def changed(folder: Path, name: str, metric: str, column: Column) -> Values:
-    """The values of a custom run: means over the seeds that it has."""
+    """The values of another protocol or of a custom run: means over the seeds that it has."""
     found: dict[str, list[float]] = {}
     for path in sorted((folder / name).glob(f"*/{column.train}-{column.test}-s*.json")):
         scores = read_json(path)["scores"]
@@ -57,21 +59,15 @@ def tau(before: Values, after: Values) -> tuple[float | None, list[str]]:
     return float(published.kendall([before[m] for m in methods], np.array([after[m] for m in methods]))), methods
 
 
-def compare(rules: protocol.Protocol, overrides: list[str], out: Path) -> Printed:
+def compare(rules: protocol.Protocol, folder: Path, name: str, told: str) -> Printed:
     """The table: a row for each size, a column for each measure.
 
-    Raises:
-        UserError: no override, or a run that has no records.
+    Args:
+        folder, name: where the other records lie, and the protocol under which they do.
+        told: what they are, in words.
     """
-    custom = protocol.load(rules.source, overrides)
-    folder = records_folder(custom, Run(out=out))
-    if not custom.custom or not (folder / custom.name).is_dir():
-        raise UserError(
-            f"no records of {custom.name} with {' '.join(overrides) or 'overrides'} in {folder}: "
-            f"run `make sweep PROTOCOL={rules.name}` first"
-        )
     board = table.build(rules, record.read_all())
-    made = Printed(title=f"{rules.name}: Kendall's tau between the committed order and that with {' '.join(overrides)}")
+    made = Printed(title=f"{rules.name}: Kendall's tau between the committed order and that {told}")
     for heading in ("size", *(METRICS[metric].title for metric in BY), "methods, best first by FID before", "after"):
         made.add_column(heading)
     for column in board.pairs:
@@ -79,7 +75,7 @@ def compare(rules: protocol.Protocol, overrides: list[str], out: Path) -> Printe
             continue
         cells, orders = [], ("", "")
         for metric in BY:
-            before, after = committed(board, metric, column), changed(folder, rules.name, metric, column)
+            before, after = committed(board, metric, column), changed(folder, name, metric, column)
             value, methods = tau(before, after)
             cells.append("–" if value is None else f"{value:.2f}")
             if metric == "fid":
@@ -88,13 +84,32 @@ def compare(rules: protocol.Protocol, overrides: list[str], out: Path) -> Printe
     return made
 
 
+def run(rules: protocol.Protocol, overrides: list[str], beside: str, out: Path) -> Printed:
+    """The table of the records that are asked for.
+
+    Raises:
+        UserError: neither overrides nor another protocol, or both; or there are no records.
+    """
+    if bool(overrides) == bool(beside):
+        raise UserError("give the overrides of a custom run, such as core.width=192, or another protocol with --beside")
+    if beside:
+        other, folder, told = protocol.load(beside), record.FOLDER, f"of {beside}"
+    else:
+        other, told = protocol.load(rules.source, overrides), f"with {' '.join(overrides)}"
+        folder = records_folder(other, Run(out=out))
+    if not (folder / other.name).is_dir():
+        raise UserError(f"no records {told} in {folder}: run `make sweep PROTOCOL={other.name}` first")
+    return compare(rules, folder, other.name, told)
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmark.measure.stability", description=__doc__.partition("\n")[0])
-    parser.add_argument("overrides", nargs="+", help="those of the custom run, such as core.width=192")
+    parser.add_argument("overrides", nargs="*", help="those of a custom run, such as core.width=192")
+    parser.add_argument("--beside", default="", help="another protocol with committed records, instead of a custom run")
     parser.add_argument("--protocol", default="shapes-long")
     parser.add_argument("--out", type=Path, default=Path("runs"))
     given = parser.parse_args(arguments)
-    return exit_code(lambda: Console().print(compare(protocol.load(given.protocol), given.overrides, given.out)))
+    return exit_code(lambda: Console().print(run(protocol.load(given.protocol), given.overrides, given.beside, given.out)))
 
 
 if __name__ == "__main__":

@@ -38,3 +38,21 @@ def test_a_custom_run_against_the_committed_records(tmp_path: Path, monkeypatch:
     assert shown.count("0.33") == 2  # FID and sFID, at the one square size beyond; one pair of three is turned
     assert stability.main(["core.width=48", *arguments]) == 2
     assert "make sweep" in capsys.readouterr().err
+
+
+def test_a_protocol_against_another_ones_committed_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    contests(tmp_path / "protocols", monkeypatch, shapes_a=TINY, shapes_b=TINY.replace("steps: 10", "steps: 3"))
+    for name, fids in (("shapes-a", (10.0, 11.0, 12.0)), ("shapes-b", (20.0, 12.0, 30.0))):
+        rules = protocol.load(name)
+        for method, fid in zip(("yarn", "ntk", "ledit"), fids, strict=True):
+            for pair in rules.pairs():
+                record.write(value_of(rules, method, pair, 0, fid), tmp_path / "committed")
+    read = record.read_all
+    monkeypatch.setattr(record, "read_all", lambda: read(tmp_path / "committed"))
+    monkeypatch.setattr(record, "FOLDER", tmp_path / "committed")
+    assert stability.main(["--protocol", "shapes-a", "--beside", "shapes-b"]) == 0
+    assert capsys.readouterr().out.count("0.33") == 2
+    assert stability.main(["--protocol", "shapes-a"]) == 2
+    assert stability.main(["--protocol", "shapes-a", "--beside", "shapes-b", "core.width=96"]) == 2
+    assert stability.main(["--protocol", "shapes-a", "--beside", "shapes-c"]) == 2
+    assert "unknown protocol 'shapes-c'" in capsys.readouterr().err
