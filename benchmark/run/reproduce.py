@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from benchmark.results.verified import IDENTICAL, REPRODUCED, SPREAD
 from benchmark.run import local
 
 METRICS = ("fid", "is")
+LEVEL = 0.95  # of all intervals of a row together: an honest run ends with "differs" in one of twenty rows, not of twenty values
 DIFFERS, ABSENT, FAILED = "differs", "no committed record", "failed"
 
 Records = dict[Cell, dict[str, Any]]
@@ -43,7 +45,7 @@ class Verdict:
         word: identical to the last written digit; reproduced: the interval of the difference over images holds zero; within
             the seeds' spread: where several seeds are committed, ours lies where another training would be expected; differs.
         difference: ours minus the committed value.
-        low, high: of the difference, at 95 %, over images.
+        low, high: of the difference, over images.
     """
 
     word: str
@@ -52,12 +54,13 @@ class Verdict:
     high: float
 
 
-def judge(ours: dict[str, Any], committed: dict[str, Any], seeds: Sequence[float] = ()) -> Verdict:
+def judge(ours: dict[str, Any], committed: dict[str, Any], seeds: Sequence[float] = (), values: int = 1) -> Verdict:
     """Compares a score of ours with the committed one of the same cell.
 
     Args:
         ours, committed: scores of records.
         seeds: the committed values of all seeds, the committed one's included.
+        values: that are judged together, so that the interval of each is wider (Bonferroni's correction).
     """
     if ours["value"] == committed["value"]:
         return Verdict(IDENTICAL, 0.0, 0.0, 0.0)
@@ -68,9 +71,17 @@ def judge(ours: dict[str, Any], committed: dict[str, Any], seeds: Sequence[float
     else:  # no pairs: the two intervals, as if independent
         half = math.hypot(*((score["high"] - score["low"]) / 2 for score in (ours, committed)))
         low, high = difference - half, difference + half
+    # 200 replicates have no quantiles so far out: the interval at 95 % is stretched as a normal one would be.
+    stretch = NormalDist().inv_cdf((1 + level_of(values)) / 2) / NormalDist().inv_cdf((1 + LEVEL) / 2)
+    low, high = difference - stretch * (difference - low), difference + stretch * (high - difference)
     if low <= 0 <= high:
         return Verdict(REPRODUCED, difference, low, high)
     return Verdict(SPREAD if expected(ours["value"], seeds) else DIFFERS, difference, low, high)
+
+
+def level_of(values: int) -> float:
+    """The level of one interval among `values` that hold together at LEVEL."""
+    return 1 - (1 - LEVEL) / values
 
 
 def expected(value: float, seeds: Sequence[float]) -> bool:
@@ -145,7 +156,8 @@ def compare_row(
     figures: published.Published,
 ) -> list[Line]:
     """Every cell's measures, ours beside the committed and published ones."""
-    lines = []
+    lines: list[Line] = []
+    judged = len(METRICS) * len(cells)
     for cell in cells:
         ours = (values.get(cell) or {}).get("scores") or {}
         pair = {seed: item for (train, test, seed), item in committed.items() if (train, test) == (cell.train, cell.test)}
@@ -154,7 +166,7 @@ def compare_row(
             score = ours.get(metric)
             theirs = same.scores.get(metric) if same and same.scores else None
             seeds = [item.scores[metric]["value"] for item in pair.values() if item.scores]
-            verdict = judge(score, theirs, seeds) if score and theirs else None
+            verdict = judge(score, theirs, seeds, judged) if score and theirs else None
             if score and not theirs and len(seeds) > 1:  # another seed than the committed ones: what their spread allows
                 word = SPREAD if expected(score["value"], seeds) else DIFFERS
                 gap = score["value"] - float(np.mean(seeds))
@@ -169,7 +181,8 @@ def compare_row(
 def show(lines: Sequence[Line], protocol: Protocol, method: str, seed: int) -> rich.table.Table:
     """The comparison as a table for a terminal."""
     shown = rich.table.Table(title=f"{method} under {protocol.name} ({protocol.hash}), seed {seed}", title_justify="left")
-    for column in ("cell", "", "ours (95 %)", "committed (95 %)", "difference (95 %)", "paper", "ours − paper", "verdict"):
+    wide = f"difference ({100 * level_of(len(lines)):.4g} %)"
+    for column in ("cell", "", "ours (95 %)", "committed (95 %)", wide, "paper", "ours − paper", "verdict"):
         shown.add_column(column, justify="left" if column in ("cell", "", "verdict") else "right")
     for line in lines:
         gap = line.ours["value"] - line.paper if line.ours and line.paper is not None else None

@@ -53,6 +53,24 @@ def test_pairs_see_what_intervals_alone_do_not():
     assert judge(apart, score(10.0, shift=7)).word == REPRODUCED
 
 
+def test_a_row_of_many_values_is_judged_as_one():
+    """Honest runs, drawn from the distribution of the committed row: one row of twenty differs somewhere, whatever its length."""
+    random = np.random.RandomState(0)
+    values, rows = 14, 400
+    differs = {1: 0, values: 0}
+    for _ in range(rows):
+        drawn = [score(random.standard_normal(), shift=random.randint(10**6)) for _ in range(2 * values)]
+        pairs = list(zip(drawn[::2], drawn[1::2], strict=True))
+        for judged in differs:
+            differs[judged] += any(judge(ours, theirs, values=judged).word == DIFFERS for ours, theirs in pairs)
+    assert 0.02 < differs[values] / rows < 0.1
+    assert differs[1] / rows > 0.4, "each at 95 % by itself"
+    half = scipy.stats.norm.ppf(1 - 0.025 / values) / scipy.stats.norm.ppf(0.975)  # Bonferroni's, of normal intervals
+    one, many = (judge(score(10.5), score(10.0, shift=1), values=number) for number in (1, values))
+    assert (many.high - 0.5) / (one.high - 0.5) == pytest.approx(half)
+    assert (0.5 - many.low) / (0.5 - one.low) == pytest.approx(half)
+
+
 def test_seeds_allow_what_a_prediction_interval_allows():
     """Against scipy: mean ± t s sqrt(1 + 1/n)."""
     values = [3.0, 4.0, 4.5, 6.0]
