@@ -154,7 +154,7 @@ def test_help_is_quick_and_without_torch():
     assert "leaderboards" in result.stdout
     # Of the processor: what the machine does besides is not the point.
     taken = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    assert taken < 1, f"--help took {taken:.2f} s"
+    assert taken < 2, f"--help took {taken:.2f} s"  # 0.5 to 1.1 by the processor
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)

@@ -75,7 +75,7 @@ def test_an_image_is_scored_by_the_label_that_it_was_made_with(monkeypatch, tmp_
     monkeypatch.setattr(scoring.scoring, "Features", lambda *_: None)
     monkeypatch.setattr(scoring.scoring, "score", lambda _, real, labels, options, device: seen.extend([labels, options]))
     one = Cell(rules, "nope", "16x16", "16x16", 5)
-    detector = type("Eye", (), {"name": "eye", "hash": "0" * 12, "device": "cpu"})()
+    detector = type("Eye", (), {"name": "eye", "hash": "0" * 12, "device": "cpu", "head": None})()
     scoring.measured(one, tmp_path, detector, None)
     assert seen[0].tolist() == streams.labels(rule, 5, range(40), rules.core.classes).tolist()
     assert seen[1].balanced == (rule == "balanced")
