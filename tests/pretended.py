@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 CUDA = torch.device("cuda", 0)
 aten = torch.ops.aten
 MOVES = {aten._to_copy.default, aten.copy_.default}
+PINNING = {aten.is_pinned.default, aten._pin_memory.default}
 INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 
 
@@ -66,6 +67,10 @@ class PretendedCuda(TorchDispatchMode):
             for leaf in given:
                 if not isinstance(leaf, OnDevice) and leaf.dim() and not any(leaf is index for index in free):
                     raise RuntimeError(f"{func} of tensors on cuda:0 and one {tuple(leaf.shape)} on the processor")
+        if func in PINNING:  # page-locked memory needs a GPU: here the processor's serves, for what may be there
+            if here:
+                raise RuntimeError(f"{func}: only tensors of the processor can be page-locked")
+            return False if func is aten.is_pinned.default else args[0].clone()
         asked = kwargs.get("device")
         on_device = bool(here) if asked is None else asked.type != "cpu"
         generator = kwargs.get("generator")

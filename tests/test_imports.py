@@ -157,6 +157,28 @@ def test_help_is_quick_and_without_torch():
     assert taken < 2, f"--help took {taken:.2f} s"  # 0.5 to 1.1 by the processor
 
 
+VERBS = ("shards", "latents", "train yarn", "sample yarn", "score yarn", "loss yarn", "bench yarn", "sweep")
+
+
+def test_verbs_without_their_pictures_refuse_before_torch(tmp_path):
+    code = f"""
+import contextlib, io, runpy, sys
+for verb in {VERBS}:
+    protocol = "imagenet-256-s2" if verb == "latents" else "imagenet-64"
+    sys.argv = ["benchmark", *verb.split(), "--protocol", protocol, "--out", {str(tmp_path)!r}]
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        try:
+            runpy.run_module("benchmark", run_name="__main__")
+        except SystemExit as end:
+            assert end.code == 2, (verb, end.code)
+    assert "needs DATA, the folder of its pictures" in said.getvalue(), (verb, said.getvalue())
+    assert "torch" not in sys.modules, f"{{verb}}: torch was imported"
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_the_harness_branches_on_no_method(path):
     methods = set(registry.names())

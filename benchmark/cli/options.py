@@ -42,7 +42,7 @@ Weights = Annotated[str, typer.Option(help="the detector's weight file; default 
 RUNS = Path("runs")
 NARROW = 80  # columns, where there is no terminal
 
-own = lazy.module("benchmark.plan.own")
+dataset, own = lazy.module("benchmark.plan.dataset"), lazy.module("benchmark.plan.own")
 
 
 def load(name: str, overrides: list[str] | None, run: Run | None = None, write: bool = True) -> protocol.Protocol:
@@ -57,6 +57,13 @@ def load(name: str, overrides: list[str] | None, run: Run | None = None, write: 
     for method in found.train.lr_of:
         if (base := registry.trained_name(method)) != method:
             raise UserError(f"train.lr_of.{method}: {method} is not trained, it uses the checkpoint of {base}")
+    return found
+
+
+def load_with_data(name: str, overrides: list[str] | None, run: Run) -> protocol.Protocol:
+    """As `load`, for a verb that reads pictures: refused at once, before torch is loaded, where nobody says where they are."""
+    found = load(name, overrides, run)
+    dataset.DataSet(found, run).require()
     return found
 
 

@@ -26,6 +26,7 @@ from benchmark.cli.options import (
     chosen_methods,
     console,
     load,
+    load_with_data,
 )
 from benchmark.files import UserError
 from benchmark.protocol import Protocol, size_hw
@@ -180,7 +181,8 @@ def shards(
 ) -> None:
     """Write a protocol's data set as webdataset shards with an index."""
     run = place.Run(out, data, "1", 1, workers=workers)
-    training.prepared(load(protocol_name, overrides, run), run)
+    protocol = load_with_data(protocol_name, overrides, run)  # before `training` is asked for, which loads torch
+    training.prepared(protocol, run)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -201,6 +203,7 @@ def latents(
     protocol = load(protocol_name, overrides, run)
     if protocol.data.representation != "latents":
         raise UserError(f"{protocol.name} trains on pixels and needs no latents")
+    stages.DataSet(protocol, run).require()
     name = latent.autoencoder_of(stages.DataSet(protocol, run).card)
     index = indexes.Index(training.prepared(protocol, run))
     kind = place.device()
@@ -235,7 +238,7 @@ def train(
 ) -> None:
     """Train the checkpoint that a method uses, or continue its training."""
     run = place.Run(out, data, devices, nodes, workers, compile, keep, every_steps, every_minutes)
-    protocol = load(protocol_name, overrides, run)
+    protocol = load_with_data(protocol_name, overrides, run)
     for item in dict.fromkeys(cell.training for cell in chosen_cells(protocol, method, seed, train, "")):
         progress.say(f"weights in {training.train(item, run)}")
 
@@ -256,7 +259,7 @@ def sample(
 ) -> None:
     """Generate the images of a method's cells from its trained weights."""
     run = place.Run(out, data, devices, nodes, keep=keep)
-    for cell in chosen_cells(load(protocol_name, overrides, run), method, seed, train, test):
+    for cell in chosen_cells(load_with_data(protocol_name, overrides, run), method, seed, train, test):
         progress.say(f"images in {sampling.sample(cell, run)}")
 
 

@@ -27,6 +27,7 @@ from benchmark.cli.options import (
     chosen_cells,
     console,
     load,
+    load_with_data,
 )
 from benchmark.files import ROOT, UserError, unknown
 from benchmark.identity import SCORING, code_key
@@ -84,7 +85,7 @@ def score(
             "--detector, --weights and --json belong to --samples: the detector of a method's cells is the protocol's"
         )
     run = place.Run(out, data, "auto", 1, keep=keep)
-    found = load(protocol_name, overrides, run)
+    found = load_with_data(protocol_name, overrides, run)
     wanted = set(chosen_cells(found, method, seed, train, test))
     graph = stages.graph(found, [method], seed, run)
     tests = {cell.test for cell in wanted}
@@ -144,7 +145,7 @@ def loss(
 ) -> None:
     """The denoising loss of a trained method at every test size, on held-out images where there are any: nothing is sampled."""
     run = place.Run(out, data, "auto", 1)
-    cells = chosen_cells(load(protocol_name, overrides, run), method, seed, train, test)
+    cells = chosen_cells(load_with_data(protocol_name, overrides, run), method, seed, train, test)
     base = registry.check(against) if against else cells[0].training.method
     losses.print_losses(losses.compared(cells, run, against, heldout), base, levels, console(160))
 

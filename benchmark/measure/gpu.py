@@ -1,15 +1,17 @@
 """What has to be seen on a GPU, in one call of at most nine minutes; on a processor the same in a tiny mode, to be tested.
 
     python -m benchmark.measure.gpu [--out runs] [--data TINY_IMAGENET] [--minutes 9] [--tiny]
+    python -m benchmark.measure.gpu --parts attention "XL/2, 256 tokens"
 
-Four parts, each written to OUT/gpu/<device>.json as soon as it is known: which kernels attention runs in, and that none needs the
-plain formula; training speed of S, B, L and XL beside diffusers' DiT; whether a stopped training continues with the same bits; a
-minute of the protocol imagenet-64.
+Parts, each written to OUT/gpu/<device>.json as soon as it is known: which kernels attention runs in, and that none needs the
+plain formula; whether a stopped training continues with the same bits; a minute of the protocol imagenet-64; training speed of S,
+B, L and XL beside diffusers' DiT.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import itertools
 import json
@@ -18,7 +20,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmark import progress, protocol, registry
 from benchmark.data.batches import Batches, Transform
 from benchmark.data.index import Index
-from benchmark.files import ROOT, write_json
+from benchmark.files import ROOT, exit_code, unknown, write_json
 from benchmark.measure.speed import _core, _peak, _peer, _precision, _step, _wait, paired, ratio
 from benchmark.model import checkpoint, dit
 from benchmark.model.encoding import Encoding, sincos_table, token_yx
@@ -148,15 +150,17 @@ def minute(device: str, data: str, out: Path, seconds: float, tiny: bool) -> dic
     optimizer = torch.optim.AdamW(method.parameters(), lr=rules.train.lr, fused=True)
     batch, (height, width) = rules.train.batch, size_hw(size)
     if data:
-        loader = Batches(Index(prepared(rules, Run(out, data))), batch, transform=Transform((height, width))).loader(workers=8)
-        batches = iter(loader)
+        reader = Batches(Index(prepared(rules, Run(out, data))), batch, transform=Transform((height, width)))
+        batches = iter(reader.loader(workers=8, pin_memory=device == "cuda"))
     else:
         crop = torch.tensor([[height, width, 0, 0, height, width]] * batch, dtype=torch.float32)
         noise = {"image": torch.rand(batch, 3, height, width) * 2 - 1, "label": torch.arange(batch) % rules.core.classes}
-        batches = (noise | {"crop": crop, "step": step, "rows": (0, batch)} for step in itertools.count())
+        same = {key: value.to(device) for key, value in (noise | {"crop": crop}).items()}
+        batches = (same | {"step": step, "rows": (0, batch)} for step in itertools.count())
     losses, began, steps = [], 0.0, -3  # the first three steps compile
     while steps < 1 or time.perf_counter() - began < seconds:
-        item = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in next(batches).items()}
+        item = next(batches)
+        item |= {key: value.to(device, non_blocking=True) for key, value in item.items() if isinstance(value, Tensor)}
         with _precision("bf16", device):
             loss = method.training_step(item)
         loss.backward()
@@ -182,14 +186,34 @@ def minute(device: str, data: str, out: Path, seconds: float, tiny: bool) -> dic
     return found
 
 
-def measure(out: Path, data: str = "", minutes: float = 9, device: str = "", tiny: bool = False) -> dict[str, Any]:
-    """All parts, as far as the time goes; what is left out is named."""
+def measure(
+    out: Path, data: str = "", minutes: float = 9, device: str = "", tiny: bool = False, parts: Sequence[str] = ()
+) -> dict[str, Any]:
+    """All parts, or those that `parts` names, as far as the time goes; what is left out is named.
+
+    Raises:
+        UserError: a part that there is not.
+    """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     end = time.monotonic() + 60 * minutes
     name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     found: dict[str, Any] = {"device": name, "torch": torch.__version__, "left out": []}
-
-    def part(title: str, needed: float, work: Callable[[], Any]) -> None:
+    # Title -> seconds that it may take, and what it does.
+    known: dict[str, tuple[float, Callable[[], Any]]] = {
+        "attention": (20, lambda: attention(device, *((16, 2, 1) if tiny else ()))),
+        "resume": (60, lambda: resumed(out, 30 if tiny else 200)),
+        "imagenet-64": (MINUTE + 60, lambda: minute(device, data, out, 0.2 if tiny else MINUTE, tiny)),
+    }
+    for size, side in itertools.product(("S",) if tiny else ("S", "XL", "B", "L"), (2,) if tiny else SIDES):
+        batch = 2 if tiny else {"S": 256, "B": 128, "L": 64, "XL": 48}[size] * 16**2 // side**2
+        work = functools.partial(utilisation, device, size, side, batch, 2 if tiny else 6)
+        known[f"{size}/2, {side**2} tokens"] = 60, work
+    for title in parts:
+        if title not in known:
+            raise unknown("part", title, known)
+    for title, (needed, work) in known.items():
+        if parts and title not in parts:
+            continue
         if time.monotonic() + needed > end:
             found["left out"].append(title)
         else:
@@ -198,26 +222,19 @@ def measure(out: Path, data: str = "", minutes: float = 9, device: str = "", tin
             gc.collect()  # a compiled core and what it was compiled to hold each other: its memory would count in the next part
             progress.say(f"{title}: {json.dumps(found[title])}")
         write_json(out / "gpu" / f"{device}.json", found)
-
-    part("attention", 20, lambda: attention(device, *((16, 2, 1) if tiny else ())))
-    part("resume", 60, lambda: resumed(out, 30 if tiny else 200))
-    part("imagenet-64", MINUTE + 60, lambda: minute(device, data, out, 0.2 if tiny else MINUTE, tiny))
-    for size, side in itertools.product(("S",) if tiny else ("S", "XL", "B", "L"), (2,) if tiny else SIDES):
-        batch = 2 if tiny else {"S": 256, "B": 128, "L": 64, "XL": 48}[size] * 16**2 // side**2
-        work = lambda size=size, side=side, batch=batch: utilisation(device, size, side, batch, 2 if tiny else 6)  # noqa: E731
-        part(f"{size}/2, {side**2} tokens", 60, work)
     return found
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs"))
     parser.add_argument("--data", default="")
     parser.add_argument("--minutes", type=float, default=9)
+    parser.add_argument("--parts", nargs="+", default=[], help="only these, by their names in the JSON file")
     parser.add_argument("--tiny", action="store_true", help="seconds, on any device: to see that it runs")
     args = parser.parse_args()
-    measure(args.out, args.data, args.minutes, tiny=args.tiny)
+    return exit_code(lambda: measure(args.out, args.data, args.minutes, tiny=args.tiny, parts=args.parts))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -62,4 +62,7 @@ class Draws:
         return self._cut(order[:, :size].sort(dim=1).values)
 
     def _cut(self, values: Tensor) -> Tensor:
-        return values[self.first : self.first + self.count].to(self.device)
+        own = values[self.first : self.first + self.count]
+        if torch.device(self.device).type == "cuda":  # from page-locked memory, the step need not wait for the copy
+            return own.pin_memory().to(self.device, non_blocking=True)
+        return own.to(self.device)

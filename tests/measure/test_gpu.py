@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from benchmark.files import UserError
 from benchmark.measure import gpu
 from benchmark.model import checkpoint, dit
 
@@ -27,6 +28,13 @@ def test_all_parts_in_the_tiny_mode(tmp_path, monkeypatch):
 def test_what_there_is_no_time_for_is_named(tmp_path):
     found = gpu.measure(tmp_path, minutes=0, device="cpu", tiny=True)
     assert found["left out"] == ["attention", "resume", "imagenet-64", "S/2, 4 tokens"]
+
+
+def test_parts_are_chosen_by_name(tmp_path):
+    found = gpu.measure(tmp_path, device="cpu", tiny=True, parts=["attention"])
+    assert found.keys() == {"device", "torch", "left out", "attention"}
+    with pytest.raises(UserError, match=r"unknown part 'XL/2'.*there are: S/2, 4 tokens, attention, imagenet-64, resume"):
+        gpu.measure(tmp_path, device="cpu", tiny=True, parts=["XL/2"])
 
 
 @pytest.mark.parametrize("case", ["none", "causal", "mask", "bias", "both"])
