@@ -18,6 +18,8 @@ from benchmark.protocol import Protocol
 from benchmark.results import record
 from benchmark.results.record import Record
 
+NAME = 12  # characters of a method's name that stay in one line, however many columns follow
+
 
 def rich_table(rules: Protocol | str, records: Iterable[Record], new: Collection[str] = ()) -> rich.table.Table:
     """The compact table for a terminal of 80 columns: FID, its spread over seeds and IS below each other, best in bold.
@@ -40,10 +42,12 @@ def rich_table(rules: Protocol | str, records: Iterable[Record], new: Collection
         title=Text(f"{rules.name}: FID ↓ (IS ↑ below), N = {rules.sample.count:,}{where}, protocol {rules.hash}"),
         caption=Text(legend) if legend else None, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0),
     )  # fmt: skip
-    made.add_column("Method", overflow="fold")  # no name is cut
+    made.add_column("Method", overflow="fold", min_width=min(NAME, max((len(row.title) for row in board.rows), default=0)))
     for column in board.columns:
-        sizes = [column.test] if where else [f"{column.train} →", column.test]
-        words = column.words if column.is_mean else [*sizes, *textwrap.wrap(column.ratio_label, 6)]
+        words = column.words
+        if not column.is_mean:
+            sizes = _stacked(column.test) if where else [f"{column.train} →", column.test]
+            words = [*sizes, *textwrap.wrap(column.ratio_label, 6)]
         made.add_column(Text("\n".join(words)), justify="right", no_wrap=True)
     entries = {metric: [row.entries[metric, c] for row in board.rows for c in board.columns] for metric in board.metrics}
     places = {metric: decimals(entry.value for entry in items) for metric, items in entries.items()}
@@ -61,6 +65,12 @@ def rich_table(rules: Protocol | str, records: Iterable[Record], new: Collection
             cells.append(Text("\n").join(lines[:1] if str(lines[0] if lines else "") in (FAILED, NOT_RUN) else lines))
         made.add_row(*cells)
     return made
+
+
+def _stacked(size: str) -> list[str]:
+    """A size in lines of at most six characters, as wide as the numbers below it: nine columns fit a terminal."""
+    height, width = size.split("x")
+    return [size] if len(size) <= 6 else [f"{height}x", width]
 
 
 Ranks = dict[str, tuple[int, float]]  # method -> (rank, mean FID beyond) of the complete rows

@@ -46,19 +46,19 @@ RPE-2D ‡¹      12.5  failed      –       –
     )
 
 
-def test_the_table_of_the_first_command_fits_80_columns() -> None:
-    """With seeds, at all of its sizes: nothing is cut, no name is broken."""
-    shapes = protocol.load("shapes")
+@pytest.mark.parametrize("name", ["shapes", "shapes-long", "imagenet-256-s2", "imagenet-512-xl2"])
+def test_the_table_fits_80_columns(name: str) -> None:
+    """With seeds, at all sizes: nothing is cut, no name is broken or left out."""
+    rules = protocol.load(name)
     values = [
-        value_of(shapes, name, pair, seed, 16.8 + seed)
+        value_of(rules, name, pair, seed, 116.8 + seed)
         for name in ("extrapolation", "yarn")
-        for pair in shapes.pairs()
+        for pair in rules.pairs()
         for seed in (0, 1)
     ]
     stream = io.StringIO()
-    Console(file=stream, width=80, color_system=None).print(
-        ranking.rich_table(shapes, [record.from_value(v, shapes) for v in values])
-    )
+    shown = ranking.rich_table(rules, [record.from_value(v, rules) for v in values])
+    Console(file=stream, width=80, color_system=None).print(shown)
     assert len([line for line in stream.getvalue().splitlines() if line.startswith(("extrapolation ", "YaRN "))]) == 2
     assert "…" not in stream.getvalue()
     assert "± 0.7" in stream.getvalue()
