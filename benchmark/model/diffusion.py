@@ -134,6 +134,8 @@ class DDPM:
         self.log_variance = torch.cat([variance[1:2], variance[1:]]).log()
         self.mean_data = before.sqrt() * betas / (1 - alphas_bar)
         self.mean_noisy = (1 - before) * (1 - betas).sqrt() / (1 - alphas_bar)
+        self.signal, self.noise, self.log_betas = alphas_bar.sqrt(), (1 - alphas_bar).sqrt(), betas.log()
+        self._moved: dict[tuple[str, torch.device], Tensor] = {}
 
     def told(self, time: Tensor) -> Tensor:
         """What the core is told of the noise level [B] on 0 .. 1000: the same."""
@@ -164,23 +166,26 @@ class DDPM:
         """The loss of every image, [B]; arguments as for `loss`."""
         level = (uniform * self.levels).long().clamp(max=self.levels - 1)
 
-        def at(table: Tensor) -> Tensor:
-            return table.to(data.device, torch.float32)[level][:, None, None, None]
+        def at(name: str) -> Tensor:
+            key = (name, data.device)
+            if key not in self._moved:  # once: a copy to a GPU waits for all that it has yet to do
+                self._moved[key] = getattr(self, name).to(data.device, torch.float32)
+            return self._moved[key][level][:, None, None, None]
 
-        noisy = at(self.alphas_bar.sqrt()) * data + at((1 - self.alphas_bar).sqrt()) * noise
+        noisy = at("signal") * data + at("noise") * noise
         predicted, share = predict(noisy, level.float()).float().chunk(2, dim=1)
         error = (predicted - noise).square().mean(dim=(1, 2, 3))
         bound = self._bound(data, noisy, predicted.detach(), share, level, at)
         return error + bound
 
     def _bound(self, data: Tensor, noisy: Tensor, predicted: Tensor, share: Tensor, level: Tensor,
-               at: Callable[[Tensor], Tensor]) -> Tensor:  # fmt: skip
+               at: Callable[[str], Tensor]) -> Tensor:  # fmt: skip
         """KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) in bits per dimension, at level 0 -log p(x_0 | x_1): [B]."""
-        low, high = at(self.log_variance), at(self.betas.log())
+        low, high = at("log_variance"), at("log_betas")
         log_variance = low + (share + 1) / 2 * (high - low)  # Nichol and Dhariwal 2021, eq. 15, share from [-1, 1]
-        predicted_data = (noisy - at((1 - self.alphas_bar).sqrt()) * predicted) / at(self.alphas_bar.sqrt())
-        true_mean = at(self.mean_data) * data + at(self.mean_noisy) * noisy
-        mean = at(self.mean_data) * predicted_data + at(self.mean_noisy) * noisy
+        predicted_data = (noisy - at("noise") * predicted) / at("signal")
+        true_mean = at("mean_data") * data + at("mean_noisy") * noisy
+        mean = at("mean_data") * predicted_data + at("mean_noisy") * noisy
         divergence = 0.5 * (
             log_variance - low - 1 + (low - log_variance).exp() + (true_mean - mean).square() * (-log_variance).exp()
         )

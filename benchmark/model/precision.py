@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from benchmark.protocol import Protocol
 
 
 class Averaging(WeightAveraging):
-    """Lightning's average of the weights, on the device of the weights.
+    """Lightning's average of the weights, updated without waiting for a GPU.
 
-    Lightning makes it before the weights move to a GPU, so that it would stay on the processor, and every step would wait for all
-    weights to be copied there. The number of updates does stay there: it is looked at in every step.
+    The average lies where the weights lie. The number of updates stays on the processor: torch looks at it twice in every step,
+    and on a GPU each look waits for all that the GPU has yet to do.
     """
 
     @property
@@ -25,7 +27,24 @@ class Averaging(WeightAveraging):
         return WeightAveraging.__qualname__  # as in checkpoints of before
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self._average_model.module.to(module.device)
+        average = self._average_model
+        average.module.to(module.device)
+        average.n_averaged = average.n_averaged.cpu()
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        average = self._average_model
+        if trainer.global_step <= self._latest_update_step:
+            return
+        if average.n_averaged == 0:
+            average.update_parameters(module)  # copies them
+        else:  # as torch does it, but for the number of updates, which it would copy to the GPU and the function ignores
+            average.multi_avg_fn(_values(average.module), _values(module), average.n_averaged)
+            average.n_averaged += 1
+        self._latest_update_step = trainer.global_step
+
+
+def _values(module: nn.Module) -> list[Tensor]:
+    return [value.detach() for value in (*module.parameters(), *module.buffers())]
 
 
 def averaging(protocol: Protocol) -> Averaging:

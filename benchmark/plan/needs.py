@@ -77,7 +77,8 @@ def check_disk(needed: float, what: str, folder: Path) -> None:
 def memory(on_gpu: bool = True) -> float:
     """Bytes of a device's memory: of the first GPU where there is one, else of this machine, or of the share that we may use."""
     if on_gpu and gpus():
-        return float(torch.cuda.mem_get_info(0)[1])
+        # Not mem_get_info, which opens a context: every rank would hold one on the first GPU.
+        return float(torch.cuda.get_device_properties(0).total_memory)
     total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         path = Path(limit)

@@ -63,8 +63,11 @@ class Run:
 
     @property
     def decoders(self) -> int:
-        """Processes that decode for one device."""
-        return max(1, (self.workers or (os.cpu_count() or 1) // 2) // self.count)
+        """Processes that decode for one device: half of the processors that are ours, unless `workers` says."""
+        own = int(os.environ.get("SLURM_CPUS_PER_TASK") or 0)  # of this rank alone
+        if own and not self.workers:
+            return max(1, own // 2)
+        return max(1, (self.workers or processors() // 2) // self.count)
 
     @property
     def several(self) -> bool:
@@ -95,5 +98,5 @@ def device() -> str:
 
 
 def processors() -> int:
-    """Processes with one thread each that keep this machine's processor busy."""
-    return os.cpu_count() or 1
+    """Processes with one thread each that keep the processors busy that are ours: a job has a share of the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

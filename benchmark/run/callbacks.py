@@ -101,6 +101,10 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
 class Atomic(TorchCheckpointIO):
     """Checkpoints complete or absent. Lightning's own writing copies them from /tmp, which a kill or a full disk cuts short."""
 
+    def load_checkpoint(self, path: str, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        # Where all of it goes to GPUs it is mapped: the ranks of a machine share its pages, and none holds a copy in memory.
+        return torch.load(path, map_location="cpu", mmap=torch.cuda.is_available(), weights_only=True)
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str, storage_options: Any = None) -> None:
         content = io.BytesIO()  # written to a file directly, torch turns a full disk into a RuntimeError
         torch.save(checkpoint, content)
@@ -134,6 +138,8 @@ class Keeper(Callback):
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self.restore()
+        trainer.optimizers = []  # Lightning would copy what they hold to the processor, on every rank
+        module.zero_grad(set_to_none=True)  # and the gradients with the weights
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
         self.restore()  # or the stages after a failed training would not hear Ctrl-C

@@ -10,12 +10,14 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.strategies import DDPStrategy
 from PIL import Image
 from safetensors.numpy import save_file
 
@@ -203,7 +205,9 @@ def launched(run: Run) -> Fabric:
     """Fabric on the run's devices: one process each, started by it, by torchrun or by a cluster's scheduler."""
     check_nodes(run)
     quieten()
-    fabric = Fabric(accelerator="auto", devices=run.count, num_nodes=run.nodes, strategy="ddp" if run.several else "auto")
+    # A process that is done early waits for the slowest, for longer than the half hour after which torch would give it up.
+    strategy = DDPStrategy(timeout=timedelta(days=1)) if run.several else "auto"
+    fabric = Fabric(accelerator="auto", devices=run.count, num_nodes=run.nodes, strategy=strategy)
     fabric.launch()
     return fabric
 

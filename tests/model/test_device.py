@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import small
 import torch
@@ -60,17 +62,36 @@ def test_a_tensor_left_on_the_processor_is_found():
                 wrong()
 
 
-def test_the_average_of_the_weights_follows_them():
-    """Lightning makes it before it moves the weights."""
+def test_the_average_of_the_weights_waits_for_no_device():
+    """The number of updates is looked at in every step, and Lightning puts it on the device."""
     method = build("extrapolation")
     averaging = precision.averaging(method.protocol)
     averaging.setup(None, method, "fit")
     average = averaging._average_model
     with PretendedCuda():
         method.to(CUDA)
+        average.n_averaged = average.n_averaged.to(CUDA)
         averaging.on_fit_start(None, method)
         assert {value.device for value in average.module.parameters()} == {CUDA}
         assert average.n_averaged.device.type == "cpu"
-        for _ in range(2):
-            average.update_parameters(method)
+        for step in (1, 2, 2):  # the last is no step of the optimizer
+            averaging.on_train_batch_end(SimpleNamespace(global_step=step), method, None, None, 0)
     assert average.n_averaged == 2
+
+
+def test_the_average_is_that_of_torch():
+    """Three updates of weights that move, against torch's own rule."""
+    method = build("rpe2d")
+    ours, theirs = precision.averaging(method.protocol), precision.averaging(method.protocol)
+    for averaging in (ours, theirs):
+        averaging.setup(None, method, "fit")
+        averaging.on_fit_start(None, method)
+    for step in (1, 2, 3):
+        with torch.no_grad():
+            for value in method.parameters():
+                value.add_(step * torch.ones_like(value).cumsum(0) / 7)
+        ours.on_train_batch_end(SimpleNamespace(global_step=step), method, None, None, 0)
+        theirs._average_model.update_parameters(method)
+    found, expected = (averaging._average_model.state_dict() for averaging in (ours, theirs))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in found)
