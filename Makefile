@@ -3,7 +3,7 @@ PYTHON    ?= python3
 METHOD    ?= rpe2d
 # Several, for sweep and plan: METHODS="rpe2d yarn"; empty is all of the protocol.
 METHODS   ?=
-# Empty: shapes (a rehearsal of shapes-long), or folder where DATA is a folder of pictures.
+# Empty: shapes (a rehearsal of shapes-long), or folder where DATA is a folder of pictures; imagenet-256-xl2 for latents.
 PROTOCOL  ?=
 DATA      ?=
 DEVICES   ?= auto
