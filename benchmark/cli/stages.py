@@ -203,8 +203,9 @@ def latents(
     protocol = load(protocol_name, overrides, run)
     if protocol.data.representation != "latents":
         raise UserError(f"{protocol.name} trains on pixels and needs no latents")
-    stages.DataSet(protocol, run).require()
-    name = latent.autoencoder_of(stages.DataSet(protocol, run).card)
+    data_set = stages.DataSet(protocol, run)
+    data_set.require()
+    name = latent.autoencoder_of(data_set.card)
     index = indexes.Index(training.prepared(protocol, run))
     kind = place.device()
     places = [f"{kind}:{number}" if kind == "cuda" else kind for number in range(run.count)]

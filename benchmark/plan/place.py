@@ -64,8 +64,8 @@ class Run:
     @property
     def decoders(self) -> int:
         """Processes that decode for one device: half of the processors that are ours, unless `workers` says."""
-        own = int(os.environ.get("SLURM_CPUS_PER_TASK") or 0)  # of this rank alone
-        if own and not self.workers:
+        tasks, own = (int(os.environ.get(f"SLURM_{name}") or 0) for name in ("NTASKS", "CPUS_PER_TASK"))
+        if tasks > 1 and own and not self.workers:  # srun started the ranks, and these processors are of this one alone
             return max(1, own // 2)
         return max(1, (self.workers or processors() // 2) // self.count)
 

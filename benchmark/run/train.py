@@ -204,7 +204,7 @@ def _fit(method: Method, training: Training, source: Source, folder: Path, run: 
     keeper = Keeper(folder / CHECKPOINTS)
     resumed = newest(folder / CHECKPOINTS, key)
     if resumed[1] >= config.steps:  # killed between the last step and the writing of the weights
-        content = torch.load(resumed[0], map_location="cpu", weights_only=True)
+        content = torch.load(resumed[0], map_location="cpu", weights_only=True, mmap=True)
         method.load_state_dict(content["state_dict"])
         save(method, folder, key, training.method, source, content["callbacks"][Watch.__qualname__])
         if not run.several:  # other ranks may still be reading them

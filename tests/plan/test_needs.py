@@ -36,3 +36,23 @@ def test_what_cannot_fit_is_refused_with_the_figure_and_its_cause(tmp_path: Path
         needs.check_memory(needs.training(rules, "16x16", Run(tmp_path)), "train")
     with pytest.raises(UserError, match=r"shards needs about [\d.,e+]+ GiB on disk, and .* left"):
         needs.check_disk(1e18, "shards", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "own", "workers", "expected"),
+    [
+        (None, None, 0, 4),  # two devices share half of sixteen processors
+        (None, None, 6, 3),
+        (2, 10, 0, 5),  # srun started both ranks: half of what is each one's own
+        (2, 10, 6, 3),  # said on the command line
+        (1, 16, 0, 4),  # one task that starts the ranks itself: they share its processors
+        (2, 1, 0, 1),
+    ],
+)
+def test_decoders_are_of_the_processors_that_are_ours(tasks, own, workers, expected, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
+    for name, value in (("NTASKS", tasks), ("CPUS_PER_TASK", own)):
+        monkeypatch.delenv(f"SLURM_{name}", raising=False)
+        if value is not None:
+            monkeypatch.setenv(f"SLURM_{name}", str(value))
+    assert Run(devices="2", workers=workers).decoders == expected
