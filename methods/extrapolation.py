@@ -5,7 +5,7 @@ same frequencies in every head and channel pairs (0, 1), (2, 3), ... turned toge
 
 Training: positions 0 .. L - 1. At another grid: nothing changes. Every training-free rotary method derives from this class and
 uses its checkpoint; such a method overrides `theta` (and `temperature`), and must leave the training grid alone exactly.
-Our choice: the base of the frequencies belongs to the protocol (`core.rope_base`), one for all rotary methods of a contest.
+Our choice: the base of the frequencies belongs to the protocol (`core.rope_base`), one for all rotary methods of a table.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class Extrapolation(Method):
         """Sorts the bands by their turns r inside the training grid: 0 from `fast` turns on, 1 up to `slow`, linear between.
 
         Band c(r) = d ln(L / (2 pi r)) / (2 ln base) turns r times; both ends are rounded outwards and clamped to [0, d - 1]
-        (jquesnelle/yarn; FiT, rope.py). Every by-parts method blends with it.
+        (jquesnelle/yarn and FiT, rope.py, clamp `low` from below and `high` from above alone: the same wherever some band turns
+        `slow` times). Every by-parts method blends with it.
 
         Returns:
             float64 [d / 2].

@@ -10,10 +10,11 @@ Head slopes: 1/2 for directed heads (1/4, 1/8, ... for later heads in a directio
 for heads without direction. All of this was read in the code; as there, with 12 heads eight are directed, and with 6 four.
 
 Training: own. At another grid: the same rule, which was made for larger pictures.
-Our choices: global slope 1 and layer slopes from 1.5 in the first block to 0.5 in the last (options). The code takes all three
-from a configuration that lies in the checkpoints, and the paper's text was not read: neither are the models' values known here,
-nor which of the code's direction sets each model had. With 16 heads eight are directed; the code knows eight, for one set of four
-directions, and twelve, for two of them. With fewer heads than directions, the blocks take turns. The code's biases are bfloat16.
+The code takes the slopes from a configuration that lies in the checkpoints; here they are those that another repository gives
+as the 90-degree model's: global slope 2, layer slopes from 1.5 in the first block to 0.5 in the last (options). The paper's text
+was not read, nor the other models' values. Our choices: with 16 heads eight are directed; the code knows eight, for one set of
+four directions, and twelve, for two of them. With fewer heads than directions, the blocks take turns. The code's biases are
+bfloat16.
 """
 
 from __future__ import annotations
@@ -43,11 +44,12 @@ class LookHere(Method):
     title = "LookHere"
     paper = "2405.13985"
     year = 2024
+    revision = 2  # the global slope of the authors' configuration
 
     @dataclass(frozen=True)
     class Options:
         view: int = 90  # degrees
-        slope: float = 1.0  # the global one
+        slope: float = 2.0  # the global one
         first: float = 1.5  # layer slope of the first block
         last: float = 0.5  # of the last block; linear between
 

@@ -1,6 +1,7 @@
 """NTK by parts: bands that turn often stay, slow ones are interpolated, those between take NTK's frequency.
 
-Source: bloc97 2023, in jquesnelle/yarn (PartNTK) and FiT (mode `ntk-by-parts`), per axis:
+Source: bloc97 2023, in jquesnelle/yarn (PartNTK) and FiT (mode `ntk-by-parts`), per axis. The paper linked here
+gives another formula under this name (eq. 20: YaRN without its temperature) and says that a variant was released, which this is:
     theta'  = theta_NTK k + theta / s (1 - k),   k = 1 - ramp(beta_0 = 1.25, beta_1 = 0.75),
     theta'' = theta k' + theta' (1 - k'),        k' = 1 - ramp(gamma_0 = 16, gamma_1 = 2),
 the ramps counting turns inside the training grid as YaRN's does. No temperature.

@@ -1,8 +1,9 @@
 """Resonance: bands are first moved to whole numbers of turns on the training grid, then stretched by parts.
 
-Source: UltraFlux (https://github.com/W2GenAI-Lab/UltraFlux, transformer_flux_visionyarn.py), after Resonance RoPE (Wang et al.
-2024, arXiv 2403.00071): r = L theta / (2 pi); where r >= 1, theta = 2 pi round(r) / L. Then NTK by parts on the moved bands,
-where the NTK frequency of a band is theta^(ln base' / ln base), and YaRN's temperature.
+Source: UltraFlux (arXiv 2511.18050; W2GenAI-Lab/UltraFlux, transformer_flux_visionyarn.py): r = L theta / (2 pi); where r >= 1,
+theta = 2 pi round(r) / L. Then NTK by parts on the moved bands, where the NTK frequency of a band is theta^(ln base' / ln base),
+and YaRN's temperature. Resonance RoPE (Wang et al. 2024, arXiv 2403.00071), after which it is named, rounds wavelengths
+instead of turns.
 
 Training: plain RoPE (Extrapolation's checkpoint). At the training grid or a smaller one: plain RoPE, as in the code.
 As in the authors' later code, read in two copies of it: a band is moved by what it turns, and bands below one turn stay (an
@@ -24,7 +25,7 @@ from methods.ntk_by_parts import NTKByParts
 
 class Resonance(NTKByParts):
     title = "Resonance"
-    paper = "https://github.com/W2GenAI-Lab/UltraFlux"
+    paper = "2511.18050"
     year = 2025
 
     @dataclass(frozen=True)

@@ -1,12 +1,13 @@
 """RIFLEx: the one band whose period is nearest the training grid is slowed, so that it does not repeat at test.
 
 Source: Zhao et al. 2025, arXiv 2502.15894, eqs. 7-8, and the code thu-ml/RIFLEx (riflex_utils.py), there for the frames of a
-video; here per axis: k = argmin_j |2 pi / theta_j - L|, theta_k = 0.9 * 2 pi / L_test. Options choose another band: the one
+video; here per axis: k = argmin_j |2 pi / theta_j - L|, theta_k <= 0.9 * 2 pi / L_test. Options choose another band: the one
 whose period is nearest `period` training grids, or number `band` on every axis.
 
 Training: plain RoPE (Extrapolation's checkpoint). At a smaller grid: plain RoPE.
-Departure: the code looks for the band nearest the first repetition that is seen in samples; here that length is the training
-grid itself, and periods are not rounded.
+Departures: the code looks for the band nearest the first repetition that is seen in samples; here that length is the training
+grid itself, and periods are not rounded. The code sets the band always; here a band that is slow enough stays, as in eq. 8,
+which is an inequality.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class RIFLEx(Extrapolation):
     def theta(self, trained: int, tested: int, time: float | None) -> Tensor:
         theta = self.plain()
         if tested > trained:
-            nearest = (2 * math.pi / theta - self.options.period * trained).abs().argmin()
-            theta[nearest if self.options.band < 0 else self.options.band] = self.options.share * 2 * math.pi / tested
+            nearest = int((2 * math.pi / theta - self.options.period * trained).abs().argmin())
+            band = nearest if self.options.band < 0 else self.options.band
+            theta[band] = min(float(theta[band]), self.options.share * 2 * math.pi / tested)
         return theta

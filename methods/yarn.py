@@ -1,6 +1,7 @@
 """YaRN: bands that turn often inside the training grid stay, slow ones are interpolated, those between are blended.
 
-Source: Peng et al. 2023, arXiv 2309.00071, eqs. 17-23 and the code jquesnelle/yarn; per axis as FiT's `yarn` ("VisionYaRN").
+Source: Peng et al. 2023, arXiv 2309.00071, eqs. 17-22, with the ramp of the code jquesnelle/yarn, which is linear in a band's
+number where the paper's (eq. 18) is linear in its turns; per axis as FiT's `yarn` ("VisionYaRN").
     theta'_j = theta_j m_j + theta_j / s (1 - m_j),   m_j = 1 - clamp((j - low) / (high - low), 0, 1),
     low = floor(c(beta_fast)), high = ceil(c(beta_slow)), clamped to [0, d - 1],   c(r) = d ln(L / (2 pi r)) / (2 ln base),
 and cos and sin both times 0.1 ln s + 1 (so the logits by its square), s being the larger axis' stretch.

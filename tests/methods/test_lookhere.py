@@ -92,16 +92,16 @@ def test_other_numbers_of_heads():
 
 
 def test_biases_by_hand():
-    """Three blocks of six heads: layer slopes 1.5, 1, 0.5; a diagonal costs the root of 2 times a step."""
+    """Three blocks of six heads: layer slopes 1.5, 1, 0.5, and twice that; a diagonal costs the root of 2 times a step."""
     encoding = look(6, depth=3).encode((2, 3))
     assert len(encoding.bias) == len(encoding.mask) == 3
     slopes = torch.tensor([1 / 2] * 4 + [1 / 4, 1 / 16])
     for block, layer in enumerate((1.5, 1.0, 0.5)):
-        torch.testing.assert_close(encoding.bias[block][:, 0, 1], -layer * slopes)
-        torch.testing.assert_close(encoding.bias[block][:, 0, 4], -layer * slopes * 2**0.5)
-        torch.testing.assert_close(encoding.bias[block][:, 5, 0], -layer * slopes * 5**0.5)
-    flat = look(6, depth=3, slope=2.0, first=1.0, last=1.0).encode((2, 3))
-    torch.testing.assert_close(flat.bias[2][:, 0, 1], -2 * slopes)
+        torch.testing.assert_close(encoding.bias[block][:, 0, 1], -2 * layer * slopes)
+        torch.testing.assert_close(encoding.bias[block][:, 0, 4], -2 * layer * slopes * 2**0.5)
+        torch.testing.assert_close(encoding.bias[block][:, 5, 0], -2 * layer * slopes * 5**0.5)
+    flat = look(6, depth=3, slope=1.0, first=1.0, last=1.0).encode((2, 3))
+    torch.testing.assert_close(flat.bias[2][:, 0, 1], -slopes)
     assert torch.equal(encoding.mask[0][0], seen("up left", (2, 3)))
     assert encoding.mask[0][4:].all()
 
