@@ -29,7 +29,8 @@ VENV := .venv
 PY   := $(VENV)/bin/python
 RUN  := $(PY) -m benchmark
 # The words of a command line for those variables that were given.
-opt   = $(if $($1),--$(if $2,$2,$(shell echo $1 | tr A-Z a-z)) '$($1)')
+quote = '$(subst ','\'',$1)'
+opt   = $(if $($1),--$(if $2,$2,$(shell echo $1 | tr A-Z a-z)) $(call quote,$($1)))
 WHERE = $(call opt,PROTOCOL) $(call opt,OUT) $(call opt,DATA)
 ON    = $(call opt,DEVICES) $(call opt,NODES)
 MORE  = $(call opt,SEED) $(if $(KEEP),--keep) $(SET)
@@ -51,6 +52,10 @@ TAKES_test         := SET
 GIVEN := $(sort $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
 $(foreach verb,$(MAKECMDGOALS),$(foreach name,$(filter-out PYTHON VENV $(TAKES_$(verb)),$(GIVEN)),\
   $(error `make $(verb)` does not read $(name)$(if $(TAKES_$(verb)), (it reads $(TAKES_$(verb)))))))
+
+ifneq ($(filter-out 1,$(KEEP)),)
+$(error KEEP is 1 or empty, not $(KEEP))
+endif
 
 .DEFAULT_GOAL := help
 .PHONY: help install bench sweep plan reproduce submit loss shards latents leaderboards list speed spectrum teaser

@@ -1,4 +1,4 @@
-"""The rules of a contest: everything that could change a number, in one YAML file, merged and validated once.
+"""The rules of a protocol: everything that could change a number, in one YAML file, merged and validated once.
 
 It stands at the bottom of the import order and knows no torch: the leaderboard has to read protocols too.
 """
@@ -116,7 +116,7 @@ class Score(Section):
 
 @dataclass
 class Switches(Section):
-    """What belongs to the contest and not to a method: set once for all rows of a table, and printed with it."""
+    """What belongs to the protocol and not to a method: set once for all rows of a table, and printed with it."""
 
     attention_scale: Literal["none", "jin", "fitv2"] = "none"
     timestep_shift: Literal["none", "sqrt_area"] = "none"
@@ -127,7 +127,7 @@ Cells = Annotated[dict[str, Annotated[list[str], Len(1, 1000)]], Len(1, 1000)]
 
 @dataclass
 class Protocol:
-    """A contest. `cells` maps a training size to the sizes it is tested at; every pair is a cell of the table."""
+    """A protocol. `cells` maps a training size to the sizes it is tested at; every pair is a cell of the table."""
 
     __pydantic_config__ = STRICT
 
@@ -141,7 +141,7 @@ class Protocol:
     sample: Sample = field(default_factory=Sample)
     score: Score = field(default_factory=Score)
     switches: Switches = field(default_factory=Switches)
-    options: dict[str, dict[str, pydantic.JsonValue]] = field(default_factory=dict)  # hyper-parameters of methods in this contest
+    options: dict[str, dict[str, pydantic.JsonValue]] = field(default_factory=dict)  # hyper-parameters of methods
     methods: list[Line] = field(default_factory=list)  # what a sweep runs, or with a minus leaves out; empty: all of methods/
     ranked: bool = True  # whether its records belong into leaderboards/
     rehearses: Line = ""  # the longer protocol whose rules these are but for steps, samples and cells; its tables say so

@@ -28,7 +28,7 @@ FEW_SPLITS = 10  # of the inception score, where a detector names no number of i
 
 
 def names() -> list[str]:
-    """Every strategy: a file name in methods/."""
+    """Every method: a file name in methods/."""
     found = (name.removesuffix(".py") for name in os.listdir(FOLDER) if name.endswith(".py"))
     return sorted(name for name in found if name[:1] not in ("", "_", "."))
 
@@ -41,7 +41,7 @@ def check(name: str) -> str:
 
 
 def load(name: str) -> type[Method]:
-    """The class of a strategy: the one subclass of Method that its file defines and no other class there derives from.
+    """The class of a method: the one subclass of Method that its file defines and no other class there derives from.
 
     Raises:
         UserError: no such file, or not exactly one such class in it.

@@ -18,7 +18,7 @@ from rich.console import Console
 from synthetic import value_of
 from typer.testing import CliRunner
 
-from benchmark import protocol
+from benchmark import protocol, registry
 from benchmark.__main__ import app
 from benchmark.board import ranking
 from benchmark.cli import options
@@ -76,6 +76,7 @@ def test_make_understands_every_command_of_the_guides(line):
         (("bench", "METOD=ntk"), "`make bench` does not read METOD"),
         (("sweep", "METHOD=ntk"), "`make sweep` does not read METHOD (it reads METHODS"),
         (("lint", "OUT=elsewhere"), "`make lint` does not read OUT"),
+        (("bench", "KEEP=0"), "KEEP is 1 or empty, not 0"),
     ],
 )
 def test_a_variable_that_a_verb_does_not_read_is_an_error(words, told):
@@ -89,6 +90,7 @@ def test_variables_reach_the_command_line():
     line = make("sweep", "METHODS=rpe2d yarn", "SEED=2", "KEEP=1", "SET=train.steps=5 sample.count=8").stdout
     for words in ("--methods 'rpe2d yarn'", "--seed '2'", "--keep", "train.steps=5 sample.count=8"):
         assert words in line
+    assert """--data '/o'\\''brien/a b'""" in make("bench", "DATA=/o'brien/a b").stdout
     line = make("reproduce", "METHOD=yarn").stdout
     assert "--seed" not in line  # a recorded one is taken
     assert "--protocol" not in line  # the data say which
@@ -235,6 +237,12 @@ def test_the_example_of_resources_is_accepted():
 @pytest.mark.parametrize("path", sorted((ROOT / ".github").rglob("*.yml")), ids=lambda path: path.name)
 def test_forms_and_workflows_are_yaml(path):
     assert isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict)
+
+
+def test_the_readme_counts_methods_and_records():
+    recorded = {path.parent.name for path in (ROOT / "leaderboards/records").rglob("*.json")}
+    assert set(re.findall(r"(?:has|all)\s(\d+)\s+methods", README)) == {str(len(registry.names()))}
+    assert f"So far {len(recorded & set(registry.names()))} of them have records." in README
 
 
 def test_links_of_the_readme_lead_somewhere():

@@ -27,7 +27,7 @@ MARKS = {
     "†": "stale: the code behind some of its numbers has changed since; run its cells again",
     "‡": "incomplete: a cell or a seed is missing or failed, so there is no mean",
     "§": "mixed: its records were made with different options",
-    "¹": "one seed: another training may move it, and no verdict names it",
+    "¹": "one seed: another training may move it, so it is left out of the verdict",
     "✓": "verified: somebody else has run one of its seeds again",
     "new": "in this run: its records stand beside the committed ones, or in their place",
 }

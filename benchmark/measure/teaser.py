@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from benchmark import progress, protocol, registry, streams
+from benchmark.board import real
 from benchmark.data import shapes
 from benchmark.files import ROOT, UserError, atomic, exit_code
 from benchmark.protocol import size_hw
@@ -21,8 +22,7 @@ from benchmark.protocol import size_hw
 FOLDER = ROOT / "leaderboards"
 FILE = FOLDER / "teaser.png"
 PROTOCOL, TRAIN, TEST, SEED = "shapes-long", "32x32", "64x64", 0
-ROWS, SCALE, GAP, LABEL = 4, 2, 8, 30  # images of a column; screen pixels of one of theirs, between columns, and of a label
-GRID_GAP = 2  # pixels between the images of a committed grid
+ROWS, SCALE, GAP, LABEL = 4, 2, 8, 34  # images of a column; screen pixels of one of theirs, between columns, and of a label
 
 
 def samples(method: str, count: int) -> list[np.ndarray]:
@@ -33,17 +33,17 @@ def samples(method: str, count: int) -> list[np.ndarray]:
     with Image.open(path) as sheet:
         whole = np.asarray(sheet.convert("RGB"))
     height, width = size_hw(TEST)
-    return [whole[:height, k * (width + GRID_GAP) : k * (width + GRID_GAP) + width] for k in range(count)]
+    return [whole[:height, k * (width + real.GAP) : k * (width + real.GAP) + width] for k in range(count)]
 
 
 def draw(methods: list[str], path: Path = FILE) -> Path:
     """Writes the picture: a column of real scenes, then one for every method."""
     height, width = (SCALE * side for side in size_hw(TEST))
     asked = streams.labels(protocol.load(PROTOCOL).sample.labels, SEED, range(ROWS), len(shapes.CLASSES))
-    real = list(shapes.render_batch("reference", asked.tolist(), size_hw(TEST)))  # scene k is the first of class k
-    columns = [("Real scenes", real)] + [(registry.about(name).title, samples(name, ROWS)) for name in methods]
+    scenes = list(shapes.render_batch("reference", asked.tolist(), size_hw(TEST)))  # scene k is the first of class k
+    columns = [("Real scenes", scenes)] + [(registry.about(name).title, samples(name, ROWS)) for name in methods]
     sheet = Image.new("RGB", (len(columns) * (width + GAP), LABEL + ROWS * (height + 2)), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(17)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(20)
     for place, (title, images) in enumerate(columns):
         x = place * (width + GAP) + (GAP if place else 0)  # the real ones stand apart
         pen.text((x + width // 2, LABEL // 2), title, "black", font, anchor="mm")

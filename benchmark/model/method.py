@@ -1,4 +1,4 @@
-"""Method: core + objective as a LightningModule. A strategy for positions is a subclass that answers `encode`.
+"""Method: core + objective as a LightningModule. A method is a subclass that answers `encode`.
 
 A file in methods/ holds one or a few such classes; the contract every one of them keeps is tests/methods/test_contract.py.
 """
@@ -26,9 +26,9 @@ from benchmark.streams import WEIGHTS, labels, mixed_seed
 
 
 class Method(LightningModule):
-    """A strategy on the shared core.
+    """A positional encoding on the shared core.
 
-    Class attributes that a strategy sets:
+    Class attributes that a method sets:
         title: the name in tables.
         note: what a reader of its row must know, such as "reimplemented from the abstract".
         paper: where it was published: an arXiv number such as "2309.00071", or a URL.
@@ -43,7 +43,7 @@ class Method(LightningModule):
         grid_sized: names of parameters that the training grid sizes, because they are what the method learns.
         Options: a dataclass of hyper-parameters with defaults.
 
-    Module slots, made in `build` of the strategy where it has them:
+    Module slots, made in `build` of the method where it has them:
         stem: a module [B, D, h, w] -> same, after patchify; it is also given `Encoding.stem` as keyword arguments.
         conditioner: a module [B, 6] (the batch's `crop`) -> [B, D], added to the timestep and class embedding.
 
@@ -101,7 +101,7 @@ class Method(LightningModule):
 
     @classmethod
     def make_options(cls, options: Mapping[str, Any]) -> Any:
-        """The strategy's hyper-parameters: defaults, with `options` on top."""
+        """The method's hyper-parameters: defaults, with `options` on top."""
         fields = {field.name: field for field in dataclasses.fields(cls.Options)}
         for name in options:
             if name not in fields:
@@ -117,7 +117,7 @@ class Method(LightningModule):
         return "center_crop", {}
 
     def build(self) -> None:
-        """Makes what the strategy adds to the core: slots, learned tables. Called once, under the run's seed."""
+        """Makes what the method adds to the core: slots, learned tables. Called once, under the run's seed."""
 
     def encode(self, grid_hw: tuple[int, int], *, time: float | None = None, draws: Draws | None = None) -> Encoding:
         """Where the tokens of a grid are.

@@ -54,7 +54,7 @@ where nothing is known of the spread the best value stands alone).
 
 - † stale: the code behind some of its numbers has changed since; run its cells again
 - ‡ incomplete: a cell or a seed is missing or failed, so there is no mean
-- ¹ one seed: another training may move it, and no verdict names it
+- ¹ one seed: another training may move it, so it is left out of the verdict
 - –: not run. failed: was run and gave no number.
 
 ## FID ↓
