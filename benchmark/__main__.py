@@ -16,7 +16,7 @@ import typer
 
 from benchmark.cli import stages, tools
 from benchmark.cli.usage import Verbs
-from benchmark.files import PARENT, ROOT, Stopped, UserError, is_full, is_memory, shown
+from benchmark.files import ENDINGS, PARENT, ROOT, Stopped, UserError, heard, is_full, is_memory, shown
 
 # What the system says of a place that cannot be written: OUT is a file, or somebody else's.
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG,
@@ -25,7 +25,7 @@ DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, e
 app = typer.Typer(
     name="python -m benchmark",
     cls=Verbs,
-    help="PosBench: every strategy for positions in a Diffusion Transformer, on one core, at every train -> test resolution.",
+    help="PosBench: every positional encoding for a Diffusion Transformer, on one core, at every train -> test resolution.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -49,13 +49,13 @@ def common(
 
 
 def stop(number: int, frame: object) -> NoReturn:
-    """Ctrl-C and SIGTERM. Files are complete or absent, so leaving is safe everywhere; training puts its own handler on top.
+    """Ctrl-C and the like. Files are complete or absent, so leaving is safe everywhere; training puts its own handler on top.
 
     A terminal and SLURM signal the whole group; a worker that decodes has to live on until the main process has saved.
     """
     if multiprocessing.parent_process() is not None:
         return
-    for other in (signal.SIGINT, signal.SIGTERM):
+    for other in ENDINGS:
         signal.signal(other, signal.SIG_IGN)  # a second one would cut short what cleans up after the first
     raise Stopped("stopped; what was finished is kept, and the same command continues", 128 + number)
 
@@ -85,7 +85,7 @@ def watch_parent() -> None:
 
 def main() -> int:
     """Runs the command line; errors for people become one line and exit code 2."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in heard():
         signal.signal(number, stop)
     sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no UTF-8
     watch_parent()

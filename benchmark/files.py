@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import stat
 import sys
@@ -36,6 +37,14 @@ class Stopped(Exception):
     def __init__(self, message: str, code: int = 130) -> None:
         super().__init__(message)
         self.code = code  # of the process: 128 + the signal's number
+
+
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a scheduler, a terminal that closes
+
+
+def heard() -> list[signal.Signals]:
+    """Those of ENDINGS that end this process: under nohup the last does not."""
+    return [number for number in ENDINGS if signal.getsignal(number) != signal.SIG_IGN]
 
 
 def exit_code(work: Callable[[], object]) -> int:

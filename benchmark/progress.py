@@ -133,8 +133,8 @@ def say(message: str) -> None:
 
 
 def first_rank() -> bool:
-    """Whether this process speaks for all: it is the only one, or rank 0 of them (Lightning, torchrun and SLURM's variables)."""
-    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID") if "RANK" not in os.environ else ("RANK",)
+    """Whether this process speaks for all: it is the only one, or rank 0 (by Lightning's, torchrun's or SLURM's variables)."""
+    names = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID") if "RANK" not in os.environ else ("RANK",)
     return all(os.environ.get(name, "0") == "0" for name in names)
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from benchmark import lazy, protocol, registry
 from benchmark.files import UserError
 from benchmark.identity import Cell, cells_of, methods_of
+from benchmark.streams import BITS
 
 if TYPE_CHECKING:
     from benchmark.plan.place import Run
@@ -28,7 +29,7 @@ ProtocolName = Annotated[
         show_default=False,
     ),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="of training, sampling and the cells")]
+Seed = Annotated[int, typer.Option(min=0, max=2**BITS - 1, help="of training, sampling and the cells")]
 Out = Annotated[Path, typer.Option(help="where runs are kept")]
 Data = Annotated[str, typer.Option(help="the data set's images, or a folder of shards; the embedded one needs none")]
 Devices = Annotated[str, typer.Option(help="'auto', or a number of devices on each node")]
@@ -38,6 +39,14 @@ Methods = Annotated[str, typer.Option(help="only these, separated by commas or b
 Train = Annotated[str, typer.Option("--train", help="only this training size, such as 32x32")]
 Test = Annotated[str, typer.Option("--test", help="only this test size, such as 64x48")]
 Keep = Annotated[bool, typer.Option("--keep", help="keep all images of a cell, else the first 512; and a training's checkpoints")]
+Compile = Annotated[bool, typer.Option("--compile", help="compile the core for training: slow to start, then faster on a GPU")]
+Deterministic = Annotated[
+    bool,
+    typer.Option(
+        "--deterministic",
+        help="train with deterministic kernels: slower on a GPU, for resumed trainings that end in the same bits",
+    ),
+]
 Weights = Annotated[str, typer.Option(help="the detector's weight file; default DETECTOR_WEIGHTS or its download")]
 RUNS = Path("runs")
 NARROW = 80  # columns, where there is no terminal

@@ -9,7 +9,9 @@ import typer
 from benchmark import lazy, progress, registry
 from benchmark.cli.options import (
     RUNS,
+    Compile,
     Data,
+    Deterministic,
     Devices,
     Keep,
     Method,
@@ -29,15 +31,15 @@ from benchmark.cli.options import (
     load_with_data,
 )
 from benchmark.files import UserError
-from benchmark.protocol import Protocol, size_hw
+from benchmark.model.flops import DEVICES
+from benchmark.plan import layout
+from benchmark.protocol import Protocol
 
-boards, local, reproduction, sampling, slurm, training = (
-    lazy.module(f"benchmark.run.{name}") for name in ("boards", "local", "reproduce", "sample", "slurm", "train")
+boards, encoding, local, reproduction, sampling, slurm, training = (
+    lazy.module(f"benchmark.run.{name}") for name in ("boards", "encode", "local", "reproduce", "sample", "slurm", "train")
 )
 place, plans, stages = (lazy.module(f"benchmark.plan.{name}") for name in ("place", "report", "stages"))
-latent, rankings, indexes, flops = map(
-    lazy.module, ("benchmark.data.latents", "benchmark.board.ranking", "benchmark.data.index", "benchmark.model.flops")
-)
+rankings, flops = map(lazy.module, ("benchmark.board.ranking", "benchmark.model.flops"))
 record = lazy.module("benchmark.results.record")
 app = typer.Typer()
 MAIN, STAGES = "Run a benchmark", "One stage of it"
@@ -53,11 +55,13 @@ def bench(
     data: Data = "",
     devices: Devices = "auto",
     nodes: Nodes = 1,
+    compile: Compile = False,
+    deterministic: Deterministic = False,
     keep: Keep = False,
 ) -> None:
     """Everything for one method: shards, training, samples, scores, records, and a leaderboard under OUT."""
     registry.check(method)
-    run = place.Run(out, data, devices, nodes, keep=keep)
+    run = place.Run(out, data, devices, nodes, compile=compile, deterministic=deterministic, keep=keep)
     run_all(load(protocol_name, overrides, run), [method], seed, run)
 
 
@@ -71,6 +75,8 @@ def sweep(
     data: Data = "",
     devices: Devices = "auto",
     nodes: Nodes = 1,
+    compile: Compile = False,
+    deterministic: Deterministic = False,
     keep: Keep = False,
     cluster: Annotated[str, typer.Option(help="submit jobs: 'slurm', or 'local' for this machine; else all runs here")] = "",
     resources: Annotated[str, typer.Option(help="YAML file: submitit's parameters by kind of job")] = "",
@@ -82,7 +88,7 @@ def sweep(
 
     On nodes that you hold already, torchrun runs one stage: torchrun --nproc-per-node 8 -m benchmark train METHOD --devices 8 ...
     """
-    run = place.Run(out, data, devices, nodes, keep=keep)
+    run = place.Run(out, data, devices, nodes, compile=compile, deterministic=deterministic, keep=keep)
     protocol = load(protocol_name, overrides, run)
     names = chosen_methods(protocol, methods)
     if not cluster:
@@ -119,7 +125,7 @@ def show_board(protocol: Protocol, run) -> None:
         ]
     console(160).print(rankings.rich_table(protocol, values, new))
     progress.say(f"records  {folder / protocol.name}")
-    progress.say(f"samples  {run.out / 'cells' / protocol.name} (grid.png in each)")
+    progress.say(f"samples  {run.out / 'cells' / protocol.name} ({layout.GRID} in each)")
     if written:
         progress.say(f"board    {run.out / 'leaderboards' / 'index.html'} (with the committed records)")
 
@@ -131,7 +137,7 @@ def plan(
     ] = "",
     overrides: Overrides = None,
     methods: Methods = "",
-    device: Annotated[str, typer.Option(help="a100, h100, h200, b200, l40s, rtx4090 or cpu")] = "h100",
+    device: Annotated[str, typer.Option(help=", ".join(DEVICES))] = "h100",
     efficiency: Annotated[float, typer.Option(help="assumed share of the device's peak; 0 takes the stated one")] = 0.0,
     count: Annotated[int, typer.Option(min=1, help="devices that share the work")] = 1,
     price: Annotated[float, typer.Option(help="of a device-hour: shows costs in money too")] = 0.0,
@@ -187,7 +193,9 @@ def shards(
 
 @app.command(rich_help_panel=STAGES)
 def latents(
-    protocol_name: ProtocolName = "imagenet-256-xl2",
+    protocol_name: Annotated[
+        str, typer.Option("--protocol", help="a file name in benchmark/protocols/, or a YAML file; see `list`")
+    ] = "imagenet-256-xl2",
     overrides: Overrides = None,
     data: Data = "",
     train: Train = "",
@@ -200,24 +208,12 @@ def latents(
     Trainings find them in OUT. The environment's AUTOENCODER names a local folder instead of the card's autoencoder.
     """
     run = place.Run(out, data, devices, 1)
-    protocol = load(protocol_name, overrides, run)
+    protocol = load_with_data(protocol_name, overrides, run)
     if protocol.data.representation != "latents":
         raise UserError(f"{protocol.name} trains on pixels and needs no latents")
-    data_set = stages.DataSet(protocol, run)
-    data_set.require()
-    name = latent.autoencoder_of(data_set.card)
-    index = indexes.Index(training.prepared(protocol, run))
-    kind = place.device()
-    places = [f"{kind}:{number}" if kind == "cuda" else kind for number in range(run.count)]
-    for size in [train] if train else protocol.cells:
-        if size not in protocol.cells:
-            raise UserError(f"{protocol.name} does not train at {size} (there are: {', '.join(protocol.cells)})")
-        with progress.stage(f"latents {index.manifest['card']} {size}", len(index), "image") as stage:
-            written = latent.prepare_latents(
-                index, out / "data", name, size_hw(size), devices=places, batch=batch,
-                progress=lambda done, _, stage=stage: stage.set(done),
-            )  # fmt: skip
-        progress.say(str(written))
+    if train and train not in protocol.cells:
+        raise UserError(f"{protocol.name} does not train at {train} (there are: {', '.join(protocol.cells)})")
+    encoding.encode(protocol, run, [train] if train else protocol.cells, batch)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -232,13 +228,14 @@ def train(
     devices: Devices = "auto",
     nodes: Nodes = 1,
     workers: Workers = 0,
-    compile: Annotated[bool, typer.Option("--compile", help="compile the core: slow to start, then faster on a GPU")] = False,
+    compile: Compile = False,
+    deterministic: Deterministic = False,
     every_steps: Annotated[int, typer.Option(min=1, help="save a checkpoint after so many steps")] = 5000,
     every_minutes: Annotated[float, typer.Option(min=0.01, max=1e6, help="save a checkpoint after so many minutes")] = 2.0,
     keep: Keep = False,
 ) -> None:
     """Train the checkpoint that a method uses, or continue its training."""
-    run = place.Run(out, data, devices, nodes, workers, compile, keep, every_steps, every_minutes)
+    run = place.Run(out, data, devices, nodes, workers, compile, deterministic, keep, every_steps, every_minutes)
     protocol = load_with_data(protocol_name, overrides, run)
     for item in dict.fromkeys(cell.training for cell in chosen_cells(protocol, method, seed, train, "")):
         progress.say(f"weights in {training.train(item, run)}")

@@ -31,6 +31,7 @@ from benchmark.cli.options import (
 )
 from benchmark.files import ROOT, UserError, unknown
 from benchmark.identity import SCORING, code_key
+from benchmark.plan import layout
 
 boards, local, losses, training = (lazy.module(f"benchmark.run.{name}") for name in ("boards", "local", "loss", "train"))
 place, stages = lazy.module("benchmark.plan.place"), lazy.module("benchmark.plan.stages")
@@ -43,7 +44,7 @@ generation = lazy.module("benchmark.board.generate")
 speeds, spectra = lazy.module("benchmark.measure.speed"), lazy.module("benchmark.measure.spectrum")
 app = typer.Typer()
 EVALUATE, BOARDS, OTHER = "Evaluate", "Leaderboards", "Other"
-DETECTORS = "inception, dinov2, shapes or photos"
+DETECTORS = ", ".join(registry.detectors())
 SMALL = ("photos", "shapes")  # detectors that are trained here
 MOST = 50_000  # images of a reference, where their number is not given: as many as the field takes
 OF_CELLS = ("overrides", "protocol_name", "seed", "train", "test", "out", "data", "keep")  # what `score --samples` does not read
@@ -126,7 +127,7 @@ def print_scores(samples: str, reference: str, detector: str, weights: str, as_j
     if result["nearest"]:
         progress.say(f"precision, recall  against {result['nearest']} real images, by exact distances (ADM's evaluator: float16)")
     progress.say(f"inception score  mean over {result['splits']} splits")
-    progress.say(f"detector's work  {result['extraction']}")
+    progress.say(f"detector throughput  {result['extraction']}")
 
 
 @app.command(rich_help_panel=EVALUATE)
@@ -302,7 +303,7 @@ def list_(out: Out = RUNS) -> None:
     rows = []
     for name in protocol.names():
         found = protocol.load(name)
-        sampled = len(list(out.glob(f"cells/{name}/*/{stages.DONE}")))
+        sampled = len(list(out.glob(f"cells/{name}/*/{layout.DONE}")))
         rows.append([name, found.title, found.hash, str(len(found.pairs())), str(sampled or "")])
     shown.print(_table("protocols", ["name", "title", "hash", "cells", "sampled"], rows))
     rows = []
@@ -315,7 +316,7 @@ def list_(out: Out = RUNS) -> None:
 
 def _trained(name: str, out: Path) -> str:
     """The sizes and seeds at which a method's training is complete in OUT."""
-    folders = sorted(path.parent.name for path in out.glob(f"trainings/{name}-*/{stages.WEIGHTS}"))
+    folders = sorted(path.parent.name for path in out.glob(f"trainings/{name}-*/{layout.WEIGHTS}"))
     return ", ".join(folder.removeprefix(f"{name}-").rpartition("-")[0] for folder in folders)
 
 

@@ -1,8 +1,4 @@
-"""What the stages do to numbers besides method, core and reader: averaging, precision, a training's batches, latents, bytes.
-
-It is kept apart from train.py and sample.py, which run things: how a training is saved, stopped or told about changes no
-result, and so no record goes stale over it.
-"""
+"""The reader: which samples a step takes, what is done to them, and batches of them; a function of seed and step alone."""
 
 from __future__ import annotations
 
@@ -21,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from benchmark.data.images import DAMAGE, center_crop, decoded, resized
 from benchmark.data.index import Damaged, Index
-from benchmark.files import UserError, unknown
+from benchmark.files import ENDINGS, UserError, unknown
 from benchmark.model.method import Method
 from benchmark.protocol import size_hw
 from benchmark.streams import BITS, shuffled, uniforms
@@ -62,7 +58,7 @@ class Reader:
 
 def ignore_signals(worker: int) -> None:
     """A terminal and SLURM signal the whole group; a worker that decodes lives on until the main process has saved."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in ENDINGS:
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -95,6 +95,15 @@ class Sample:
     data: bytes
 
 
+def manifest_path(folder: Path | str) -> Path:
+    """The manifest of a folder of shards, or a copy of a remote one's."""
+    return (
+        Remote(str(folder), CACHE, CACHE_BYTES).fetch("manifest.json")
+        if REMOTE.match(str(folder))
+        else Path(folder) / "manifest.json"
+    )
+
+
 class Index:
     """A folder of shards as a sequence of samples, numbered in the order of its shards.
 

@@ -63,7 +63,15 @@ class Source:
         raise NotImplementedError
 
     def prepare(self, workers: int) -> None:
-        """Reads the source. Only when shards are missing, for it may take minutes."""
+        """Reads the source; see `ready`."""
+
+    _ready = False
+
+    def ready(self, workers: int = 1) -> None:
+        """Reads the source, once. Only when shards are missing, for it may take minutes."""
+        if not self._ready:
+            self.prepare(workers)
+            self._ready = True
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -235,8 +243,7 @@ class Tars(Source):
         self.order = shuffled(len(self.samples), SHUFFLE)
 
     def __len__(self) -> int:
-        if not hasattr(self, "samples"):
-            self.prepare(1)
+        self.ready()
         return len(self.samples)
 
     def part(self, start: int, stop: int) -> Iterable[Item]:
@@ -306,8 +313,7 @@ class Parquet(Source):
             self.dropped, self.total = int((~self.kept).sum()), int(self.kept.sum())
 
     def __len__(self) -> int:
-        if not hasattr(self, "groups"):
-            self.prepare(1)
+        self.ready()
         return self.total
 
     def part(self, start: int, stop: int) -> Iterable[Item]:

@@ -106,7 +106,7 @@ def write(
     with _claimed(Path(out), fingerprint(card, source, per_shard), tolerance, progress) as work:
         if work.done:
             return work.done
-        source.prepare(workers)
+        source.ready(workers)
         total = len(source)
         classes = source.classes if isinstance(source.classes, int) else len(source.classes)
         for found, said, what in ((total, card.count, "pictures"), (classes, card.class_count, "classes")):

@@ -24,6 +24,7 @@ from torch import Tensor
 from benchmark.data import shapes
 from benchmark.data.images import center_crop
 from benchmark.data.index import Index
+from benchmark.data.remote import REMOTE
 from benchmark.evaluate.detectors import Detector
 from benchmark.evaluate.metrics import FrechetDistance, Moments
 from benchmark.evaluate.samples import DAMAGED_ZIP, file_list_hash, image_files, open_image, open_images
@@ -113,6 +114,8 @@ def open_source(path: Path | str) -> Source:
     """A source by its place: "shapes", a folder of shards, or a folder of images."""
     if str(path) == "shapes":
         return Scenes()
+    if REMOTE.match(str(path)):
+        return Shards(str(path))
     path = Path(path)
     if not path.is_dir():
         raise UserError(f"{path} is not a folder; references are made from 'shapes', a folder of shards or one of images")

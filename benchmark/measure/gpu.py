@@ -38,6 +38,7 @@ from benchmark.measure.speed import _core, _peak, _peer, _precision, _step, _wai
 from benchmark.model import checkpoint, dit
 from benchmark.model.encoding import Encoding, sincos_table, token_yx
 from benchmark.model.flops import forward_flops, training_flops
+from benchmark.plan.layout import step_of
 from benchmark.plan.place import Run
 from benchmark.protocol import Core as CoreConfig
 from benchmark.protocol import size_hw
@@ -115,7 +116,7 @@ def utilisation(device: str, size: str, side: int, batch: int, rounds: int) -> d
     return found
 
 
-def resumed(out: Path, steps: int = 200) -> dict[str, Any]:
+def resumed(out: Path, steps: int = 200, *options: str) -> dict[str, Any]:
     """Whether a training that is stopped in the middle ends in the same bits as one that is not."""
     weights = []
     stopped_at = -1
@@ -123,15 +124,14 @@ def resumed(out: Path, steps: int = 200) -> dict[str, Any]:
         folder = out / "gpu" / name
         shutil.rmtree(folder, ignore_errors=True)
         command = [sys.executable, "-m", "benchmark", "train", registry.names()[0], "--protocol", "smoke", "--out", str(folder)]
-        command += ["--devices", "1", "--every-steps", "10", f"train.steps={steps}"]
+        command += ["--devices", "1", "--every-steps", "10", f"train.steps={steps}", *options]
         if name == "stopped":
             process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             while process.poll() is None and not list(folder.glob("trainings/*/checkpoints/step=*")):
                 time.sleep(0.05)
             process.send_signal(signal.SIGTERM)
             process.wait()
-            kept = [int(path.stem.split("=")[1].split("-")[0]) for path in folder.glob("trainings/*/checkpoints/step=*.ckpt")]
-            stopped_at = max(kept, default=-1)
+            stopped_at = max(map(step_of, folder.glob("trainings/*/checkpoints/step=*.ckpt")), default=-1)
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         weights.append(safetensors.torch.load_file(next(folder.glob("trainings/*/weights.safetensors"))))
     equal = weights[0].keys() == weights[1].keys() and all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
@@ -202,6 +202,7 @@ def measure(
     known: dict[str, tuple[float, Callable[[], Any]]] = {
         "attention": (20, lambda: attention(device, *((16, 2, 1) if tiny else ()))),
         "resume": (60, lambda: resumed(out, 30 if tiny else 200)),
+        "resume, deterministic": (60, lambda: resumed(out, 30 if tiny else 200, "--deterministic")),
         "imagenet-64": (MINUTE + 60, lambda: minute(device, data, out, 0.2 if tiny else MINUTE, tiny)),
     }
     for size, side in itertools.product(("S",) if tiny else ("S", "XL", "B", "L"), (2,) if tiny else SIDES):

@@ -21,7 +21,7 @@ ENCODE_PIXEL, DECODE_PIXEL, MIDDLE = 4_128_642, 9_461_056, 512
 CHECKPOINT = 16  # bytes a weight: float32 raw, average, and AdamW's two moments
 HALF = 1000  # numbers of an image from which on a detector's outputs rest in float16
 PICTURE = 2.0  # bytes a pixel of an image that is kept, as PNG: photographs at 256x256 take 1.8, at 512x512 1.5
-KEPT = 5  # checkpoints that lie side by side at most: two by steps, two by time, and the one that is being written
+KEPT = 2  # checkpoints of a training that stay; another one is being written beside them
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,12 @@ def training(protocol: Protocol, size: str, keep: bool = False) -> Cost:
     """The core's part of a training, forward and backward; what stays of it: averaged weights, and with `keep` checkpoints."""
     operations = training_flops(protocol, size) * protocol.train.batch * protocol.train.steps
     weights = parameters(protocol.core, OUTPUTS[protocol.objective.name])
-    return Cost(**{protocol.train.precision: operations}, bytes=4.0 * weights + (checkpoints(protocol) if keep else 0.0))
+    return Cost(**{protocol.train.precision: operations}, bytes=4.0 * weights + (checkpoints(protocol, KEPT) if keep else 0.0))
 
 
-def checkpoints(protocol: Protocol) -> float:
-    """Bytes of a training's checkpoints at their most."""
-    return float(KEPT * CHECKPOINT * parameters(protocol.core, OUTPUTS[protocol.objective.name]))
+def checkpoints(protocol: Protocol, count: int = KEPT + 1) -> float:
+    """Bytes of a training's checkpoints, at their most unless a `count` is given."""
+    return float(count * CHECKPOINT * parameters(protocol.core, OUTPUTS[protocol.objective.name]))
 
 
 def encoding(size: str, images: float) -> Cost:

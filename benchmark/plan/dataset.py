@@ -10,7 +10,8 @@ from pathlib import Path
 from benchmark import lazy, registry
 from benchmark.data import shapes, sources, writer
 from benchmark.data.card import Card, load_card
-from benchmark.data.index import read_manifest
+from benchmark.data.index import manifest_path, read_manifest
+from benchmark.data.remote import REMOTE
 from benchmark.files import UserError, is_file
 from benchmark.identity import Training
 from benchmark.plan.place import Run
@@ -42,29 +43,34 @@ class DataSet:
             return None
         return sources.source(self.card, self.run.data or None)
 
-    @property
-    def given(self) -> bool:
-        """Whether `run.data` is a folder of shards already."""
-        return bool(self.run.data) and is_file(Path(self.run.data) / "manifest.json")
+    @cached_property
+    def given(self) -> Path | str | None:
+        """The folder of shards that `run.data` is already, or the place of one that is read through a cache (data/remote.py)."""
+        if REMOTE.match(self.run.data):
+            return self.run.data
+        return Path(self.run.data) if self.run.data and is_file(Path(self.run.data) / "manifest.json") else None
 
     @cached_property
-    def folder(self) -> Path | None:
+    def folder(self) -> Path | str | None:
         """Where the shards of the pictures are, or will be; None where that cannot be told."""
         if self.given:
-            return Path(self.run.data)
+            return self.given
         return None if self.source is None else writer.folder_of(self.card, self.source, self.run.out / "data")
 
     @cached_property
-    def _manifests(self) -> dict[Path, dict]:
-        near = {path.parent: read_manifest(path) for path in sorted((self.run.out / "data").glob("*/manifest.json"))}
-        given = Path(self.run.data)
-        return near | ({given: read_manifest(given / "manifest.json")} if self.given else {})
+    def _manifests(self) -> dict[Path | str, dict]:
+        found: dict[Path | str, dict] = {}
+        for path in sorted((self.run.out / "data").glob("*/manifest.json")):
+            found[path.parent] = read_manifest(path)
+        if self.given:
+            found[self.given] = read_manifest(manifest_path(self.given))
+        return found
 
     @cached_property
     def fingerprint(self) -> str | None:
         """The identity of the pictures; known before they are written."""
         if self.given:
-            manifest = self._manifests[Path(self.run.data)]
+            manifest = self._manifests[self.given]
             return manifest["images"] if manifest["kind"] == "latents" else manifest["fingerprint"]
         return None if self.source is None else writer.fingerprint(self.card, self.source)
 
@@ -77,7 +83,7 @@ class DataSet:
         """Raises UserError where the shards that were given are of another data set than the protocol's."""
         if not self.given:
             return
-        manifest = self._manifests[Path(self.run.data)]
+        manifest = self._manifests[self.given]
         if manifest["card"] != self.card.name:
             raise UserError(
                 f"{self.run.data} holds shards of {manifest['card']}, and {self.protocol.name} is for {self.card.name}: "
@@ -92,15 +98,15 @@ class DataSet:
             )
 
     @cached_property
-    def images(self) -> Path | None:
+    def images(self) -> Path | str | None:
         """The complete shards of pictures."""
         found = [path for path, manifest in self._manifests.items() if manifest["fingerprint"] == self.fingerprint]
         return found[-1] if found else None
 
     @cached_property
-    def latents(self) -> dict[str, list[Path]]:
+    def latents(self) -> dict[str, list[Path | str]]:
         """The complete shards of latents, by the size of their pictures; several where there were several autoencoders."""
-        found: dict[str, list[Path]] = {}
+        found: dict[str, list[Path | str]] = {}
         for path, manifest in self._manifests.items():
             if manifest["kind"] == "latents" and manifest["images"] == self.fingerprint:
                 found.setdefault(size_name(*manifest["size"]), []).append(path)
@@ -112,7 +118,7 @@ class DataSet:
         if self.images is not None:
             return self._manifests[self.images]["count"]
         if self.given:
-            return self._manifests[Path(self.run.data)]["count"]
+            return self._manifests[self.given]["count"]
         return self.card.count if self.source is None else len(self.source)
 
     @property
@@ -150,4 +156,4 @@ class DataSet:
             return "shapes", shapes.REVISION
         if self.folder is None or self.fingerprint is None:
             raise UserError(f"the reference of {self.card.name} is made from its images: give their folder as DATA")
-        return self.folder.name, self.fingerprint
+        return Path(self.folder).name, self.fingerprint

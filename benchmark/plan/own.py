@@ -62,5 +62,5 @@ def counted(rules: Protocol, run: Run) -> tuple[int, int]:
     source = DataSet(rules, run).source
     if source is None:
         raise UserError(f"{run.data} holds no pictures: {rules.name} is for a folder of pictures, or of shards of them")
-    source.prepare(run.decoders * run.count)
+    source.ready(run.decoders * run.count)
     return len(source), source.classes if isinstance(source.classes, int) else len(source.classes)

@@ -25,6 +25,7 @@ class Run:
         nodes: machines.
         workers: processes on each node that decode pictures; 0 takes half of its processors.
         compile: whether a training's core goes through torch.compile.
+        deterministic: whether a training on GPUs takes kernels that add in one order alone, and refuses others.
         keep: whether all images of a cell and the checkpoints of a complete training stay on disk, or only the first images.
         every_steps, every_minutes: a training is saved whenever one of them has passed.
     """
@@ -35,6 +36,7 @@ class Run:
     nodes: int = 1
     workers: int = 0
     compile: bool = False
+    deterministic: bool = False
     keep: bool = False
     every_steps: int = 5000
     every_minutes: float = 2.0

@@ -153,8 +153,8 @@ def notes(
             f"{shared} cells are counted as those of the method whose checkpoint they use: compared bit by bit when they run."
         )
     for stage in missing:
-        if isinstance(stage, Train) and (more := stage.encoding()).operations:
-            encoding = (more * (1 - stage.done())).hours(device, share)  # what is left of it
+        if isinstance(stage, Train) and (left := stage.encoding() * (1 - stage.done())).operations:
+            encoding = left.hours(device, share)
             core = stage.cost().hours(device, share) - encoding
             lines.append(
                 f"{stage.title} augments in pixel space: its reader encodes every picture anew, {show_hours(encoding)} on top of "

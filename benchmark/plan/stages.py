@@ -15,21 +15,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmark import lazy, registry, revision
-from benchmark.files import UserError, digest, read_fields
+from benchmark.files import digest, read_fields
 from benchmark.identity import SCORING, Cell, Training, cells_of, code_key, reference_key
 from benchmark.plan import cost
 from benchmark.plan.cost import Cost
 from benchmark.plan.dataset import DataSet
+from benchmark.plan.layout import CHECKPOINTS, CHUNKS, DONE, is_trained, saved, step_of
 from benchmark.plan.place import Run
 from benchmark.protocol import Protocol
 from benchmark.results import record
 
-training, sampling, scoring = map(lazy.module, ("benchmark.run.train", "benchmark.run.sample", "benchmark.run.score"))
+training, encoding, sampling, scoring = (lazy.module(f"benchmark.run.{name}") for name in ("train", "encode", "sample", "score"))
 
 COMPLETE, MISSING = "complete", "missing"
-WEIGHTS, REPORT, CHECKPOINTS = "weights.safetensors", "training.json", "checkpoints"  # of a training
-DONE, CHUNKS = "samples.json", "chunks"  # of a cell: its images are all made; those that stay on disk
-KEPT_IMAGES = 512  # of a cell that stay without `--keep`, for grids and small exports
+KEPT_IMAGES = 512  # of a cell that stay without `--keep`, for grids
 
 
 @dataclass
@@ -110,6 +109,8 @@ class Stage:
         where, protocol = self.context.run, self.protocol
         words = [*self.verb(), *protocol.overrides, "--protocol", protocol.source, "--out", str(where.out)]
         words += ["--data", where.data] if where.data else []
+        if self.kind == "train":
+            words += ["--compile"] * where.compile + ["--deterministic"] * where.deterministic
         if self.spread:
             words += ["--devices", where.devices] + (["--nodes", str(where.nodes)] if self.kind in ("train", "sample") else [])
         return words + (["--keep"] if where.keep and self.kind in ("train", "sample") else [])
@@ -152,7 +153,7 @@ class Latents(Stage):
 
     def key(self) -> str | None:
         found = self.context.data.latents.get(self.size)
-        return found[-1].name.rpartition("-")[2] if found else None
+        return Path(found[-1]).name.rpartition("-")[2] if found else None
 
     def state(self) -> str:
         return COMPLETE if self.size in self.context.data.latents else MISSING
@@ -163,7 +164,8 @@ class Latents(Stage):
     def run(self) -> None:
         self.context.changed()  # they may have been written meanwhile
         if not self.is_complete():
-            raise UserError(f"latents at {self.size} are missing: `make latents` writes them")
+            encoding.encode(self.protocol, self.context.run, [self.size])
+            self.context.changed()
 
     def verb(self) -> list[str]:
         return ["latents", "--train", self.size]
@@ -190,11 +192,11 @@ class Train(Stage):
 
     def steps(self) -> int:
         """The step of the newest checkpoint."""
-        found = self.folder.glob(f"{CHECKPOINTS}/step=*.ckpt") if self.folder else ()
-        return max((int(path.stem.split("=")[1].split("-")[0]) for path in found), default=0)
+        found = saved(self.folder / CHECKPOINTS) if self.folder else []
+        return step_of(found[0]) if found else 0
 
     def state(self) -> str:
-        if self.folder and all((self.folder / name).is_file() for name in (WEIGHTS, REPORT)):
+        if self.folder and is_trained(self.folder):
             return COMPLETE
         steps = self.steps()
         return f"step {steps:,} of {self.protocol.train.steps:,}" if steps else MISSING

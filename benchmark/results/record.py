@@ -161,6 +161,9 @@ def rounded(value: Any) -> Any:
     return value
 
 
+CODE = ("benchmark", "methods", "datasets")  # folders that numbers depend on
+
+
 def git_state(*folders: str) -> tuple[str | None, bool]:
     """(commit, whether tracked or new files in `folders` differ from it); (None, False) outside a repository."""
 
@@ -200,7 +203,7 @@ def build(
     Raises:
         UserError: a section breaks the schema, e.g. a score that is NaN.
     """
-    commit, dirty = git_state("benchmark", "methods", "datasets")
+    commit, dirty = git_state(*CODE)
     libraries = {name: metadata.version(name) for name in LIBRARIES}
     value = rounded(
         {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -13,13 +14,13 @@ from benchmark import progress, registry
 from benchmark.board import generate, ranking, real, table
 from benchmark.files import ROOT, UserError, atomic, listed
 from benchmark.identity import cells_of
+from benchmark.plan.layout import GRID
 from benchmark.plan.place import Run
 from benchmark.plan.stages import Sample, graph, records_folder
 from benchmark.protocol import Protocol, size_hw
 from benchmark.results import record, verified
 
 BOARDS = ROOT / "leaderboards"
-GRID = "grid.png"
 
 
 def board(protocol: Protocol, run: Run) -> list[Path]:
@@ -36,17 +37,21 @@ def board(protocol: Protocol, run: Run) -> list[Path]:
     source, target = records_folder(protocol, run), run.out / "leaderboards"
     if not any(source.rglob("*.json")):
         return []
-    shutil.rmtree(target / "records", ignore_errors=True)  # those of an older protocol, or gone since
-    for folder in ("records", "grids", "notes"):
-        if (BOARDS / folder).is_dir():
-            shutil.copytree(BOARDS / folder, target / folder, dirs_exist_ok=True)
-    shutil.copytree(source, target / "records", dirs_exist_ok=True)
-    keep_grids(protocol, [record.read(source / place, protocol) for place in new_records(protocol, run)], run, target)
-    if (BOARDS / verified.NAME).is_file():
-        shutil.copyfile(BOARDS / verified.NAME, target / verified.NAME)
-    else:
-        (target / verified.NAME).unlink(missing_ok=True)
-    return generate.generate(target / "records", target, new=new_rows(protocol, run))
+    target.mkdir(parents=True, exist_ok=True)
+    with open(run.out / ".leaderboards.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until another run that shares OUT has made it
+        shutil.rmtree(target / "records", ignore_errors=True)  # those of an older protocol, or gone since
+        for folder in ("records", "grids", "notes"):
+            if (BOARDS / folder).is_dir():
+                shutil.copytree(BOARDS / folder, target / folder, dirs_exist_ok=True)
+        drafts = shutil.ignore_patterns(".*")  # of a record that is being written
+        shutil.copytree(source, target / "records", dirs_exist_ok=True, ignore=drafts)
+        keep_grids(protocol, [record.read(source / place, protocol) for place in new_records(protocol, run)], run, target)
+        if (BOARDS / verified.NAME).is_file():
+            shutil.copyfile(BOARDS / verified.NAME, target / verified.NAME)
+        else:
+            (target / verified.NAME).unlink(missing_ok=True)
+        return generate.generate(target / "records", target, new=new_rows(protocol, run))
 
 
 def new_records(protocol: Protocol, run: Run) -> list[Path]:
@@ -71,7 +76,7 @@ def keep_grids(protocol: Protocol, records: Sequence[record.Record], run: Run, t
     """
     written, without = [], []
     wanted = {(item.method, *item.pair, item.seed) for item in records}
-    rows = sorted({(item.method, item.seed) for item in records})
+    rows = sorted({(item.method, item.seed) for item in records if item.method in registry.names()})  # whose file is there
     for stage in [stage for method, seed in rows for stage in graph(protocol, [method], seed, run)]:
         if not isinstance(stage, Sample):
             continue
@@ -103,8 +108,8 @@ def submit(protocol: Protocol, method: str, seed: int, run: Run) -> tuple[list[P
         (what was written, what that changes in the rankings as markdown).
 
     Raises:
-        UserError: a custom run, a protocol that is not ranked, a row that lacks a cell or holds a stale one, or a row of a
-            training that broke down.
+        UserError: a custom run, a protocol that is not ranked, a row that lacks a cell or holds a stale one, a row made with
+            code that was not committed, or of a training that broke down.
     """
     if protocol.custom or not protocol.ranked:
         kind = "a custom run" if protocol.custom else f"protocol '{protocol.name}', which is not ranked,"
@@ -119,6 +124,11 @@ def submit(protocol: Protocol, method: str, seed: int, run: Run) -> tuple[list[P
     stale = [path.name for path, value in zip(paths, values, strict=True) if value.stale]
     if stale:
         raise UserError(f"{row} was made by code that has changed since ({listed(stale)} in {source}): {bench}")
+    if dirty := [path.name for path, value in zip(paths, values, strict=True) if value.value["code"]["dirty"]]:
+        raise UserError(
+            f"{row} was made with changes to benchmark/, methods/ or datasets/ that were not committed ({listed(dirty)}): commit "
+            f"them, remove these records and {bench}"
+        )
     if broken := next((value.broken for value in values if value.broken), ""):
         raise UserError(f"{row} is not fit for a table: {broken}; lower train.lr")
     with tempfile.TemporaryDirectory() as folder:

@@ -14,21 +14,23 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from benchmark import progress
-from benchmark.files import UserError, atomic
+from benchmark.files import UserError, atomic, heard
 from benchmark.model.flops import recognised, training_flops
 from benchmark.model.method import Method
+from benchmark.plan.cost import KEPT
+from benchmark.plan.layout import saved
 from benchmark.results.schema import BROKEN
 
 
 class Watch(Callback):
-    """Shows and logs progress and throughput, counts hours over all runs, and stops at a loss that is not a number."""
+    """Shows and logs progress and throughput, counts device-hours over all runs, and stops at a loss that is not a number."""
 
     every = 16  # steps between two readings of the losses: reading waits for the device
 
     def __init__(self, stage: progress.Stage, key: str) -> None:
         self.stage, self.key = stage, key
         self.pending: list[tuple[int, torch.Tensor, list[str]]] = []
-        self.before = 0.0  # seconds of earlier runs
+        self.before, self.devices = 0.0, 1  # device-seconds of earlier runs; devices of this one
         self.began = time.monotonic()
         self.skipped = 0  # samples that could not be decoded
         self.loss = math.nan  # running mean over about the last hundred steps
@@ -36,9 +38,10 @@ class Watch(Callback):
 
     @property
     def seconds(self) -> float:
-        return self.before + time.monotonic() - self.began
+        return self.before + self.devices * (time.monotonic() - self.began)
 
     def on_train_start(self, trainer: Trainer, module: Method) -> None:
+        self.devices = trainer.world_size
         peak = peak_flops(module.device, "bf16" if trainer.precision == "bf16-mixed" else "float32")
         self.peak = peak and peak * trainer.world_size
         self.flops = training_flops(module.protocol, module.train_size)
@@ -61,7 +64,7 @@ class Watch(Callback):
 
     def read(self) -> None:
         """Reads the losses since the last time."""
-        for step, loss, keys in self.pending:
+        for step, loss, keys in self.pending:  # what is not a number is never saved
             value = float(loss)
             if not math.isfinite(value):
                 shown = ", ".join(keys[:8]) + (", ..." if len(keys) > 8 else "")
@@ -78,10 +81,10 @@ class Watch(Callback):
         self.pending.clear()
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self.read()  # what is not a number is never saved
         checkpoint["fingerprint"] = self.key
 
     def state_dict(self) -> dict[str, Any]:
+        self.read()  # Lightning asks for this before it says that it saves
         return {"seconds": self.seconds, "loss": self.loss, "lowest": self.lowest, "skipped": self.skipped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -113,28 +116,60 @@ class Atomic(TorchCheckpointIO):
 
 
 class Keeper(Callback):
-    """Saves and ends cleanly at Ctrl-C or SIGTERM: between two steps, on every rank at the same one."""
+    """Saves a training now and then, and before Ctrl-C and the like end it: between two steps, on every rank at the same one.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    The last KEPT checkpoints stay, for a kill may tear the newest. Ranks agree on saving and ending every `together` steps
+    alone, because each of them waits for its device to do so: Lightning's timed checkpoints and its own look at SIGTERM would
+    wait at every step (its issue 21487), and are not used.
+
+    Args:
+        folder: of the checkpoints.
+        every_steps, every_minutes: saves whenever one of them has passed, the minutes only while saving takes at most one
+            part in `share` of the time.
+    """
+
+    together = 16
+    share = 50
+    nothing, save, end = range(3)  # what a rank wants, the more urgent the larger
+
+    def __init__(self, folder: Path, every_steps: int, every_minutes: float) -> None:
+        self.folder, self.every_steps, self.interval = folder, every_steps, 60 * every_minutes
         self.asked = 0  # the signal's number
         self.stopped = False
         self.handlers: dict[int, Any] = {}  # those that were there before
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         # Lightning's own handlers raise inside a step, after which weights and their average may disagree.
-        self.handlers = {number: signal.signal(number, self.ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.handlers = {number: signal.signal(number, self.ask) for number in heard()}
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+        self.due = time.monotonic() + self.interval
 
     def ask(self, number: int, frame: Any) -> None:
         self.asked = number
 
-    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if (
-            trainer.strategy.reduce_boolean_decision(bool(self.asked), all=False)
-            and trainer.global_step < module.protocol.train.steps
-        ):
-            trainer.save_checkpoint(self.folder / f"step={trainer.global_step}.ckpt")
+    def on_train_batch_end(self, trainer: Trainer, module: Method, outputs: Any, batch: Any, batch_idx: int) -> None:
+        step, last = trainer.global_step, module.protocol.train.steps
+        wanted = self.wanted(trainer, module) if step < last else self.nothing
+        if wanted == self.nothing and step % self.every_steps:
+            return
+        began = time.monotonic()
+        trainer.save_checkpoint(self.folder / f"step={step}.ckpt")
+        if trainer.is_global_zero:
+            for path in saved(self.folder)[KEPT:]:
+                path.unlink()
+        now = time.monotonic()
+        self.due = now + max(self.interval, self.share * (now - began))
+        if wanted == self.end:
             self.stopped = trainer.should_stop = True
+
+    def wanted(self, trainer: Trainer, module: Method) -> int:
+        """What the most urgent of the ranks wants at this step."""
+        own = self.end if self.asked else self.save if time.monotonic() >= self.due else self.nothing
+        if trainer.world_size == 1:
+            return own
+        if trainer.global_step % self.together:
+            return self.nothing
+        return int(trainer.strategy.reduce(torch.tensor(own, device=module.device), reduce_op="max"))
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self.restore()

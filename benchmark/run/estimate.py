@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from benchmark import progress
+from benchmark.files import listed
 from benchmark.model.draws import Draws
 from benchmark.model.encoding import Encoding
 from benchmark.model.flops import OUTPUTS, forward_flops, parameters, training_flops
@@ -24,6 +25,7 @@ from benchmark.plan.place import Run, device
 from benchmark.plan.report import show_hours
 from benchmark.plan.stages import Stage
 from benchmark.protocol import Protocol, size_hw
+from benchmark.results import record
 
 SECONDS = 0.7  # of either measurement
 LARGE = 50_000_000  # weights from which two blocks stand for all: the work of a block does not depend on their number
@@ -113,7 +115,8 @@ def hours(stages: Sequence[Stage], speed: Speed, devices: int) -> dict[str, floa
         operations = stage.cost().operations
         rate = speed.training if stage.kind == "train" else speed.sampling
         if operations:
-            found[stage.kind] = found.get(stage.kind, 0.0) + operations / rate / devices / 3600
+            share = devices if stage.spread else 1
+            found[stage.kind] = found.get(stage.kind, 0.0) + operations / rate / share / 3600
     return found
 
 
@@ -127,11 +130,17 @@ def announce(protocol: Protocol, stages: Sequence[Stage], run: Run) -> None:
             "This processor does not multiply in bfloat16, which the protocol asks for: float32 takes its place. It is slower, "
             "and values differ from those of records in their last digits."
         )
+    if protocol.ranked and not protocol.custom and record.git_state(*record.CODE)[1]:
+        progress.say(
+            f"{listed(record.CODE)} hold changes that are not committed: the records will say so, and `make submit` refuses them"
+        )
     if protocol.rehearses and not protocol.custom:
         progress.say(
-            f"{protocol.name} is a rehearsal, with too few steps to converge; the contest is PROTOCOL={protocol.rehearses}"
+            f"{protocol.name} is a rehearsal, with too few steps to converge; the full protocol is PROTOCOL={protocol.rehearses}"
         )
     found = hours(stages, measure(protocol, device()), run.count * run.nodes)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # of this process, which may only watch over those that train
     told = [f"{show_hours(value)} to {VERBS[kind]}" for kind, value in found.items() if value * 3600 >= 1]
     whole = show_hours(sum(found.values()))
     machine = "this machine" if run.count * run.nodes == 1 else f"{run.count * run.nodes} devices like this one"

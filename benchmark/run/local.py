@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmark import lazy, progress
-from benchmark.files import PARENT, Stopped, UserError, is_memory, listed
+from benchmark.files import PARENT, Stopped, UserError, heard, is_memory, listed
 from benchmark.plan.place import Run, check_nodes, gpus, processors
 from benchmark.plan.stages import Stage, Train, graph
 from benchmark.protocol import Protocol
@@ -61,6 +61,7 @@ def run_one(stage: Stage) -> None:
     check_nodes(stage.context.run)
     if stage.spread and stage.context.run.several and "LOCAL_RANK" not in os.environ and not stage.is_complete():
         code = follow([sys.executable, "-m", "benchmark", *stage.command()])
+        stage.context.changed()  # latents may be there now
         if code in (130, 143, -signal.SIGINT, -signal.SIGTERM):
             raise Stopped(f"stopped while it ran {stage}; the same command continues", code if code > 0 else 128 - code)
         if code:
@@ -149,7 +150,8 @@ def start(job: Job, run: Run) -> subprocess.Popen:
 def follow(command: list[str]) -> int:
     """Runs a command in a process group of its own and returns its exit code.
 
-    Ctrl-C and the like are handed to the whole group, once to every process, and what these then save is waited for.
+    Ctrl-C and the like are handed to the whole group, once to every process, and what these then save is waited for. A terminal
+    that closes asks them to save as SIGTERM does; under nohup it does not.
     """
     child: subprocess.Popen | None = None
     early: list[int] = []  # signals that come before there is somebody to hand them to
@@ -158,13 +160,13 @@ def follow(command: list[str]) -> int:
         if child is None:
             early.append(number)
         else:
-            os.killpg(child.pid, number)
+            os.killpg(child.pid, signal.SIGTERM if number == signal.SIGHUP else number)
 
-    before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, hand_on) for number in heard()}
     try:
         child = subprocess.Popen(command, process_group=0, env=os.environ | {PARENT: str(os.getpid())})
         for number in early:
-            os.killpg(child.pid, number)
+            hand_on(number, None)
         return child.wait()
     finally:
         for number, handler in before.items():

@@ -22,6 +22,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from benchmark import progress, registry
+from benchmark.board.real import GAP
 from benchmark.data.card import load_card
 from benchmark.data.latents import autoencoder_identity, autoencoder_of, decoder, to_uint8
 from benchmark.evaluate import detectors
@@ -33,14 +34,14 @@ from benchmark.identity import Cell
 from benchmark.model.method import Method
 from benchmark.model.precision import autocast
 from benchmark.plan import cost, needs
+from benchmark.plan.layout import CHUNKS, DONE, GRID, REPORT
 from benchmark.plan.place import Run, check_nodes
-from benchmark.plan.stages import CHUNKS, DONE, KEPT_IMAGES, REPORT, images_folder, is_sampled
+from benchmark.plan.stages import KEPT_IMAGES, images_folder, is_sampled
 from benchmark.plan.stages import features_folder as planned_features
 from benchmark.protocol import Protocol, size_hw
 from benchmark.run.train import alone, load_weights, quieten, trained
 
-GRID = "grid.png"
-GRID_IMAGES, GRID_GAP = 32, 2  # images, and pixels between them
+GRID_IMAGES = 32
 
 
 def chunk_path(folder: Path, number: int) -> Path:
@@ -242,7 +243,7 @@ def finish(cell: Cell, folder: Path, place: Path) -> None:
     write_json(folder / DONE, {"count": cell.protocol.sample.count, "size": list(size_hw(cell.test)), "hours": hours})
 
 
-def save_grid(images: list[np.ndarray], path: Path, columns: int = 8, gap: int = GRID_GAP) -> None:
+def save_grid(images: list[np.ndarray], path: Path, columns: int = 8, gap: int = GAP) -> None:
     """Images uint8 [H, W, 3] in rows of `columns`, as PNG. A column is a class where 8 classes take turns."""
     height, width = images[0].shape[:2]
     rows = -(-len(images) // columns)

@@ -18,8 +18,9 @@ from benchmark.evaluate.reference import Reference, Scenes, make, open_source
 from benchmark.files import UserError, read_fields, read_json, sweep, write_text
 from benchmark.identity import Cell
 from benchmark.plan import needs
+from benchmark.plan.layout import DONE, REPORT
 from benchmark.plan.place import Run, device
-from benchmark.plan.stages import DONE, REPORT, Context, Score, records_folder
+from benchmark.plan.stages import Context, Score, records_folder
 from benchmark.protocol import Protocol, size_hw
 from benchmark.results import record
 from benchmark.run.loss import cell_loss, heldout_images

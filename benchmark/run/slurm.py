@@ -24,6 +24,7 @@ from submitit.helpers import DelayedSubmission
 
 from benchmark import progress
 from benchmark.files import UserError, unknown
+from benchmark.inputs import Loader
 from benchmark.plan.place import Run, gpus
 from benchmark.plan.stages import graph
 from benchmark.protocol import Protocol
@@ -32,6 +33,7 @@ CLUSTERS = ("slurm", "local")
 KINDS = ("data", "latents", "train", "reference", "cell", "end")
 # submitit's parameters for every job; a file of resources overrides them, for all jobs or for one kind.
 DEFAULTS: dict[str, Any] = {"timeout_min": 24 * 60, "cpus_per_task": 8}
+SAVED = 128 + signal.SIGTERM  # exit code of a command that was asked to end, and can go on
 REQUEUES = 100  # how often a job may reach its time limit and be queued again
 
 
@@ -96,6 +98,8 @@ class Commands:
             # The scheduler's announcement goes to every process of the job; only this one may act on it.
             self.child = subprocess.Popen(command, preexec_fn=ignore_announcement)
             code = self.child.wait()
+            if code == SAVED and submitit.JobEnvironment().global_rank:
+                return  # the first process was told of the end, and is about to queue the job again: no failure
             if code:
                 raise subprocess.CalledProcessError(code, command)
 
@@ -136,7 +140,7 @@ def resources(file: Path | str | None) -> dict[str, dict[str, Any]]:
     content: Any = {}
     if file:
         try:
-            content = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+            content = yaml.load(Path(file).read_text(encoding="utf-8"), Loader) or {}
         except FileNotFoundError:
             raise UserError(f"{file} is not there") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -202,6 +206,8 @@ class Queue:
             if after:
                 extra |= {"dependency": after, "kill_on_invalid_dep": "yes"}
             chosen["slurm_additional_parameters"] = extra
+            # A process that fails ends the others, which would wait for it until the time limit.
+            chosen["slurm_srun_args"] = [*chosen.get("slurm_srun_args", []), "--kill-on-bad-exit=1"]
         try:
             self.executor.update_parameters(**chosen)
         except (NameError, AssertionError, ValueError) as error:

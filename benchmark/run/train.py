@@ -19,7 +19,6 @@ import signal
 import warnings
 import zipfile
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ import safetensors
 import safetensors.torch
 import torch
 from lightning import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from benchmark import progress, registry
@@ -42,21 +40,23 @@ from benchmark.model.method import Method
 from benchmark.model.precision import averaging, precision
 from benchmark.plan import cost, needs
 from benchmark.plan.dataset import DataSet
+from benchmark.plan.layout import CHECKPOINTS, REPORT, WEIGHTS, is_trained, saved
 from benchmark.plan.place import Run, check_nodes
-from benchmark.plan.stages import CHECKPOINTS, REPORT, WEIGHTS
 from benchmark.protocol import Protocol, size_hw, size_name
 from benchmark.run.callbacks import Atomic, Keeper, Watch
 
 
-def prepared(protocol: Protocol, run: Run, verbose: bool = True) -> Path:
+def prepared(protocol: Protocol, run: Run, verbose: bool = True) -> Path | str:
     """The protocol's shards: those of `run.data`, or written now from what the card says."""
     data = DataSet(protocol, run)
     if data.given:
         data.check()
-        return Path(run.data)
+        return data.given
     if data.source is None:
         sources.source(data.card, None)  # says what is missing
+    workers = run.decoders * run.count
     if data.images is None:
+        data.source.ready(workers)
         needs.check_disk(data.count * data.picture_bytes, f"shards {data.card.name}, {data.count:,} pictures", run.out)
     with progress.stage(f"shards {data.card.name}", 1, "image") as stage:
 
@@ -64,7 +64,6 @@ def prepared(protocol: Protocol, run: Run, verbose: bool = True) -> Path:
             stage.total = total
             stage.set(done)
 
-        workers = run.decoders * run.count
         written = writer.prepare(data.card, data.source, run.out / "data", workers=workers, progress=report)
     if verbose:
         progress.say(str(written))
@@ -133,7 +132,7 @@ def trained(training: Training, run: Run) -> tuple[Path, str]:
     """
     data = DataSet(training.protocol, run).seen_by(training) or open_data(training, run).hash
     folder = training.folder(run.out, data)
-    if not is_complete(folder):
+    if not is_trained(folder):
         raise UserError(f"{training} is not trained; run `python -m benchmark train {training.method}` first")
     return folder, data
 
@@ -153,7 +152,7 @@ def train(training: Training, run: Run) -> Path:
     needs.check_memory(needs.training(training.protocol, training.size, run), f"train {training}")
     source = open_data(training, run, verbose=True)
     folder = training.folder(run.out, source.hash)
-    if is_complete(folder):
+    if is_trained(folder):
         progress.say(f"train {training}: complete already, skipped ({folder})")
         if progress.first_rank():
             discard(folder, run)  # of a run that was killed before it did so
@@ -187,11 +186,6 @@ def alone(folder: Path, doing: str = "training") -> Iterator[None]:
         yield
 
 
-def is_complete(folder: Path) -> bool:
-    """Whether a training is done: both of its files are there."""
-    return (folder / WEIGHTS).is_file() and (folder / REPORT).is_file()
-
-
 def discard(folder: Path, run: Run) -> None:
     """Removes the checkpoints of a complete training, unless the run keeps them."""
     if not run.keep:
@@ -201,7 +195,7 @@ def discard(folder: Path, run: Run) -> None:
 def _fit(method: Method, training: Training, source: Source, folder: Path, run: Run) -> None:
     protocol, config, key = training.protocol, training.protocol.train, training.key(source.hash)
     quieten()
-    keeper = Keeper(folder / CHECKPOINTS)
+    keeper = Keeper(folder / CHECKPOINTS, run.every_steps, run.every_minutes)
     resumed = newest(folder / CHECKPOINTS, key)
     if resumed[1] >= config.steps:  # killed between the last step and the writing of the weights
         content = torch.load(resumed[0], map_location="cpu", weights_only=True, mmap=True)
@@ -210,8 +204,6 @@ def _fit(method: Method, training: Training, source: Source, folder: Path, run: 
         if not run.several:  # other ranks may still be reading them
             discard(folder, run)
         return
-    # The last two of either kind are kept: a kill may tear the newest.
-    kept = {"dirpath": folder / CHECKPOINTS, "filename": "{step}", "monitor": "step", "mode": "max", "save_top_k": 2}
     with progress.stage(f"train {training}", config.steps, "step", resumed[1]) as stage:
         trainer = Trainer(
             max_steps=config.steps,
@@ -221,16 +213,12 @@ def _fit(method: Method, training: Training, source: Source, folder: Path, run: 
             num_nodes=run.nodes,
             strategy="ddp" if run.several else "auto",
             precision=precision(config.precision),
-            callbacks=[
-                averaging(protocol),
-                Watch(stage, key),
-                keeper,
-                ModelCheckpoint(**kept, train_time_interval=timedelta(minutes=run.every_minutes)),
-                ModelCheckpoint(**kept, every_n_train_steps=run.every_steps),
-            ],
+            deterministic=run.deterministic,
+            callbacks=[averaging(protocol), Watch(stage, key), keeper],
             plugins=[Atomic()],
             logger=loggers(folder, key),
             log_every_n_steps=50,
+            enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
@@ -249,6 +237,8 @@ def _fit(method: Method, training: Training, source: Source, folder: Path, run: 
     trainer.strategy.barrier()
     if trainer.is_global_zero:
         discard(folder, run)
+    if keeper.asked:  # in the last steps
+        raise Stopped("stopped with the last step; the same command goes on to what follows", 128 + keeper.asked)
 
 
 def quieten() -> None:
@@ -274,7 +264,7 @@ def newest(folder: Path, key: str) -> tuple[str | None, int]:
     Raises:
         UserError: a checkpoint of another training.
     """
-    found = sorted(folder.glob("step=*.ckpt"), key=lambda path: int(path.stem.split("=")[1].split("-")[0]), reverse=True)
+    found = saved(folder)
     for path in found:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -182,6 +182,7 @@ for words, said in (
     (["bench", "nope", "--keep=1"], "option '--keep' does not take"),
     ([*TRAIN, "--seed", "x"], "--seed: Input should be a valid integer"),
     ([*TRAIN, "--seed", "-1"], "--seed: Input should be greater than or equal to 0"),
+    ([*TRAIN, "--seed", str(2**32)], "--seed: Input should be less than or equal to 4294967295"),
     ([*TRAIN, "--seed", "1\n2" * 2000], "--seed: "),
 ):  # fmt: skip
     case(f"usage {' '.join(words)[-40:]!r}", said, words, quick=True)

@@ -17,8 +17,9 @@ def test_all_parts_in_the_tiny_mode(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "_peak", lambda precision, device: 1e9)
     found = gpu.measure(tmp_path, device="cpu", tiny=True)
     assert found["left out"] == []
-    assert found["resume"]["equal"]
-    assert 0 <= found["resume"]["stopped at"] <= 30
+    for part in ("resume", "resume, deterministic"):
+        assert found[part]["equal"]
+        assert 0 <= found[part]["stopped at"] <= 30
     assert found["imagenet-64"]["images/s"] > 0
     assert found["S/2, 4 tokens"]["ratio"] > 0
     assert all(case["kernels"] for case in found["attention"].values())
@@ -27,7 +28,7 @@ def test_all_parts_in_the_tiny_mode(tmp_path, monkeypatch):
 
 def test_what_there_is_no_time_for_is_named(tmp_path):
     found = gpu.measure(tmp_path, minutes=0, device="cpu", tiny=True)
-    assert found["left out"] == ["attention", "resume", "imagenet-64", "S/2, 4 tokens"]
+    assert found["left out"] == ["attention", "resume", "resume, deterministic", "imagenet-64", "S/2, 4 tokens"]
 
 
 def test_parts_are_chosen_by_name(tmp_path):

@@ -17,7 +17,7 @@ from benchmark.identity import Cell, Training
 from benchmark.plan import report as plan
 from benchmark.plan import stages
 from benchmark.plan.cost import Cost
-from benchmark.plan.stages import CHECKPOINTS, REPORT, WEIGHTS
+from benchmark.plan.layout import CHECKPOINTS, REPORT, WEIGHTS
 
 
 def printed(chosen, stages, name="h100", **options) -> str:
@@ -50,8 +50,8 @@ def test_disk_is_what_stays_and_what_trainings_need_beside_it(tmp_path):
     (training,) = [stage for stage in graph(chosen, ["nope"], tmp_path) if stage.kind == "train"]
     (kept,) = [stage for stage in graph(chosen, ["nope"], tmp_path, keep=True) if stage.kind == "train"]
     assert training.full_cost().bytes == pytest.approx(4 * weights, rel=1e-3)
-    assert kept.full_cost().bytes == pytest.approx(4 * weights + 5 * 16 * weights, rel=1e-3)
-    assert "checkpoints take up to 54 GB more" in printed(chosen, [training])
+    assert kept.full_cost().bytes == pytest.approx(4 * weights + 2 * 16 * weights, rel=1e-3)
+    assert "checkpoints take up to 32.4 GB more" in printed(chosen, [training])
     assert "checkpoints" not in printed(chosen, [kept])
 
 

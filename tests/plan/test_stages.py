@@ -18,11 +18,12 @@ from benchmark.evaluate.score import features_folder, unit_file
 from benchmark.files import UserError, write_json
 from benchmark.identity import Cell, Training, cells_of, methods_of
 from benchmark.plan import cost, own, stages
+from benchmark.plan.layout import CHECKPOINTS, DONE, REPORT, WEIGHTS
 from benchmark.plan.place import Run
-from benchmark.plan.stages import CHECKPOINTS, COMPLETE, DONE, MISSING, REPORT, WEIGHTS, Sample, Stage, Train
+from benchmark.plan.stages import COMPLETE, MISSING, Sample, Stage, Train
 from benchmark.protocol import Protocol
 from benchmark.results import record
-from benchmark.run import sample
+from benchmark.run import local, sample
 
 METHODS = ["extrapolation", "yarn", "nope"]
 
@@ -227,13 +228,14 @@ def test_latents_are_found_beside_their_pictures(given, tmp_path):
 
 def test_commands_say_all_that_a_stage_needs(tmp_path):
     custom = protocol.load("smoke", ["train.steps=5"])
-    run = Run(tmp_path, "", "2", 3, keep=True)
+    run = Run(tmp_path, "", "2", 3, compile=True, deterministic=True, keep=True)
     by_kind = {stage.kind: stage for stage in stages.graph(custom, ["yarn"], 7, run)}
     where = ["train.steps=5", "--protocol", "smoke", "--out", str(tmp_path)]
     spread = ["--devices", "2", "--nodes", "3"]
     cell = ["yarn", "--train", "16x16", "--test", "32x24", "--seed", "7"]
     assert by_kind["shards"].command() == ["shards", *where]
-    assert by_kind["train"].command() == ["train", "extrapolation", "--train", "16x16", "--seed", "7", *where, *spread, "--keep"]
+    training = ["train", "extrapolation", "--train", "16x16", "--seed", "7"]
+    assert by_kind["train"].command() == [*training, *where, "--compile", "--deterministic", *spread, "--keep"]
     assert by_kind["sample"].command() == ["sample", *cell, *where, *spread, "--keep"]
     assert by_kind["score"].command() == ["score", *cell, *where]
     assert by_kind["reference"].command()[:3] == ["reference", "shapes", "32x24"]
@@ -258,15 +260,39 @@ def test_a_reference_of_pictures_is_made_from_their_shards(tmp_path):
     assert made == stage.key()
 
 
-def test_latents_that_were_written_meanwhile_are_no_failure(tmp_path):
+def test_latents_are_encoded_unless_they_were_written_meanwhile(tmp_path, monkeypatch):
     large, run = protocol.load("imagenet-256-s2"), Run(tmp_path, str(tmp_path / "data" / "pictures"), "1", 1)
     test_dataset.manifests(tmp_path / "data")
     (tmp_path / "data" / f"latents-{test_dataset.RIGHT}").rename(tmp_path / "later")
     stage = next(stage for stage in stages.graph(large, ["nope"], 0, run) if stage.kind == "latents")
-    with pytest.raises(UserError, match="`make latents` writes them"):
-        stage.run()
-    (tmp_path / "later").rename(tmp_path / "data" / f"latents-{test_dataset.RIGHT}")
+    encoded = []
+
+    def encode(rules, where, sizes):
+        encoded.append((rules.name, where, sizes))
+        (tmp_path / "later").rename(tmp_path / "data" / f"latents-{test_dataset.RIGHT}")
+
+    monkeypatch.setattr(stages.encoding, "encode", encode)
     stage.run()
+    assert encoded == [("imagenet-256-s2", run, [stage.size])]
+    assert stage.is_complete()
+    stage.context.changed()
+    stage.run()
+    assert len(encoded) == 1
+
+
+def test_latents_that_another_process_wrote_are_seen_by_the_stages_after_it(tmp_path, monkeypatch):
+    """With several devices a stage runs in processes of its own."""
+    large, run = protocol.load("imagenet-256-s2"), Run(tmp_path, str(tmp_path / "data" / "pictures"), "2", 1)
+    test_dataset.manifests(tmp_path / "data")
+    written = tmp_path / "data" / f"latents-{test_dataset.RIGHT}"
+    written.rename(tmp_path / "later")
+    found = {stage.kind: stage for stage in stages.graph(large, ["nope"], 0, run)}
+    assert not found["latents"].is_complete()
+    assert found["train"].key() is None
+    monkeypatch.setattr(local, "follow", lambda words: (tmp_path / "later").rename(written) and 0)
+    local.run_one(found["latents"])
+    assert found["latents"].is_complete()
+    assert found["train"].key()
 
 
 def test_methods_of_a_protocol():

@@ -13,7 +13,7 @@ from synthetic import value_of
 from benchmark import protocol
 from benchmark.board import generate
 from benchmark.files import UserError, write_json
-from benchmark.plan import stages
+from benchmark.plan import layout, stages
 from benchmark.plan.place import Run
 from benchmark.results import record
 from benchmark.run import boards, sample
@@ -123,6 +123,18 @@ def test_a_row_of_a_training_that_broke_down_is_refused(committed, tmp_path):
     assert boards.submit(shapes, "ntk", 0, run)
 
 
+def test_a_row_of_code_that_was_not_committed_is_refused(committed, tmp_path):
+    shapes, run = protocol.load("shapes"), Run(tmp_path / "runs", devices="1")
+    before = files(committed)
+    for pair in shapes.pairs():
+        value = value_of(shapes, "ntk", pair, 0)
+        value["code"]["dirty"] = pair == ("32x32", "48x64")
+        record.write(value, stages.records_folder(shapes, run))
+    with pytest.raises(UserError, match=r"the row of ntk with seed 0 .* not committed \(32x32-48x64-s0\.json\): commit them"):
+        boards.submit(shapes, "ntk", 0, run)
+    assert files(committed) == before
+
+
 def test_what_fails_on_the_way_leaves_the_leaderboards_as_they_were(committed, tmp_path, monkeypatch):
     shapes, run = protocol.load("shapes"), Run(tmp_path / "runs", devices="1")
     write_row(run, "ntk", shapes.pairs())
@@ -173,7 +185,7 @@ def test_the_board_of_a_run_shows_its_own_samples(committed, tmp_path, monkeypat
         Image.new("RGB", (8, 8)).save(path)
     cell = tmp_path / "cell"
     sample.save_grid([np.full((48, 64, 3), 8 * number, np.uint8) for number in range(sample.GRID_IMAGES)], cell / "grid.png")
-    write_json(cell / stages.DONE, {"count": 32})
+    write_json(cell / layout.DONE, {"count": 32})
     monkeypatch.setattr(stages.Sample, "state", lambda stage: "complete")
     monkeypatch.setattr(stages.Sample, "folder", property(lambda stage: cell))
     boards.board(shapes, run)
@@ -182,13 +194,25 @@ def test_the_board_of_a_run_shows_its_own_samples(committed, tmp_path, monkeypat
     assert Image.open(shown / theirs).size == (8, 8)
 
 
+def test_a_run_keeps_the_records_of_a_method_whose_file_has_gone(committed, tmp_path):
+    """It was renamed, say: its row stays, marked as stale, and the boards of others are made."""
+    shapes, run = protocol.load("shapes"), Run(tmp_path / "runs", devices="1")
+    write_row(run, "ntk", shapes.pairs())
+    for pair in shapes.pairs():
+        value = value_of(shapes, "ntk", pair, 0)
+        value["method"] |= {"name": "renamed", "title": "Renamed"}
+        record.write(value, stages.records_folder(shapes, run))
+    assert boards.board(shapes, run)
+    assert "Renamed" in (run.out / "leaderboards/shapes.md").read_text()
+
+
 def test_the_first_rows_of_a_grid_are_kept(tmp_path, monkeypatch):
     """Also of a cell whose images are those of another one."""
     shapes, run = protocol.load("shapes"), Run(tmp_path / "runs", devices="1")
     images = [np.full((48, 64, 3), 8 * number, np.uint8) for number in range(sample.GRID_IMAGES)]
     base, cell = tmp_path / "cells" / "base", tmp_path / "cells" / "cell"
     sample.save_grid(images, base / "grid.png")
-    write_json(cell / stages.DONE, {"count": 32, "same_as": "base"})
+    write_json(cell / layout.DONE, {"count": 32, "same_as": "base"})
     monkeypatch.setattr(stages.Sample, "state", lambda stage: "complete" if stage.cell.test == "48x64" else "missing")
     monkeypatch.setattr(stages.Sample, "folder", property(lambda stage: cell))
     row = [record.from_value(value_of(shapes, "yarn", pair, 1), shapes) for pair in shapes.pairs()]

@@ -1,13 +1,20 @@
-"""What a training tells while it runs."""
+"""What a training tells while it runs, and when it is saved."""
 
 from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from benchmark.files import UserError
+from benchmark.plan.layout import saved
 from benchmark.progress import Stage
-from benchmark.run.callbacks import Watch
+from benchmark.run import callbacks
+from benchmark.run.callbacks import Keeper, Watch
 
 
 def read(watch: Watch, *losses: float) -> None:
@@ -32,3 +39,109 @@ def test_a_loss_that_rises_is_told_once_a_rise(capsys: pytest.CaptureFixture) ->
 def test_a_loss_that_is_no_number_stops_the_training() -> None:
     with pytest.raises(UserError, match="the loss is nan at step 1; samples of the batch: sample"):
         read(Watch(Stage("train", 10, "step"), "key"), 0.1, float("nan"))
+
+
+def test_what_is_saved_knows_the_losses_that_were_not_read_yet() -> None:
+    """Lightning takes a callback's state before it tells of saving."""
+    watch = Watch(Stage("train", 10, "step"), "key")
+    read(watch, *[1.0] * 10)
+    watch.pending = [(10 + step, torch.tensor(0.5), ["sample"]) for step in range(3)]
+    state = watch.state_dict()
+    assert state["loss"] == pytest.approx(0.5 + 0.5 * 0.99**3)
+    assert state["lowest"] == state["loss"]
+
+
+class Clock:
+    """Stands for `time`: it goes on when told to."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Ranks:
+    """Stands for a trainer with several ranks: what the others want decides; saving takes `seconds`."""
+
+    def __init__(self, folder: Path, clock: Clock, world: int = 1, seconds: float = 0.0) -> None:
+        self.folder, self.clock, self.world_size, self.seconds = folder, clock, world, seconds
+        self.global_step, self.is_global_zero, self.should_stop = 0, True, False
+        self.others, self.agreed = Keeper.nothing, []
+        self.strategy = SimpleNamespace(reduce=self.reduce)
+        self.fit_loop = SimpleNamespace(epoch_loop=SimpleNamespace())
+
+    def reduce(self, own: torch.Tensor, reduce_op: str) -> torch.Tensor:
+        assert reduce_op == "max"
+        self.agreed.append(self.global_step)
+        return own.clamp(min=self.others)
+
+    def save_checkpoint(self, path: Path) -> None:
+        path.touch()
+        self.clock.now += self.seconds
+
+    def steps(self, keeper: Keeper, count: int, seconds: float, last: int = 10**6) -> list[int]:
+        """Goes on for `count` steps and returns those at which a checkpoint was added."""
+        module = SimpleNamespace(protocol=SimpleNamespace(train=SimpleNamespace(steps=last)), device="cpu")
+        saved = []
+        for _ in range(count):
+            before = set(self.folder.iterdir())
+            self.global_step += 1
+            self.clock.now += seconds
+            keeper.on_train_batch_end(self, module, None, None, 0)
+            saved += [self.global_step] if set(self.folder.iterdir()) - before else []
+        return saved
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(callbacks, "time", clock)
+    return clock
+
+
+def started(keeper: Keeper, trainer: Ranks) -> Keeper:
+    keeper.on_train_start(trainer, None)
+    keeper.restore()  # the handlers of signals, which the tests ask themselves
+    return keeper
+
+
+def test_the_last_two_checkpoints_stay(tmp_path: Path, clock: Clock) -> None:
+    trainer = Ranks(tmp_path, clock)
+    keeper = started(Keeper(tmp_path, every_steps=8, every_minutes=60), trainer)
+    assert trainer.steps(keeper, 104, seconds=1) == list(range(8, 105, 8))
+    assert [path.name for path in saved(tmp_path)] == ["step=104.ckpt", "step=96.ckpt"]
+
+
+def test_saving_takes_at_most_its_share_of_the_time(tmp_path: Path, clock: Clock) -> None:
+    quick = Ranks(tmp_path, clock)
+    assert quick.steps(started(Keeper(tmp_path, 10**6, 2), quick), 400, seconds=1) == [120, 240, 360]
+    slow = Ranks(tmp_path, clock, seconds=20)  # XL/2 on a network disk
+    slow.global_step = 1000
+    saved = slow.steps(started(Keeper(tmp_path, 10**6, 2), slow), 3000, seconds=1)
+    assert saved == [1120, 2120, 3120]
+
+
+@pytest.mark.parametrize("urgent", [Keeper.save, Keeper.end])
+def test_ranks_save_and_end_at_the_same_step(urgent: int, tmp_path: Path, clock: Clock) -> None:
+    trainer = Ranks(tmp_path, clock, world=8)
+    keeper = started(Keeper(tmp_path, 10**6, 2), trainer)
+    assert trainer.steps(keeper, 50, seconds=0.1) == []
+    assert trainer.agreed == [16, 32, 48], "they wait for each other every 16 steps only"
+    trainer.others = urgent  # of another rank: this one was not asked
+    assert trainer.steps(keeper, 14, seconds=0.1) == [64]
+    assert (keeper.stopped, trainer.should_stop) == (urgent == Keeper.end,) * 2
+
+
+def test_a_signal_ends_a_single_process_at_once_and_none_the_last_step(tmp_path: Path, clock: Clock) -> None:
+    for last, expected in ((10, [4]), (4, [])):
+        trainer = Ranks(tmp_path, clock)
+        keeper = Keeper(tmp_path, 10**6, 2)
+        keeper.on_train_start(trainer, None)
+        assert trainer.steps(keeper, 3, seconds=1, last=last) == []
+        os.kill(os.getpid(), signal.SIGTERM)
+        keeper.restore()
+        assert trainer.steps(keeper, 1, seconds=1, last=last) == expected
+        assert keeper.stopped == bool(expected)
+        assert keeper.asked == signal.SIGTERM
+        for path in tmp_path.iterdir():
+            path.unlink()

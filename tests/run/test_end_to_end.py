@@ -26,8 +26,9 @@ from benchmark.measure import levels
 from benchmark.model import checkpoint
 from benchmark.model.encoding import Encoding
 from benchmark.plan import stages
+from benchmark.plan.layout import WEIGHTS
 from benchmark.plan.place import Run
-from benchmark.plan.stages import WEIGHTS, Stage
+from benchmark.plan.stages import Stage
 from benchmark.run import local, sample
 from benchmark.run.train import alone
 from benchmark.run.train import train as fit
@@ -241,10 +242,11 @@ def test_methods_of_the_same_encodings_share_images(out, monkeypatch):
     assert not sample.same_encodings(cells[0]), "a last bit is enough"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_reaches_the_processes_of_a_stage_which_save(number, tmp_path):
+    told = signal.SIGTERM if number == signal.SIGHUP else number  # a terminal that closes
     child = "import signal, sys, time\n"
-    child += f"signal.signal({int(number)}, lambda *_: (print('saved', flush=True), sys.exit(7)))\n"
+    child += f"signal.signal({int(told)}, lambda *_: (print('saved', flush=True), sys.exit(7)))\n"
     child += "print('ready', flush=True)\ntime.sleep(60)"
     parent = f"import sys; from benchmark.run.local import follow; sys.exit(follow([sys.executable, '-c', {child!r}]))"
     process = subprocess.Popen([sys.executable, "-c", parent], cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -252,6 +254,17 @@ def test_a_signal_reaches_the_processes_of_a_stage_which_save(number, tmp_path):
     process.send_signal(number)
     assert process.communicate(timeout=30)[0] == "saved\n"
     assert process.returncode == 7
+
+
+def test_under_nohup_a_terminal_may_close():
+    child = "print('ready', flush=True); input(); print('done', flush=True)"
+    parent = "import signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    parent += f"from benchmark.run.local import follow; sys.exit(follow([sys.executable, '-c', {child!r}]))"
+    process = subprocess.Popen([sys.executable, "-c", parent], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGHUP)
+    assert process.communicate("\n", timeout=30)[0] == "done\n"
+    assert process.returncode == 0
 
 
 def test_two_processes_make_the_same_images(first, out):

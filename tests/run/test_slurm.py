@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -155,6 +157,7 @@ def test_slurm_gets_arrays_with_dependencies(fake_slurm, tmp_path):
     assert scripts["101"]["ntasks-per-node"] == "2"
     assert scripts["101"]["gpus-per-node"] == "2"
     assert scripts["101"]["time"] == "600"
+    assert re.search(r"^srun .*--kill-on-bad-exit=1 ", (fake_slurm / "101.sh").read_text(), flags=re.M)
     cell = jobs["cell yarn 16x16 -> 32x24"]
     assert cell.split("_")[0] == jobs["cell extrapolation 16x16 -> 32x24"].split("_")[0], "one array"
     told = scripts[cell.split("_")[0]]
@@ -182,6 +185,7 @@ def test_without_slurm_it_says_so(tmp_path, monkeypatch):
         ("all: 3", "must map kinds of jobs to submitit's parameters"),
         ("- a", "must map kinds of jobs"),
         ("all: {{", "is not YAML"),
+        ("all: {slurm_partition: gpu}\nall: {mem_gb: 3}", "is not YAML .*the key 'all' stands there twice"),
     ],
 )
 def test_bad_resources_are_refused(text, message, tmp_path):
@@ -244,6 +248,15 @@ def test_the_first_failing_command_ends_a_job(tmp_path, monkeypatch):
     ended = followed([Task("a", "cell", (("raise SystemExit(3)",), (f"open({str(tmp_path / 'x')!r}, 'w')",)))], tmp_path)
     assert ended["a"].state == "failed"
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(("rank", "code", "fails"), [(0, 143, True), (1, 143, False), (1, 1, True), (1, 0, False)])
+def test_a_process_that_has_saved_does_not_end_the_others(rank, code, fails, monkeypatch):
+    """The first process is still putting the job back into the queue; what failed ends all."""
+    monkeypatch.setattr(slurm.submitit, "JobEnvironment", lambda: SimpleNamespace(global_rank=rank))
+    work = Commands([[sys.executable, "-c", f"import sys; sys.exit({code})"]])
+    with pytest.raises(subprocess.CalledProcessError) if fails else contextlib.nullcontext():
+        work()
 
 
 def test_at_its_time_limit_a_job_saves_and_is_queued_again(tmp_path):

@@ -7,6 +7,7 @@ import errno
 import json
 import math
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -19,10 +20,12 @@ import torch
 from safetensors.torch import load_file
 
 from benchmark import progress, protocol, registry
-from benchmark.files import ROOT, UserError
+from benchmark.evaluate import reference
+from benchmark.files import ROOT, Stopped, UserError
 from benchmark.identity import Training
 from benchmark.model import flops
 from benchmark.model.method import Method
+from benchmark.plan import layout, stages
 from benchmark.plan.place import Run
 from benchmark.run import callbacks, train
 from benchmark.run.callbacks import Atomic
@@ -103,7 +106,7 @@ def test_resume_after_a_crash_is_bit_equal(smoke, uninterrupted, tmp_path, monke
         train.train(Training(smoke, "extrapolation", "16x16", 0), run(tmp_path, every_steps=5))
     monkeypatch.undo()
     folder = next(tmp_path.glob("trainings/*"))
-    assert not train.is_complete(folder)
+    assert not layout.is_trained(folder)
     # The newest checkpoint is torn, as by a kill while it was written: the one before is used.
     newest = folder / train.CHECKPOINTS / "step=10.ckpt"
     newest.write_bytes(newest.read_bytes()[:1000])
@@ -127,7 +130,7 @@ def test_checkpoints_go_when_a_training_is_complete(smoke, uninterrupted, tmp_pa
     seen = []
 
     def killed(folder: Path, run: Run) -> None:
-        seen.append((train.is_complete(folder), len(list(folder.glob("checkpoints/*.ckpt")))))
+        seen.append((layout.is_trained(folder), len(list(folder.glob("checkpoints/*.ckpt")))))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train, "discard", killed)  # between the report and the removing
@@ -174,11 +177,42 @@ def test_any_number_of_signals_in_the_real_command(uninterrupted, tmp_path):
         _, errors = process.communicate(timeout=60)
         assert "Traceback" not in errors, errors
         folder = next(tmp_path.glob("trainings/*"))
-        if train.is_complete(folder):
+        if layout.is_trained(folder):
             break
         assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number)
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
+    assert same_weights(folder, uninterrupted)
+
+
+def test_shards_may_lie_elsewhere(smoke, uninterrupted, tmp_path, monkeypatch):
+    """Behind a URL or a command, read through a cache."""
+    monkeypatch.chdir(tmp_path)  # runs/cache
+    (local,) = (path.parent for path in uninterrupted.parents[1].glob("data/*/manifest.json"))
+    far = f"pipe:cat {local}/{{}}"
+    where = Run(tmp_path / "out", far, "1", 1)
+    found = {stage.kind: stage for stage in stages.graph(smoke, ["extrapolation"], 0, where)}
+    assert found["shards"].is_complete()
+    assert found["train"].folder.name == uninterrupted.name
+    assert same_weights(train.train(Training(smoke, "extrapolation", "16x16", 0), where), uninterrupted)
+    assert reference.open_source(far).hash == reference.open_source(local).hash
+    assert not (tmp_path / "out" / "data").exists()
+
+
+def test_a_signal_in_the_last_step_ends_what_would_follow(smoke, uninterrupted, tmp_path, monkeypatch):
+    original = Method.training_step
+
+    def asked(self, batch, batch_index=0):
+        if batch["step"] == STEPS - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch, batch_index)
+
+    monkeypatch.setattr(Method, "training_step", asked)
+    with pytest.raises(Stopped, match="stopped with the last step") as stopped:
+        train.train(Training(smoke, "extrapolation", "16x16", 0), run(tmp_path))
+    assert stopped.value.code == 128 + signal.SIGTERM
+    (folder,) = tmp_path.glob("trainings/*")
+    assert layout.is_trained(folder)
     assert same_weights(folder, uninterrupted)
 
 
@@ -316,9 +350,27 @@ def test_two_processes_train_as_one_and_resume_exactly(uninterrupted, tmp_path):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     (folder,) = killed.glob("trainings/*")
-    assert not train.is_complete(folder), "it was killed in time"
+    assert not layout.is_trained(folder), "it was killed in time"
     result = subprocess.run(command, capture_output=True, timeout=600, **options)
     assert result.returncode == 0, result.stderr
     assert "continuing from step" in result.stdout
     assert same_weights(folder, together)
     assert all(torch.equal(value, final_raw(together)[key]) for key, value in final_raw(folder).items())
+
+
+def test_a_signal_to_one_of_two_processes_ends_both_at_the_same_step(tmp_path):
+    command = [sys.executable, "-m", "benchmark", "train", "extrapolation", "train.steps=100000", "--protocol", "smoke"]
+    command += ["--devices", "2", "--every-steps", "16", "--out", str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 300
+    while not list(tmp_path.glob("trainings/*/checkpoints/*.ckpt")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)  # the other one is told by the first
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    found = re.search(r"stopped at step (\d+) of 100000; the same command continues", errors)
+    assert found, errors
+    assert int(found[1]) % 16 == 0
+    saved = [path.name for path in layout.saved(next(tmp_path.glob("trainings/*/checkpoints")))]
+    assert saved == [f"step={found[1]}.ckpt", f"step={int(found[1]) - 16}.ckpt"]

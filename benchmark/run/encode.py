@@ -1,0 +1,39 @@
+"""Encoding, one stage: a protocol's pictures become shards of latents, once for every training size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from benchmark import progress
+from benchmark.data import latents
+from benchmark.data.index import Index
+from benchmark.plan.dataset import DataSet
+from benchmark.plan.place import Run, device
+from benchmark.protocol import Protocol, size_hw
+from benchmark.run.train import prepared
+
+
+def encode(protocol: Protocol, run: Run, sizes: Iterable[str], batch: int = 16) -> list[Path]:
+    """Writes what is missing of the latents of some training sizes, on all devices of this machine.
+
+    Args:
+        batch: pictures in a forward pass of the autoencoder.
+
+    Returns:
+        the folders of shards.
+    """
+    name = latents.autoencoder_of(DataSet(protocol, run).card)
+    index = Index(prepared(protocol, run))
+    kind = device()
+    places = [f"{kind}:{number}" if kind == "cuda" else kind for number in range(run.count)]
+    folders = []
+    for size in sizes:
+        with progress.stage(f"latents {index.manifest['card']} {size}", len(index), "image") as stage:
+            written = latents.prepare_latents(
+                index, run.out / "data", name, size_hw(size), devices=places, batch=batch,
+                progress=lambda done, _, stage=stage: stage.set(done),
+            )  # fmt: skip
+        progress.say(str(written))
+        folders.append(written.folder)
+    return folders
