@@ -90,7 +90,7 @@ sweep: $(VENV)/.installed ## METHODS of a PROTOCOL; shared trainings run once
 	@$(RUN) sweep $(call opt,METHODS) $(WHERE) $(ON) $(call opt,CLUSTER) $(call opt,RESOURCES) $(MORE)
 
 plan: $(VENV)/.installed ## what is missing: hours on a DEVICE, PRICE, disk
-	@$(RUN) plan '$(PROTOCOL)' $(call opt,METHODS) $(call opt,DEVICE) $(call opt,PRICE) $(call opt,OUT) $(call opt,DATA) $(MORE)
+	@$(RUN) plan $(call quote,$(PROTOCOL)) $(call opt,METHODS) $(call opt,DEVICE) $(call opt,PRICE) $(call opt,OUT) $(call opt,DATA) $(MORE)
 
 reproduce: $(VENV)/.installed ## run METHOD's committed row again, and compare
 	@$(RUN) reproduce $(METHOD) $(WHERE) $(ON) $(MORE)

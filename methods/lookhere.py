@@ -12,9 +12,9 @@ for heads without direction. All of this was read in the code; as there, with 12
 Training: own. At another grid: the same rule, which was made for larger pictures.
 The code takes the slopes from a configuration that lies in the checkpoints; here they are those that another repository gives
 as the 90-degree model's: global slope 2, layer slopes from 1.5 in the first block to 0.5 in the last (options). The paper's text
-was not read, nor the other models' values. Our choices: with 16 heads eight are directed; the code knows eight, for one set of
-four directions, and twelve, for two of them. With fewer heads than directions, the blocks take turns. The code's biases are
-bfloat16.
+was not read, nor the other models' values, so they have the same. Our choices: with 16 heads eight are directed; the code knows
+eight, for one set of four directions, and twelve, for two of them. With fewer heads than directions, the blocks take turns. The
+code's biases are bfloat16.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class LookHere(Method):
     title = "LookHere"
     paper = "2405.13985"
     year = 2024
-    revision = 2  # the global slope of the authors' configuration
+    revision = 2  # the global slope of the 90-degree model
 
     @dataclass(frozen=True)
     class Options:

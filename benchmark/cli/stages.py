@@ -231,7 +231,9 @@ def train(
     compile: Compile = False,
     deterministic: Deterministic = False,
     every_steps: Annotated[int, typer.Option(min=1, help="save a checkpoint after so many steps")] = 5000,
-    every_minutes: Annotated[float, typer.Option(min=0.01, max=1e6, help="save a checkpoint after so many minutes")] = 2.0,
+    every_minutes: Annotated[
+        float, typer.Option(min=0.01, max=1e6, help="and after so many minutes, more where saving takes long")
+    ] = 2.0,
     keep: Keep = False,
 ) -> None:
     """Train the checkpoint that a method uses, or continue its training."""

@@ -104,6 +104,11 @@ def manifest_path(folder: Path | str) -> Path:
     )
 
 
+def folder_name(folder: Path | str, manifest: dict[str, Any] | None) -> str:
+    """How references call a folder of shards: a remote one as its copy would be called."""
+    return f"{manifest['card']}-{manifest['fingerprint']}" if manifest and isinstance(folder, str) else Path(folder).name
+
+
 class Index:
     """A folder of shards as a sequence of samples, numbered in the order of its shards.
 

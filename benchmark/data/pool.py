@@ -48,8 +48,9 @@ _DEVICE: list[str] = []  # what this process computes on, where that matters
 
 
 def _start_worker(queue: Any) -> None:
-    """Leaves Ctrl-C to the parent, which ends its workers, and ends when the parent was killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Leaves Ctrl-C and a closed terminal to the parent, which ends its workers, and ends when the parent was killed."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

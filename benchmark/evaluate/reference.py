@@ -23,7 +23,7 @@ from torch import Tensor
 
 from benchmark.data import shapes
 from benchmark.data.images import center_crop
-from benchmark.data.index import Index
+from benchmark.data.index import Index, folder_name
 from benchmark.data.remote import REMOTE
 from benchmark.evaluate.detectors import Detector
 from benchmark.evaluate.metrics import FrechetDistance, Moments
@@ -92,7 +92,8 @@ class Shards:
         self.index = Index(path)
         if self.index.kind != "images":
             raise UserError(f"{path} holds {self.index.kind}; references are made from the images themselves")
-        self.name, self.count, self.hash = Path(path).name, len(self.index), self.index.fingerprint
+        self.name = folder_name(self.index.folder, self.index.manifest)
+        self.count, self.hash = len(self.index), self.index.fingerprint
 
     def labels(self, indices: np.ndarray) -> np.ndarray:
         """The classes of images, int64."""

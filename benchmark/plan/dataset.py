@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmark import lazy, registry
 from benchmark.data import shapes, sources, writer
 from benchmark.data.card import Card, load_card
-from benchmark.data.index import manifest_path, read_manifest
+from benchmark.data.index import folder_name, manifest_path, read_manifest
 from benchmark.data.remote import REMOTE
 from benchmark.files import UserError, is_file
 from benchmark.identity import Training
@@ -156,4 +156,4 @@ class DataSet:
             return "shapes", shapes.REVISION
         if self.folder is None or self.fingerprint is None:
             raise UserError(f"the reference of {self.card.name} is made from its images: give their folder as DATA")
-        return Path(self.folder).name, self.fingerprint
+        return folder_name(self.folder, self._manifests.get(self.folder)), self.fingerprint

@@ -27,7 +27,7 @@ class Run:
         compile: whether a training's core goes through torch.compile.
         deterministic: whether a training on GPUs takes kernels that add in one order alone, and refuses others.
         keep: whether all images of a cell and the checkpoints of a complete training stay on disk, or only the first images.
-        every_steps, every_minutes: a training is saved whenever one of them has passed.
+        every_steps, every_minutes: a training is saved whenever one of them has passed; by minutes for 2 % of the time at most.
     """
 
     out: Path = Path("runs")

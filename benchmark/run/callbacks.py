@@ -18,7 +18,7 @@ from benchmark.files import UserError, atomic, heard
 from benchmark.model.flops import recognised, training_flops
 from benchmark.model.method import Method
 from benchmark.plan.cost import KEPT
-from benchmark.plan.layout import saved
+from benchmark.plan.layout import saved, step_of
 from benchmark.results.schema import BROKEN
 
 
@@ -118,9 +118,9 @@ class Atomic(TorchCheckpointIO):
 class Keeper(Callback):
     """Saves a training now and then, and before Ctrl-C and the like end it: between two steps, on every rank at the same one.
 
-    The last KEPT checkpoints stay, for a kill may tear the newest. Ranks agree on saving and ending every `together` steps
-    alone, because each of them waits for its device to do so: Lightning's timed checkpoints and its own look at SIGTERM would
-    wait at every step (its issue 21487), and are not used.
+    The last KEPT checkpoints stay, for a kill may tear the newest. Ranks agree on saving and ending every few steps alone, as
+    each of them waits for its device to do so: Lightning's timed checkpoints and its own look at SIGTERM would wait at every step
+    (its issue 21487), and are not used.
 
     Args:
         folder: of the checkpoints.
@@ -128,7 +128,7 @@ class Keeper(Callback):
             part in `share` of the time.
     """
 
-    together = 16
+    together, patience = 16, 3.0  # steps between two agreements of ranks, and seconds, whichever is less
     share = 50
     nothing, save, end = range(3)  # what a rank wants, the more urgent the larger
 
@@ -143,6 +143,7 @@ class Keeper(Callback):
         self.handlers = {number: signal.signal(number, self.ask) for number in heard()}
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
         self.due = time.monotonic() + self.interval
+        self.agreed, self.agreement = (trainer.global_step, time.monotonic()), trainer.global_step + 1  # the last, and the next
 
     def ask(self, number: int, frame: Any) -> None:
         self.asked = number
@@ -153,9 +154,10 @@ class Keeper(Callback):
         if wanted == self.nothing and step % self.every_steps:
             return
         began = time.monotonic()
+        self.refuse(trainer, outputs["loss"])
         trainer.save_checkpoint(self.folder / f"step={step}.ckpt")
         if trainer.is_global_zero:
-            for path in saved(self.folder)[KEPT:]:
+            for path in [path for path in saved(self.folder) if step_of(path) <= step][KEPT:]:
                 path.unlink()
         now = time.monotonic()
         self.due = now + max(self.interval, self.share * (now - began))
@@ -167,9 +169,21 @@ class Keeper(Callback):
         own = self.end if self.asked else self.save if time.monotonic() >= self.due else self.nothing
         if trainer.world_size == 1:
             return own
-        if trainer.global_step % self.together:
+        step, now = trainer.global_step, time.monotonic()
+        if step < self.agreement:
             return self.nothing
-        return int(trainer.strategy.reduce(torch.tensor(own, device=module.device), reduce_op="max"))
+        pace = (now - self.agreed[1]) / max(1, step - self.agreed[0])  # of the slowest rank
+        both = torch.tensor([own, pace], dtype=torch.float32, device=module.device)
+        wanted, pace = trainer.strategy.reduce(both, reduce_op="max").tolist()
+        self.agreed, self.agreement = (step, now), step + max(1, min(self.together, int(self.patience / max(pace, 1e-6))))
+        return int(wanted)
+
+    def refuse(self, trainer: Trainer, loss: torch.Tensor) -> None:
+        """Ends a rank before it saves where another's loss is no number; that one says which samples it had (see Watch)."""
+        if trainer.world_size > 1:
+            broken = trainer.strategy.reduce((~torch.isfinite(loss.detach())).float(), reduce_op="max")
+            if broken and torch.isfinite(loss):
+                raise UserError("the loss of another process is not a number; its message names the samples")
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self.restore()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmark import lazy, progress
-from benchmark.files import PARENT, Stopped, UserError, heard, is_memory, listed
+from benchmark.files import ENDINGS, PARENT, Stopped, UserError, heard, is_memory, listed
 from benchmark.plan.place import Run, check_nodes, gpus, processors
 from benchmark.plan.stages import Stage, Train, graph
 from benchmark.protocol import Protocol
@@ -62,7 +62,7 @@ def run_one(stage: Stage) -> None:
     if stage.spread and stage.context.run.several and "LOCAL_RANK" not in os.environ and not stage.is_complete():
         code = follow([sys.executable, "-m", "benchmark", *stage.command()])
         stage.context.changed()  # latents may be there now
-        if code in (130, 143, -signal.SIGINT, -signal.SIGTERM):
+        if code in {128 + number for number in ENDINGS} | {-number for number in ENDINGS}:
             raise Stopped(f"stopped while it ran {stage}; the same command continues", code if code > 0 else 128 - code)
         if code:
             raise UserError(
@@ -87,7 +87,7 @@ def abreast(stages: Sequence[Stage], methods: Sequence[str], seed: int, run: Run
     What fails here fails again, with its reason, when the stages are walked afterwards.
     """
     for stage in stages:
-        if stage.kind in ("shards", "reference") and not stage.is_complete():
+        if stage.kind in ("shards", "latents", "reference") and not stage.is_complete():
             with contextlib.suppress(UserError):
                 run_one(stage)
     trainings = [stage for stage in stages if isinstance(stage, Train) and not stage.is_complete()]

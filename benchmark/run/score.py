@@ -66,8 +66,8 @@ def score(stage: Score) -> dict[str, Any]:
     sweep(destination, everywhere=True)
     if stage.sample.folder:
         sweep(stage.sample.folder, everywhere=True)
-    if stage.file and stage.file.is_file():
-        value = read_json(stage.file)
+    value = read_json(stage.file) if stage.file and stage.file.is_file() else None
+    if value and not (value["code"]["dirty"] and not record.git_state(*record.CODE)[1]):  # or the code has been committed since
         record.write(value, destination)
         if value["scores"] is None:
             raise UserError(f"{cell} failed when it was scored; remove {stage.file} to score it again")

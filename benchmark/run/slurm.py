@@ -207,7 +207,10 @@ class Queue:
                 extra |= {"dependency": after, "kill_on_invalid_dep": "yes"}
             chosen["slurm_additional_parameters"] = extra
             # A process that fails ends the others, which would wait for it until the time limit.
-            chosen["slurm_srun_args"] = [*chosen.get("slurm_srun_args", []), "--kill-on-bad-exit=1"]
+            given = chosen.get("slurm_srun_args") or []
+            if not isinstance(given, list):
+                raise UserError(f"resources for {kind} jobs: slurm_srun_args is a list, such as [--mpi=pmix]")
+            chosen["slurm_srun_args"] = [*given, "--kill-on-bad-exit=1"]
         try:
             self.executor.update_parameters(**chosen)
         except (NameError, AssertionError, ValueError) as error:

@@ -213,7 +213,6 @@ def _fit(method: Method, training: Training, source: Source, folder: Path, run: 
             num_nodes=run.nodes,
             strategy="ddp" if run.several else "auto",
             precision=precision(config.precision),
-            deterministic=run.deterministic,
             callbacks=[averaging(protocol), Watch(stage, key), keeper],
             plugins=[Atomic()],
             logger=loggers(folder, key),
@@ -227,7 +226,8 @@ def _fit(method: Method, training: Training, source: Source, folder: Path, run: 
         loader = batches.Reader(method, source.index, resumed[1], run.decoders)
         if run.compile:
             method.core.compile()
-        trainer.fit(method, loader, ckpt_path=resumed[0], weights_only=True)
+        with deterministic(run.deterministic):
+            trainer.fit(method, loader, ckpt_path=resumed[0], weights_only=True)
     if keeper.stopped:
         reason = f"stopped at step {trainer.global_step} of {config.steps}; the same command continues"
         raise Stopped(reason, 128 + (keeper.asked or signal.SIGTERM))
@@ -239,6 +239,27 @@ def _fit(method: Method, training: Training, source: Source, folder: Path, run: 
         discard(folder, run)
     if keeper.asked:  # in the last steps
         raise Stopped("stopped with the last step; the same command goes on to what follows", 128 + keeper.asked)
+
+
+@contextlib.contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """While the block runs, torch takes deterministic kernels alone, if that is wanted: Lightning's switch would stay on.
+
+    Raises:
+        UserError: an operation has none.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS' products are refused
+    torch.use_deterministic_algorithms(wanted)
+    try:
+        yield
+    except RuntimeError as error:
+        if not wanted or "determinis" not in str(error):
+            raise
+        raise UserError(f"--deterministic: {str(error).splitlines()[0]}") from None
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def quieten() -> None:
@@ -270,6 +291,8 @@ def newest(folder: Path, key: str) -> tuple[str | None, int]:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile):
             progress.say(f"{path} is damaged; looking for an earlier one")
+            if progress.first_rank():
+                path.rename(path.with_name(f"damaged-{path.name}"))  # or it would stand for the newest until its step is passed
             continue
         if content.get("fingerprint") != key:
             raise UserError(f"{path} belongs to another training; remove it or choose another OUT")

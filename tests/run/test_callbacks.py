@@ -66,14 +66,16 @@ class Ranks:
     def __init__(self, folder: Path, clock: Clock, world: int = 1, seconds: float = 0.0) -> None:
         self.folder, self.clock, self.world_size, self.seconds = folder, clock, world, seconds
         self.global_step, self.is_global_zero, self.should_stop = 0, True, False
-        self.others, self.agreed = Keeper.nothing, []
+        self.others, self.agreed, self.broken = Keeper.nothing, [], 0.0
         self.strategy = SimpleNamespace(reduce=self.reduce)
         self.fit_loop = SimpleNamespace(epoch_loop=SimpleNamespace())
 
     def reduce(self, own: torch.Tensor, reduce_op: str) -> torch.Tensor:
         assert reduce_op == "max"
+        if not own.dim():  # whether a loss is no number
+            return own.clamp(min=self.broken)
         self.agreed.append(self.global_step)
-        return own.clamp(min=self.others)
+        return torch.maximum(own, torch.tensor([float(self.others), 0.0]))
 
     def save_checkpoint(self, path: Path) -> None:
         path.touch()
@@ -87,7 +89,7 @@ class Ranks:
             before = set(self.folder.iterdir())
             self.global_step += 1
             self.clock.now += seconds
-            keeper.on_train_batch_end(self, module, None, None, 0)
+            keeper.on_train_batch_end(self, module, {"loss": torch.tensor(0.1)}, None, 0)
             saved += [self.global_step] if set(self.folder.iterdir()) - before else []
         return saved
 
@@ -126,10 +128,38 @@ def test_ranks_save_and_end_at_the_same_step(urgent: int, tmp_path: Path, clock:
     trainer = Ranks(tmp_path, clock, world=8)
     keeper = started(Keeper(tmp_path, 10**6, 2), trainer)
     assert trainer.steps(keeper, 50, seconds=0.1) == []
-    assert trainer.agreed == [16, 32, 48], "they wait for each other every 16 steps only"
+    assert trainer.agreed == [1, 17, 33, 49], "they wait for each other every 16 steps only"
     trainer.others = urgent  # of another rank: this one was not asked
-    assert trainer.steps(keeper, 14, seconds=0.1) == [64]
+    assert trainer.steps(keeper, 15, seconds=0.1) == [65]
     assert (keeper.stopped, trainer.should_stop) == (urgent == Keeper.end,) * 2
+
+
+def test_ranks_whose_steps_are_slow_agree_sooner(tmp_path: Path, clock: Clock) -> None:
+    """A scheduler gives a minute's notice: 16 steps of a large core may take longer."""
+    trainer = Ranks(tmp_path, clock, world=8)
+    keeper = started(Keeper(tmp_path, 10**6, 60), trainer)
+    trainer.steps(keeper, 3, seconds=5)
+    trainer.steps(keeper, 12, seconds=0.7)
+    assert trainer.agreed == [1, 2, 3, 4, 8, 12]
+
+
+def test_a_rank_does_not_save_where_the_loss_of_another_is_no_number(tmp_path: Path, clock: Clock) -> None:
+    trainer = Ranks(tmp_path, clock, world=2)
+    keeper = started(Keeper(tmp_path, 4, 60), trainer)
+    assert trainer.steps(keeper, 4, seconds=1) == [4]
+    trainer.broken = 1.0
+    with pytest.raises(UserError, match="the loss of another process is not a number"):
+        trainer.steps(keeper, 4, seconds=1)
+    assert [path.name for path in saved(tmp_path)] == ["step=4.ckpt"]
+
+
+def test_a_checkpoint_of_a_later_step_does_not_take_the_place_of_a_new_one(tmp_path: Path, clock: Clock) -> None:
+    for step in (300, 290):
+        (tmp_path / f"step={step}.ckpt").touch()
+    trainer = Ranks(tmp_path, clock)
+    trainer.global_step = 200
+    assert trainer.steps(started(Keeper(tmp_path, 8, 60), trainer), 32, seconds=1) == [200 + 8 * k for k in range(1, 5)]
+    assert [path.name for path in saved(tmp_path)] == [f"step={step}.ckpt" for step in (300, 290, 232, 224)]
 
 
 def test_a_signal_ends_a_single_process_at_once_and_none_the_last_step(tmp_path: Path, clock: Clock) -> None:

@@ -29,6 +29,7 @@ from benchmark.plan import stages
 from benchmark.plan.layout import WEIGHTS
 from benchmark.plan.place import Run
 from benchmark.plan.stages import Stage
+from benchmark.results import record
 from benchmark.run import local, sample
 from benchmark.run.train import alone
 from benchmark.run.train import train as fit
@@ -100,6 +101,19 @@ def content(cell: Path) -> dict[str, bytes]:
 def stage_of(method: str, test: str, out: Path, kind: str = "score") -> Stage:
     found = stages.graph(protocol.load("smoke"), [method], 0, Run(out))
     return next(stage for stage in found if stage.kind == kind and stage.cell.test == test)
+
+
+def test_a_record_of_code_that_has_been_committed_since_is_made_again(first, out, monkeypatch, capsys):
+    stage = stage_of("rpe2d", "16x16", out)
+    before = json.loads(stage.file.read_text())
+    stage.file.write_text(json.dumps(before | {"code": {"commit": None, "dirty": True}}))
+    for dirty in (True, False):
+        monkeypatch.setattr(record, "git_state", lambda *folders, dirty=dirty: (None, dirty))
+        stage.run()
+        assert ("complete already, skipped" in capsys.readouterr().out) == dirty
+    after = json.loads(stage.file.read_text())
+    assert after["code"] == {"commit": None, "dirty": False}
+    assert after["scores"] == before["scores"]
 
 
 def test_an_interrupted_cell_continues_with_the_same_images(first, out):
