@@ -19,6 +19,7 @@ STRICT = pydantic.ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 DEPTH = 20  # lists and mappings in each other; ours have 4
 LARGEST = 1 << 20  # bytes of a file written by hand
+BITS = 32  # of a seed, and of an epoch: together they are one word of a generator's key (streams.py)
 
 
 class Loader(yaml.SafeLoader):

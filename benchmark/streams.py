@@ -21,6 +21,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from benchmark.inputs import BITS
+
 SUBSET_SEED, INFINITY_SEED = 0, 1
 SPLIT_SEED = 2020  # torch-fidelity's default, so that both shuffle alike
 UNTRAINED_SEED = 0
@@ -99,9 +101,6 @@ def balanced_order(classes: np.ndarray) -> np.ndarray:
         members = order[classes[order] == each]
         turn[members] = np.arange(len(members))
     return order[np.argsort(turn[order], kind="stable")]
-
-
-BITS = 32  # of a seed and of an epoch: together they are one word of a generator's key
 
 
 def uniforms(seed: int, epoch: int, number: int, count: int) -> np.ndarray:

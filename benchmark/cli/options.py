@@ -12,7 +12,7 @@ from rich.console import Console
 from benchmark import lazy, protocol, registry
 from benchmark.files import UserError
 from benchmark.identity import Cell, cells_of, methods_of
-from benchmark.streams import BITS
+from benchmark.inputs import BITS
 
 if TYPE_CHECKING:
     from benchmark.plan.place import Run

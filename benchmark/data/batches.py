@@ -18,9 +18,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from benchmark.data.images import DAMAGE, center_crop, decoded, resized
 from benchmark.data.index import Damaged, Index
 from benchmark.files import ENDINGS, UserError, unknown
+from benchmark.inputs import BITS
 from benchmark.model.method import Method
 from benchmark.protocol import size_hw
-from benchmark.streams import BITS, shuffled, uniforms
+from benchmark.streams import shuffled, uniforms
 
 # --- Training --------------------------------------------------------------------------------------------------------
 

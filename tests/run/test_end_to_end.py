@@ -41,7 +41,7 @@ def command(*arguments: str, out: Path | None = None) -> subprocess.CompletedPro
     """Runs `python -m benchmark ...` as a person would."""
     where = ["--out", str(out)] if out else []
     return subprocess.run(
-        [sys.executable, "-m", "benchmark", *arguments, *where], cwd=ROOT, capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "benchmark", *arguments, *where], cwd=ROOT, capture_output=True, text=True, timeout=900
     )
 
 
