@@ -23,6 +23,7 @@ from benchmark.results.verified import Entry as Verified
 LEVEL = 0.95
 GROUPS = ("below", "at", "beyond")
 ENOUGH = 3  # seeds, or degrees of freedom, that tell a spread
+PAIRED = 5  # common seeds from which two rows are judged by their own differences: with three, Student's t is 4.3
 MARKS = {
     "†": "stale: the code behind some of its numbers has changed since; run its cells again",
     "‡": "incomplete: a cell or a seed is missing or failed, so there is no mean",
@@ -234,8 +235,9 @@ def different(a: Entry, b: Entry) -> bool:
     """Whether two entries of a column differ, at 95 %. What is known of images and what is known of seeds must both say so.
 
     Images: the paired bootstrap interval of the mean difference, over the seeds that both have, excludes zero.
-    Seeds: with three or more common ones, so does the paired Student interval of their differences. With fewer these two alone
-    tell nothing, so the difference must exceed what the column's usual spread allows for two trainings.
+    Seeds: with five or more common ones, so does the paired Student interval of their differences. With fewer these two alone
+    tell little, so the difference must exceed what the column's usual spread allows for two trainings; where that is not known
+    three have to do.
     Where neither is known, the entries' own intervals decide; and where there are none either, any difference counts.
     """
     common = [seed for seed in a.by_seed if seed in b.by_seed]
@@ -252,10 +254,10 @@ def different(a: Entry, b: Entry) -> bool:
         if compare.compare(*scores, LEVEL).verdict == compare.NOT_DIFFERENT:
             return False
     usual = a.usual or b.usual
-    if len(common) >= ENOUGH:
+    if len(common) >= (PAIRED if usual else ENOUGH):
         differences = [a.by_seed[seed] - b.by_seed[seed] for seed in common]
         return abs(mean(differences)) > student(len(common) - 1) * statistics.stdev(differences) / math.sqrt(len(common))
-    if usual and min(len(seeds_a), len(seeds_b)) < ENOUGH:
+    if usual and min(len(seeds_a), len(seeds_b)) < PAIRED:
         spread, freedom = usual
         apart = abs(mean(a.by_seed[seed] for seed in seeds_a) - mean(b.by_seed[seed] for seed in seeds_b))
         return apart > student(freedom) * spread * math.sqrt(1 / len(seeds_a) + 1 / len(seeds_b))

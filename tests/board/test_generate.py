@@ -49,7 +49,7 @@ No verdict: only one complete row has more than one seed yet.
 Every column is one test size (height x width in pixels) with its ratio to the training size per axis; rows are in the order of their
 mean FID beyond the training size. Several seeds: mean ± standard deviation over seeds. One seed: the bootstrap interval over images.
 **Bold**: the best value of a column, and every value that is not shown to differ from it (paired over the same noise and the same
-resamples, and over seeds: by their differences where both rows have three or more in common, or else by the column's usual spread;
+resamples, and over seeds: by their differences where both rows have five or more in common, or else by the column's usual spread;
 where nothing is known of the spread the best value stands alone).
 
 - † stale: the code behind some of its numbers has changed since; run its cells again
