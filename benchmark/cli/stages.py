@@ -31,7 +31,7 @@ from benchmark.cli.options import (
     load_with_data,
 )
 from benchmark.files import UserError
-from benchmark.model.flops import DEVICES
+from benchmark.model import flops
 from benchmark.plan import layout
 from benchmark.protocol import Protocol
 
@@ -39,7 +39,7 @@ boards, encoding, local, reproduction, sampling, slurm, training = (
     lazy.module(f"benchmark.run.{name}") for name in ("boards", "encode", "local", "reproduce", "sample", "slurm", "train")
 )
 place, plans, stages = (lazy.module(f"benchmark.plan.{name}") for name in ("place", "report", "stages"))
-rankings, flops = map(lazy.module, ("benchmark.board.ranking", "benchmark.model.flops"))
+rankings = lazy.module("benchmark.board.ranking")
 record = lazy.module("benchmark.results.record")
 app = typer.Typer()
 MAIN, STAGES = "Run a benchmark", "One stage of it"
@@ -137,7 +137,7 @@ def plan(
     ] = "",
     overrides: Overrides = None,
     methods: Methods = "",
-    device: Annotated[str, typer.Option(help=", ".join(DEVICES))] = "h100",
+    device: Annotated[str, typer.Option(help=", ".join(flops.DEVICES))] = "h100",
     efficiency: Annotated[float, typer.Option(help="assumed share of the device's peak; 0 takes the stated one")] = 0.0,
     count: Annotated[int, typer.Option(min=1, help="devices that share the work")] = 1,
     price: Annotated[float, typer.Option(help="of a device-hour: shows costs in money too")] = 0.0,

@@ -127,7 +127,7 @@ def submit(protocol: Protocol, method: str, seed: int, run: Run) -> tuple[list[P
     if dirty := [path.name for path, value in zip(paths, values, strict=True) if value.value["code"]["dirty"]]:
         raise UserError(
             f"{row} was made with changes to benchmark/, methods/ or datasets/ that were not committed ({listed(dirty)}): commit "
-            f"them, remove these records and {bench}"
+            f"them and {bench}, which makes the records again"
         )
     if broken := next((value.broken for value in values if value.broken), ""):
         raise UserError(f"{row} is not fit for a table: {broken}; lower train.lr")
