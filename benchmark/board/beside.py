@@ -87,11 +87,10 @@ def switches(board: Table, boards: Tables) -> Grid | None:
     heads = [Head("Method", words=True), Head("Seeds", words=True)]
     heads += [Head(column.ratio_label, name) for column in cols for name in ("off", *names)]
     text = (
-        "The same checkpoints, sampled again with one switch of the protocol on for every method (a temperature of its own is "
-        "off where the switch scales attention). FID ↓ over the seeds that all of them have, and below it the change; bold "
-        "where it is lower and different for these checkpoints: over images and, with several seeds, over them; not corrected "
-        "for the number of comparisons, about one in forty would be bold by chance. At the training size no switch does "
-        "anything. The protocols: "
+        "The same checkpoints, sampled again with one switch of the protocol on for every method (a method's own temperature is "
+        "off where the switch scales attention). FID ↓ over the seeds that all have, with the change below. Bold: significantly "
+        "lower for these checkpoints, over images and, with several seeds, over seeds. There is no correction for multiple "
+        "comparisons; about one in forty would be bold by chance. At the training size switches have no effect. Protocols: "
         f"{', '.join(other.protocol.name for other in others)}."
     )
     return Grid("The protocol's switches, off and on", heads, rows, text)
@@ -122,7 +121,7 @@ def parts(board: Table, path: Path | str = PARTS) -> list[Grid]:
         rates = {each: _rate(rows[each], board.protocol) for each in (name, *members) if each in rows}
         apart = len(set(rates.values())) > 1
         told = {each: f" (learning rate {rate:g})" if apart else "" for each, rate in rates.items()}
-        lines = [Line([Cell(first.title, marks=first.marks), Cell(f"all of it{told[name]}")], name)]
+        lines = [Line([Cell(first.title, marks=first.marks), Cell(f"all parts{told[name]}")], name)]
         lines[0].cells.extend(_plain(first.entries["fid", column], places) for column in cols)
         for member, what in members.items():
             if member in rows:
@@ -130,14 +129,13 @@ def parts(board: Table, path: Path | str = PARTS) -> list[Grid]:
                 lines.append(
                     Line([Cell(rows[member].title, marks=rows[member].marks), Cell(what + told[member]), *cells], member)
                 )
-        heads = [Head("Method", words=True), Head("What it has", words=True), *(Head(*column.words) for column in cols)]
+        heads = [Head("Method", words=True), Head("Parts", words=True), *(Head(*column.words) for column in cols)]
         text = (
-            "FID ↓, and below it the difference to the complete method over the seeds that both have; bold where it is lower and "
-            "different."
+            "FID ↓, with the difference from the complete method below, over the seeds that both have. Bold: significantly lower."
         )
         if apart:
-            text += " The protocol gives these rows different learning rates: a difference is not one of the parts alone."
-        found.append(Grid(f"What the parts of {first.title} bring", heads, lines, text))
+            text += " The protocol gives these rows different learning rates, so differences are not due to the parts alone."
+        found.append(Grid(f"Ablation of {first.title}", heads, lines, text))
     return found
 
 
@@ -172,9 +170,9 @@ def agreement(board: Table, figures: Published) -> list[Grid]:
         return []
     stable = pairs.agreement(board, figures)
     text = (
-        "The order of the methods by FID here, against the order that a paper printed for ImageNet. 1 is the same order, -1 the "
-        "reverse. Ours are means over the seeds that all compared methods have, and the interval is over images and those seeds; "
-        "the paper's numbers are taken as exact."
+        "Rank correlation between methods' FID here and FID in a paper on ImageNet: 1 is the same order, -1 the reverse. Values here "
+        "are means over the seeds that all compared methods have, with intervals over images and those seeds; the paper's numbers "
+        "are taken as exact."
     )
     heads = [Head(title, words=True) for title in ("Ratio", "Kendall's tau", "The paper's FID", "FID here", "Source")]
     measures = by_measure(board, figures)
@@ -200,12 +198,12 @@ def by_measure(board: Table, figures: Published) -> Grid | None:
             cells.append(Cell(number(item.tau, 2), ends) if item else Cell(NOT_RUN))
         rows.append(Line(cells))
     text = (
-        "Kendall's tau between the paper's order by a measure and the order here by the same measure: all that the paper prints. "
-        "Their detector is Inception. Intervals are over images and seeds, or over seeds alone where a measure has no resamples; "
-        f"none knows which methods were compared. By chance, an order of {count} has a tau of 0.6 or more in "
-        f"{published.chance(count, 0.6):.0%} of all cases, of 0.8 or more in {published.chance(count, 0.8):.0%}."
+        "Kendall's tau between the paper's order and the order here by the same measure, for every measure that the paper reports. "
+        "The papers' detector is Inception. Intervals are over images and seeds, or over seeds alone where a measure has no "
+        f"resamples; they do not cover the choice of methods. A random order of {count} has a tau of at least 0.6 in "
+        f"{published.chance(count, 0.6):.0%} of cases, of at least 0.8 in {published.chance(count, 0.8):.0%}."
     )
-    return Grid("Which measures predict?", [Head("By", words=True), *(Head(ratio) for ratio in ratios)], rows, text)
+    return Grid("Which measures predict the papers' order?", [Head("By", words=True), *(Head(ratio) for ratio in ratios)], rows, text)
 
 
 @dataclass(frozen=True)

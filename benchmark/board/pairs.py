@@ -115,17 +115,17 @@ def agreement(board: Table, figures: Published) -> Grid | None:
             rows.append(Line(cells))
     if not rows:
         return None
-    heads = [Head("Ratio", words=True), Head("Papers among themselves"), Head(item.beside.title if item.beside else "–")]
+    heads = [Head("Ratio", words=True), Head("Papers with each other"), Head(item.beside.title if item.beside else "–")]
     heads += [Head(f"{METRICS[metric].title} here") for metric in by]
-    heads.append(Head("In the other order here, by FID", words=True))
+    heads.append(Head("Reversed here, by FID", words=True))
     names = "; ".join(source.title for source in item.sources)
-    asked = "".join(f"{registry.about(x.before).title} before {registry.about(x.after).title} is asked too ({x.source}). "
+    asked = "".join(f"{registry.about(x.before).title} before {registry.about(x.after).title} is tested too ({x.source}). "
                     for x in item.squares)  # fmt: skip
     text = (
-        f"The published tables do not order all methods alike ({names}). Stable pairs are those that at least two tables print "
-        "at a size, all in the same order by FID; below their number stands Kendall's tau between the first two tables: no order "
-        f"of ours can agree with both. {asked}Shares of the pairs that are in the papers' order here, by the means of the "
-        "seeds that all these methods have, with 95 % intervals over images and seeds where known."
+        f"The published tables disagree on parts of the ranking ({names}). Stable pairs are those that at least two tables report "
+        "at a size, all in the same order by FID; below their number is Kendall's tau between the first two tables, so no ranking "
+        f"can agree with both. {asked}The columns give the share of pairs in the papers' order here, using means over the seeds "
+        "that all these methods have, with 95 % intervals over images and seeds where known."
     )
     return Grid("Pairs on which the papers agree", heads, rows, text)
 

@@ -28,13 +28,12 @@ from benchmark.results.record import METRICS
 
 CAPTIONS = {
     "tradeoff": "FID at the training size against FID beyond it",
-    "cost": "Minutes for a training and for each cell",
+    "cost": "Minutes per training and per cell",
 }
 NOTES = {
-    "tradeoff": "To the left: better at the size it was trained at. Further down: better beyond it. On the dashed line a method "
-    "is as good beyond as it was before; the higher above the line, the more it loses by growing.",
-    "cost": "Sampling and scoring take longer at larger sizes for every method alike; a method above the others in a column "
-    "costs more.",
+    "tradeoff": "Further left: better at the training size. Further down: better beyond it. On the dashed line both are equal; "
+    "the higher above the line, the more a method loses at larger sizes.",
+    "cost": "Sampling and scoring take longer at larger sizes for every method; one above the others in a column costs more.",
 }
 BY_RATIO = "Dashed: the training size. Bars: ± one standard deviation over seeds; with one seed, the 95 % interval over images."
 INK = "#010203"  # stands for currentColor while matplotlib draws
@@ -241,9 +240,9 @@ def _tradeoff(board: Table, style: Mapping[str, Look]) -> Figure | None:
         axes.plot([low, high], [low, high], color=INK, linewidth=0.8, alpha=0.35, linestyle=(0, (4, 3)), zorder=0)
     axes.grid()
     words = {"ha": "left", "fontsize": 8, "alpha": 0.6, "transform": axes.transAxes}
-    axes.text(0.02, 0.98, "good where it was trained only", va="top", **words)
+    axes.text(0.02, 0.98, "good at the training size only", va="top", **words)
     axes.text(0.02, 0.02, "good at both", va="bottom", **words)
-    axes.text(0.98, 0.02, "holds beyond, at a price before", va="bottom", **words | {"ha": "right"})
+    axes.text(0.98, 0.02, "good beyond it, at a cost at 1x", va="bottom", **words | {"ha": "right"})
     axes.set_xlabel(f"← better   FID at the training size, {at[0].test}")
     axes.set_ylabel(f"← better   FID at {far.ratio_label}, {far.test}")
     canvas.legend(board.rows)
@@ -278,7 +277,7 @@ def _cost(board: Table, style: Mapping[str, Look]) -> Figure | None:
     axes.grid(axis="y")
     axes.set_ylabel("minutes")
     machines = sorted({record.value["hardware"]["name"] for record in board.records})
-    where = machines[0] if len(machines) == 1 else f"{len(machines)} kinds of machine"
+    where = machines[0] if len(machines) == 1 else f"{len(machines)} machine types"
     axes.set_title(f"N = {board.protocol.sample.count:,}, on {where if len(where) <= 40 else where[:39] + '…'}")
     canvas.legend(board.rows)
     return canvas.figure

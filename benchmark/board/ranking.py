@@ -35,7 +35,7 @@ def rich_table(rules: Protocol | str, records: Iterable[Record], new: Collection
     used = "".join(row.marks for row in board.rows)
     legend = "; ".join(f"{mark} {meaning.partition(':')[0]}" for mark, meaning in table.MARKS.items() if mark in used)
     if rules.rehearses:
-        legend = f"a rehearsal of {rules.rehearses}: its order is a hint{'; ' if legend else ''}{legend}"
+        legend = f"a rehearsal of {rules.rehearses}: its ranking is only indicative{'; ' if legend else ''}{legend}"
     trained = {column.train for column in board.columns if not column.is_mean}
     where = f", trained at {min(trained)}" if len(trained) == 1 else ""
     made = rich.table.Table(
@@ -95,19 +95,19 @@ def ranking_changes(old_folder: Path | str, new_folder: Path | str) -> str:
         UserError: a new record is refused.
     """
     new = record.read_all(new_folder)
-    lines = ["### What this changes in the rankings", ""]
+    lines = ["### Changes in the rankings", ""]
     try:
         old = record.read_all(old_folder) if Path(old_folder).is_dir() else []
     except UserError as error:
         old = []
-        lines += [f"The records before cannot be compared: {escape(str(error))}", ""]
+        lines += [f"The earlier records cannot be compared: {escape(str(error))}", ""]
     before = {record.location(item.value): item.value for item in old}
     after = {record.location(item.value): item.value for item in new}
     added, removed = sorted(set(after) - set(before)), sorted(set(before) - set(after))
     edited = sorted(path for path in set(before) & set(after) if before[path] != after[path])
     changed = [*added, *removed, *edited]
     if not changed:
-        return "\n".join([*lines, "Nothing: the records are the same."]) + "\n"
+        return "\n".join([*lines, "None: the records are the same."]) + "\n"
     lines += [f"Records: {len(added)} new, {len(edited)} changed, {len(removed)} removed.", ""]
     for name in sorted({path.parts[0] for path in changed}):
         (ranks_before, rows_before), (ranks_after, rows_after) = _ranking(old, name), _ranking(new, name)

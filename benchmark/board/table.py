@@ -25,12 +25,12 @@ GROUPS = ("below", "at", "beyond")
 ENOUGH = 3  # seeds, or degrees of freedom, that tell a spread
 PAIRED = 5  # common seeds from which two rows are judged by their own differences: with three, Student's t is 4.3
 MARKS = {
-    "†": "stale: the code behind some of its numbers has changed since; run its cells again",
+    "†": "stale: the code behind some of its numbers has changed since; rerun its cells",
     "‡": "incomplete: a cell or a seed is missing or failed, so there is no mean",
     "§": "mixed: its records were made with different options",
-    "¹": "one seed: another training may move it, so it is left out of the verdict",
-    "✓": "verified: somebody else has run one of its seeds again",
-    "new": "in this run: its records stand beside the committed ones, or in their place",
+    "¹": "one seed: left out of the verdict, as another seed may change it",
+    "✓": "verified: somebody else has rerun one of its seeds",
+    "new": "in this run: shown with the committed records, or in their place",
 }
 
 

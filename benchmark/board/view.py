@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SECOND = "sfid"  # its rank stands beside the headline's
 PICTURES = (".webp", ".png")
-LABELS = {"balanced": "every class equally often, in turn", "random": "drawn for every image, every class equally likely"}
+LABELS = {"balanced": "every class equally often, in turn", "random": "sampled uniformly for every image"}
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def verdict(board: Table) -> str:
     A rehearsal says first what it is.
     """
     told, longer = _verdict(board), board.protocol.rehearses
-    return f"A rehearsal of {longer}, with too few steps to converge: its order is a hint. {told}".strip() if longer else told
+    return f"A rehearsal of {longer}, too short to converge: its ranking is only indicative. {told}".strip() if longer else told
 
 
 def _verdict(board: Table) -> str:
@@ -176,11 +176,11 @@ def _verdict(board: Table) -> str:
     told = f"{of}{first.title} has the lowest {what}, {value.text}{f' ({value.detail})' if value.detail else ''}"
     near = [row.title for row in have[1:] if not different(entries[row.method], entries[first.method])]
     if near:
-        told += f"; not shown to differ from it: {' and '.join(near)}"
+        told += f"; not significantly different: {' and '.join(near)}"
     if len(have) > 1 + len(near):
-        told += f"; the last is {last.title}, {shown(entries[last.method], places).text}"
+        told += f"; {last.title} has the highest, {shown(entries[last.method], places).text}"
     if single:
-        told += f" ({single} row{'s' if single > 1 else ''} of one seed {'are' if single > 1 else 'is'} not judged)"
+        told += f" ({single} row{'s' if single > 1 else ''} with one seed {'are' if single > 1 else 'is'} not ranked)"
     return f"{told}."
 
 
@@ -189,7 +189,7 @@ def _optimizer(rules: Protocol) -> str:
     train = rules.train
     if train.optimizer == "adamw":
         return f"AdamW at {train.lr:g}" + "".join(f"; {name} at {rate:g}" for name, rate in train.lr_of.items())
-    both = f"Muon at {train.muon_lr:g} for the matrices of attention and MLP and AdamW at {train.lr:g} for the rest"
+    both = f"Muon at {train.muon_lr:g} for attention and MLP matrices, AdamW at {train.lr:g} for the rest"
     return both + "".join(f"; {name} at {rate / train.lr:g} times these" for name, rate in train.lr_of.items())
 
 
@@ -349,7 +349,7 @@ def picture_size(path: Path) -> tuple[int, int]:
         with Image.open(path) as image:
             return image.size
     except UnidentifiedImageError:
-        raise UserError(f"{path} is not a picture") from None
+        raise UserError(f"{path} is not an image") from None
 
 
 def _gallery(board: Table, methods: Sequence[Method], grids: Path) -> Gallery | None:

@@ -37,10 +37,10 @@ METRICS = {
     "fid": Metric("FID", "↓", low=0, required=True, meaning="Fréchet distance between features of samples and of real images."),
     "is": Metric("IS", "↑", low=1, required=True, meaning="Inception score: how clear and varied the classes of samples are."),
     "sfid": Metric("sFID", "↓", low=0, meaning="FID of spatial features: layout rather than content."),
-    "precision": Metric("Precision", "↑", 0, 1, meaning="The share of samples that look like real images.", section=QUALITY),
+    "precision": Metric("Precision", "↑", 0, 1, meaning="The share of samples that resemble real images.", section=QUALITY),
     "recall": Metric("Recall", "↑", 0, 1, meaning="The share of real images that the samples cover.", section=QUALITY),
     # KID and FID∞ may lie a little below zero: one is unbiased, the other extrapolated.
-    "kid": Metric("KID", "↓", meaning="Kernel distance, which does not depend on N on average.", section=QUALITY),
+    "kid": Metric("KID", "↓", meaning="Kernel distance between features; an unbiased estimate at any N.", section=QUALITY),
     "fid_inf": Metric("FID∞", "↓", meaning="FID extrapolated to infinitely many samples.", section=QUALITY),
     "spectrum": Metric(
         "Spectrum", "↓", low=0, section=STRUCTURE,
@@ -48,15 +48,15 @@ METRICS = {
     ),
     "top1": Metric(
         "Top-1", "↑", 0, 1, section=STRUCTURE,
-        meaning="The share of samples in which the detector sees the class that was asked for.",
+        meaning="The share of samples that the detector assigns to the requested class.",
     ),
     "objects": Metric(
         "Object error", "↓", low=0, section=STRUCTURE,
-        meaning="How far the number of objects that the detector sees is from the one that there should be: copies and losses.",
+        meaning="Deviation of the detected number of objects from the correct one: duplicated or missing objects.",
     ),
     "loss": Metric(
         "Denoising loss", "↓", low=0,
-        meaning="The training loss on images of the test size, held out where there are any; the same noise for every method.",
+        meaning="The training loss on images of the test size, held out where available; the same noise for every method.",
     ),
 }  # fmt: skip
 
