@@ -170,9 +170,9 @@ def agreement(board: Table, figures: Published) -> list[Grid]:
         return []
     stable = pairs.agreement(board, figures)
     text = (
-        "Rank correlation between methods' FID here and FID in a paper on ImageNet: 1 is the same order, -1 the reverse. Values here "
-        "are means over the seeds that all compared methods have, with intervals over images and those seeds; the paper's numbers "
-        "are taken as exact."
+        "Rank correlation between methods' FID here and FID in a paper on ImageNet: 1 is the same order, -1 the reverse. Values "
+        "here are means over the seeds that all compared methods have, with intervals over images and those seeds; the paper's "
+        "numbers are taken as exact."
     )
     heads = [Head(title, words=True) for title in ("Ratio", "Kendall's tau", "The paper's FID", "FID here", "Source")]
     measures = by_measure(board, figures)
@@ -198,12 +198,13 @@ def by_measure(board: Table, figures: Published) -> Grid | None:
             cells.append(Cell(number(item.tau, 2), ends) if item else Cell(NOT_RUN))
         rows.append(Line(cells))
     text = (
-        "Kendall's tau between the paper's order and the order here by the same measure, for every measure that the paper reports. "
-        "The papers' detector is Inception. Intervals are over images and seeds, or over seeds alone where a measure has no "
-        f"resamples; they do not cover the choice of methods. A random order of {count} has a tau of at least 0.6 in "
+        "Kendall's tau between the paper's order and the order here by the same measure, for every measure that the paper "
+        "reports. The papers' detector is Inception. Intervals are over images and seeds, or over seeds alone where a measure has "
+        f"no resamples; they do not cover the choice of methods. A random order of {count} has a tau of at least 0.6 in "
         f"{published.chance(count, 0.6):.0%} of cases, of at least 0.8 in {published.chance(count, 0.8):.0%}."
     )
-    return Grid("Which measures predict the papers' order?", [Head("By", words=True), *(Head(ratio) for ratio in ratios)], rows, text)
+    heads = [Head("By", words=True), *(Head(ratio) for ratio in ratios)]
+    return Grid("Which measures predict the papers' order?", heads, rows, text)
 
 
 @dataclass(frozen=True)

@@ -122,10 +122,10 @@ def agreement(board: Table, figures: Published) -> Grid | None:
     asked = "".join(f"{registry.about(x.before).title} before {registry.about(x.after).title} is tested too ({x.source}). "
                     for x in item.squares)  # fmt: skip
     text = (
-        f"The published tables disagree on parts of the ranking ({names}). Stable pairs are those that at least two tables report "
-        "at a size, all in the same order by FID; below their number is Kendall's tau between the first two tables, so no ranking "
-        f"can agree with both. {asked}The columns give the share of pairs in the papers' order here, using means over the seeds "
-        "that all these methods have, with 95 % intervals over images and seeds where known."
+        f"The published tables disagree on parts of the ranking ({names}). Stable pairs are those that at least two tables "
+        "report at a size, all in the same order by FID; below their number is Kendall's tau between the first two tables, which "
+        f"no single ranking can match in full. {asked}The columns give the share of pairs in the papers' order here, using means "
+        "over the seeds that all these methods have, with 95 % intervals over images and seeds where known."
     )
     return Grid("Pairs on which the papers agree", heads, rows, text)
 

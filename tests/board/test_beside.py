@@ -82,9 +82,9 @@ def test_parts_of_a_method_stand_below_all_of_it(rules: protocol.Protocol, tmp_p
     path = tmp_path / "parts.yaml"
     path.write_text("ledit: {ntk: without, nope: absent here}\nabsent: {yarn: x}\n")
     (side,) = beside.parts(board, path)
-    assert side.title == "What the parts of LEDiT bring"
+    assert side.title == "Ablation of LEDiT"
     assert [row[:2] for row in texts(side)] == [
-        [("LEDiT", "", False), ("all of it", "", False)],
+        [("LEDiT", "", False), ("all parts", "", False)],
         [("NTK-aware", "", False), ("without", "", False)],
     ]
     assert texts(side)[1][2:] == [("10.0", "-0.2", True), ("90.0", "+70.0", False), ("85.0", "+59.5", False)]
@@ -93,7 +93,7 @@ def test_parts_of_a_method_stand_below_all_of_it(rules: protocol.Protocol, tmp_p
     rules.train.lr_of = {"ledit": 2 * rules.train.lr}  # then the rows differ in more than the part
     (side,) = beside.parts(board, path)
     rates = [f"(learning rate {rate:g})" for rate in (2 * rules.train.lr, rules.train.lr)]
-    assert [row[1][0] for row in texts(side)] == [f"all of it {rates[0]}", f"without {rates[1]}"]
+    assert [row[1][0] for row in texts(side)] == [f"all parts {rates[0]}", f"without {rates[1]}"]
     assert "different learning rates" in side.text
     path.write_text("- ledit\n")
     with pytest.raises(UserError, match=r"parts\.yaml must map methods to their parts"):

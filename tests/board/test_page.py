@@ -156,7 +156,7 @@ def test_a_grid_that_is_no_picture_is_refused(home: Path, monkeypatch: pytest.Mo
 
 
 def test_without_real_images_it_is_said_that_there_are_none(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = "No real images stand above them: this data set"
+    told = "Real images are not shown: this data set"
     assert told not in (home / "index.html").read_text()
     shutil.rmtree(home / "grids" / "shapes-tiny" / "real")
     monkeypatch.setattr(real, "is_rendered", lambda rules: False)
@@ -416,4 +416,4 @@ def test_the_first_words_of_a_protocol_say_who_is_first_and_how_to_read(home: Pa
     text = (home / "index.html").read_text()
     section = text[text.index('data-tab="shapes-tiny"') :]
     told = "No verdict: only one complete row has more than one seed yet."
-    assert section.index(told) < section.index("all that is not shown to differ from it") < section.index("<table")
+    assert section.index(told) < section.index("all values not significantly different from it") < section.index("<table")

@@ -74,7 +74,7 @@ def test_what_changes_in_the_ranking(home: Path, rules: protocol.Protocol) -> No
     assert (
         ranking.ranking_changes(old, home / "records")
         == """\
-### What this changes in the rankings
+### Changes in the rankings
 
 Records: 4 new, 0 changed, 0 removed.
 
@@ -87,7 +87,7 @@ Records: 4 new, 0 changed, 0 removed.
 | `ntk` | incomplete (1 missing) | 3 | – | 85.00 |
 """
     )
-    assert "Nothing: the records are the same." in ranking.ranking_changes(old, old)
+    assert "None: the records are the same." in ranking.ranking_changes(old, old)
     assert "Records: 14 new, 0 changed, 0 removed." in ranking.ranking_changes(home / "absent", home / "records")
 
 

@@ -51,9 +51,9 @@ def test_another_picture_is_found_and_another_compression_is_not_one(board: Path
     Image.fromarray(changed).save(path)
     for write in (lambda: None, lambda: path.write_bytes(content[:-40]), lambda: path.write_bytes(b"")):
         write()
-        with pytest.raises(UserError, match=r"grids/shapes-tiny/real/32x32\.png shows something else"):
+        with pytest.raises(UserError, match=r"grids/shapes-tiny/real/32x32\.png shows different content"):
             generate.generate(board / "records", board, check=True)
-        assert generate.check(board / "records", board) == "grids/shapes-tiny/real/32x32.png shows something else"
+        assert generate.check(board / "records", board) == "grids/shapes-tiny/real/32x32.png shows different content"
     assert generate.generate(board / "records", board) == [path.resolve()]
     assert path.read_bytes() == content
     path.unlink()

@@ -27,7 +27,7 @@ def test_a_verdict_names_rows_of_several_seeds_only(rules: protocol.Protocol) ->
     told = view.verdict(board_of(rules, several | {("lucky", 0): (1, 1, 1)}))
     assert told == (
         "Of the 2 rows with several seeds, a has the lowest mean FID beyond the training size, 20.5 (± 0.5); "
-        "the last is b, 50.5 (1 row of one seed is not judged)."
+        "b has the highest, 50.5 (1 row with one seed is not ranked)."
     )
     assert view.verdict(board_of(rules, several)).startswith("a has the lowest mean FID beyond the training size, 20.5 (± 0.5);")
     alone = {("lucky", 0): (1, 1, 1), ("other", 0): (1, 2, 2)}
@@ -50,18 +50,18 @@ def test_a_rehearsal_says_what_it_is_and_follows_its_contest(home: Path, monkeyp
     assert [name for name in tables if name.startswith("shapes-")] == ["shapes-tiny", "shapes-quick"]
     tiny_board, quick = (board for board in view.build(tables, published.load(), home) if board.name.startswith("shapes-"))
     assert quick.verdict == (
-        f"A rehearsal of shapes-tiny, with too few steps to converge: its order is a hint. {tiny_board.verdict}"
+        f"A rehearsal of shapes-tiny, too short to converge: its ranking is only indicative. {tiny_board.verdict}"
     )
     assert tiny_board.agreement
     assert quick.agreement == []
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(ranking.rich_table("shapes-quick", record.read_all(home / "records")))
-    assert "a rehearsal of shapes-tiny: its order is a hint" in " ".join(console.export_text().split())
+    assert "a rehearsal of shapes-tiny: its ranking is only indicative" in " ".join(console.export_text().split())
 
 
 def test_a_verdict_names_what_is_not_shown_to_differ(rules: protocol.Protocol) -> None:
     rows = {(name, seed): (1, fid + seed, fid) for name, fid in (("a", 20.0), ("same", 20.0), ("b", 50.0)) for seed in range(3)}
-    assert "; not shown to differ from it: same; the last is b, 50.5." in view.verdict(board_of(rules, rows))
+    assert "; not significantly different: same; b has the highest, 50.5." in view.verdict(board_of(rules, rows))
 
 
 def test_rows_are_ranked_by_fid_and_by_sfid(home: Path, rules: protocol.Protocol) -> None:
@@ -177,7 +177,7 @@ def test_facts_say_what_all_numbers_have_in_common(home: Path, rules: protocol.P
     assert found["Labels"] == "every class equally often, in turn"
     rules.sample.labels = "random"
     drawn = dict(view.facts(table.build(rules, [])))
-    assert drawn["Labels"] == "drawn for every image, every class equally likely"
+    assert drawn["Labels"] == "sampled uniformly for every image"
     assert found["Precision, recall"] == "200 real images, exact distances"  # all of the reference
     assert found["Inception score"] == "10 splits"
     assert found["Training"].endswith(f" objective, AdamW at {rules.train.lr:g}")
