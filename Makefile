@@ -1,41 +1,41 @@
-# PosBench's front door. `make` lists the verbs; every one of them installs what it needs into .venv first.
+# PosBench's entry point. `make` lists the commands; each one first installs what it needs into .venv.
 PYTHON    ?= python3
 METHOD    ?= rpe2d
-# Several, for sweep and plan: METHODS="rpe2d yarn"; empty is all of the protocol.
+# Several, for sweep and plan: METHODS="rpe2d yarn"; empty means all methods of the protocol.
 METHODS   ?=
-# Empty: shapes (a rehearsal of shapes-long), or folder where DATA is a folder of pictures; imagenet-256-xl2 for latents.
+# Empty: shapes (a rehearsal of shapes-long), or folder if DATA is a folder of images; imagenet-256-xl2 for latents.
 PROTOCOL  ?=
 DATA      ?=
 DEVICES   ?= auto
 NODES     ?= 1
-# Jobs instead of running here: slurm, or local; RESOURCES is a YAML file of submitit's parameters (cluster.example.yaml).
+# Submit jobs instead of running here: slurm, or local; RESOURCES is a YAML file of submitit's parameters (cluster.example.yaml).
 CLUSTER   ?=
 RESOURCES ?=
-# What `plan` counts hours of, and the price of one of them.
+# The device that `plan` estimates hours for, and the price of an hour.
 DEVICE    ?= h100
 PRICE     ?=
-# Empty: 0; and for `reproduce` the first seed that is recorded.
+# Empty: 0; for `reproduce`, the first recorded seed.
 SEED      ?=
 OUT       ?= runs
-# 1 keeps all images of a cell, and checkpoints of complete trainings.
+# 1 keeps all images of a cell and the checkpoints of finished trainings.
 KEEP      ?=
-# What `loss` compares with: a method; and a folder of shards that nothing was trained on.
+# For `loss`: a method to compare with, and a folder of held-out shards.
 AGAINST   ?=
 HELDOUT   ?=
-# Overrides, which make a run a custom one: SET="train.steps=200"; and any further option of a verb.
+# Overrides, which make a run custom: SET="train.steps=200"; also any further option of a command.
 SET       ?=
 
 VENV := .venv
 PY   := $(VENV)/bin/python
 RUN  := $(PY) -m benchmark
-# The words of a command line for those variables that were given.
+# Command-line arguments for the variables that were given.
 quote = '$(subst ','\'',$1)'
 opt   = $(if $($1),--$(if $2,$2,$(shell echo $1 | tr A-Z a-z)) $(call quote,$($1)))
 WHERE = $(call opt,PROTOCOL) $(call opt,OUT) $(call opt,DATA)
 ON    = $(call opt,DEVICES) $(call opt,NODES)
 MORE  = $(call opt,SEED) $(if $(KEEP),--keep) $(SET)
 
-# The variables that a verb reads. Another one, or a name with a slip in it, is an error and not silence.
+# The variables that a command reads. Any other one, or a misspelt one, is an error.
 TAKES_bench        := METHOD PROTOCOL DATA SEED OUT KEEP DEVICES NODES SET
 TAKES_sweep        := METHODS PROTOCOL DATA SEED OUT KEEP DEVICES NODES CLUSTER RESOURCES SET
 TAKES_plan         := METHODS PROTOCOL DATA SEED OUT KEEP DEVICE PRICE SET
@@ -61,17 +61,17 @@ endif
 .PHONY: help install bench sweep plan reproduce submit loss shards latents leaderboards list speed spectrum teaser
 .PHONY: test goldens faults lint typecheck lock clean
 
-help: ## this list
+help: ## show this list
 	@echo 'make bench METHOD=rpe2d   one method through every stage, on the embedded data'
 	@echo 'make test                 the test suite'
 	@echo
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 	@echo
-	@echo 'Variables, each an error where a verb does not read it:'
+	@echo 'Variables (an error for commands that do not use them):'
 	@echo '  METHOD METHODS="rpe2d yarn" PROTOCOL DATA=folder SEED OUT=runs KEEP=1'
 	@echo '  DEVICES NODES CLUSTER=slurm RESOURCES=file DEVICE=h100 PRICE=2.5'
 	@echo '  AGAINST HELDOUT SET="section.key=value --option ..."'
-	@echo '$(RUN) VERB --help tells all of a verb.'
+	@echo '$(RUN) VERB --help lists all options.'
 
 # The stamp is newer than the lock exactly when the lock is installed, so a second make installs nothing.
 $(VENV)/.installed: requirements.txt requirements-uv.txt
@@ -89,10 +89,10 @@ bench: $(VENV)/.installed ## METHOD: shards, train, sample, score, leaderboard
 sweep: $(VENV)/.installed ## METHODS of a PROTOCOL; shared trainings run once
 	@$(RUN) sweep $(call opt,METHODS) $(WHERE) $(ON) $(call opt,CLUSTER) $(call opt,RESOURCES) $(MORE)
 
-plan: $(VENV)/.installed ## what is missing: hours on a DEVICE, PRICE, disk
+plan: $(VENV)/.installed ## estimate what is missing: DEVICE hours, PRICE, disk
 	@$(RUN) plan $(call quote,$(PROTOCOL)) $(call opt,METHODS) $(call opt,DEVICE) $(call opt,PRICE) $(call opt,OUT) $(call opt,DATA) $(MORE)
 
-reproduce: $(VENV)/.installed ## run METHOD's committed row again, and compare
+reproduce: $(VENV)/.installed ## rerun METHOD's committed row and compare
 	@$(RUN) reproduce $(METHOD) $(WHERE) $(ON) $(MORE)
 
 submit: $(VENV)/.installed ## copy METHOD's row from OUT into leaderboards/
@@ -107,28 +107,28 @@ shards: $(VENV)/.installed ## DATA (folders, tars, parquet) -> indexed shards
 latents: $(VENV)/.installed ## shards of a PROTOCOL -> latents
 	@$(RUN) latents $(WHERE) $(call opt,DEVICES) $(SET)
 
-leaderboards: $(VENV)/.installed ## regenerate leaderboards/ from its records
+leaderboards: $(VENV)/.installed ## regenerate leaderboards/ from the records
 	@$(RUN) leaderboards
 
-list: $(VENV)/.installed ## methods, protocols, data sets; what is in OUT
+list: $(VENV)/.installed ## list methods, protocols, data sets, and OUT
 	@$(RUN) list $(call opt,OUT)
 
-speed: $(VENV)/.installed ## our core beside diffusers' DiT; every method
+speed: $(VENV)/.installed ## time the core vs diffusers' DiT, and methods
 	@$(RUN) speed $(call opt,OUT) $(SET)
 
 spectrum: $(VENV)/.installed ## plot the angles of the rotary methods
 	@$(RUN) spectrum
 
-teaser: $(VENV)/.installed ## the picture on top of the README
+teaser: $(VENV)/.installed ## make the image at the top of the README
 	@$(PY) -m benchmark.measure.teaser interpolation rpe2d ledit yarn ntk extrapolation
 
-test: $(VENV)/.installed ## the test suite
+test: $(VENV)/.installed ## run the test suite
 	@$(VENV)/bin/pytest -n auto --dist loadgroup $(or $(SET),tests)
 
-goldens: $(VENV)/.installed ## today's numbers beside the recorded ones
+goldens: $(VENV)/.installed ## compare with the recorded golden numbers
 	@PYTHONPATH=.:tests $(PY) tests/golden/goldens.py $(SET)
 
-faults: $(VENV)/.installed ## bad inputs and kills: every verb must hold
+faults: $(VENV)/.installed ## test bad inputs and random kills
 	@PYTHONPATH=.:tests $(PY) tests/faults/campaign.py $(SET)
 
 lint: $(VENV)/.installed ## ruff: checks and formatting; mypy
@@ -139,7 +139,7 @@ lint: $(VENV)/.installed ## ruff: checks and formatting; mypy
 typecheck: $(VENV)/.installed ## mypy, on the packages named in pyproject.toml
 	@$(VENV)/bin/mypy
 
-lock: $(VENV)/.installed ## renew the lock from pyproject.toml
+lock: $(VENV)/.installed ## update the lock file from pyproject.toml
 	$(VENV)/bin/uv pip compile --system-certs pyproject.toml --group dev --universal --generate-hashes --no-emit-index-url --upgrade -o requirements.txt
 	echo uv | $(VENV)/bin/uv pip compile --system-certs - --universal --generate-hashes --no-header --no-emit-index-url -o requirements-uv.txt
 

@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmark <verb> --help`. `make` is the front door to the same."""
+"""The command line: `python -m benchmark <verb> --help`. `make` wraps the same commands."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from benchmark.cli import stages, tools
 from benchmark.cli.usage import Verbs
 from benchmark.files import ENDINGS, PARENT, ROOT, Stopped, UserError, heard, is_full, is_memory, shown
 
-# What the system says of a place that cannot be written: OUT is a file, or somebody else's.
+# Errors for a path that cannot be written: OUT is a file, or belongs to another user.
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG,
           errno.ELOOP, errno.ENOENT, errno.EINVAL)  # fmt: skip
 
 app = typer.Typer(
     name="python -m benchmark",
     cls=Verbs,
-    help="PosBench: every positional encoding for a Diffusion Transformer, on one core, at every train -> test resolution.",
+    help="PosBench: positional encodings for Diffusion Transformers, on one core, at every train -> test resolution.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -57,7 +57,7 @@ def stop(number: int, frame: object) -> NoReturn:
         return
     for other in ENDINGS:
         signal.signal(other, signal.SIG_IGN)  # a second one would cut short what cleans up after the first
-    raise Stopped("stopped; what was finished is kept, and the same command continues", 128 + number)
+    raise Stopped("stopped; finished work is kept, run the same command to continue", 128 + number)
 
 
 RANKS = "POSBENCH_RANKS"  # in the environment: the process whose ranks Lightning starts
@@ -84,7 +84,7 @@ def watch_parent() -> None:
 
 
 def main() -> int:
-    """Runs the command line; errors for people become one line and exit code 2."""
+    """Runs the command line; user errors become one line and exit code 2."""
     for number in heard():
         signal.signal(number, stop)
     sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no UTF-8
@@ -109,8 +109,8 @@ def main() -> int:
     except (MemoryError, RuntimeError) as error:
         if not is_memory(error):
             raise
-        reason = (str(error).splitlines() or ["nothing more is known"])[0][:200]
-        print(f"error: the memory is full ({reason}); ask for less at once", file=sys.stderr)
+        reason = (str(error).splitlines() or ["no details"])[0][:200]
+        print(f"error: out of memory ({reason}); use a smaller batch or image size", file=sys.stderr)
         return 2
     return 0
 

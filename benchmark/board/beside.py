@@ -199,8 +199,8 @@ def by_measure(board: Table, figures: Published) -> Grid | None:
         rows.append(Line(cells))
     text = (
         "Kendall's tau between the paper's order and the order here by the same measure, for every measure that the paper "
-        "reports. The papers' detector is Inception. Intervals are over images and seeds, or over seeds alone where a measure has "
-        f"no resamples; they do not cover the choice of methods. A random order of {count} has a tau of at least 0.6 in "
+        "reports. The papers' detector is Inception. Intervals are over images and seeds, or over seeds alone where a measure "
+        f"has no resamples; they do not cover the choice of methods. A random order of {count} has a tau of at least 0.6 in "
         f"{published.chance(count, 0.6):.0%} of cases, of at least 0.8 in {published.chance(count, 0.8):.0%}."
     )
     heads = [Head("By", words=True), *(Head(ratio) for ratio in ratios)]

@@ -1,4 +1,4 @@
-"""The options that verbs share, told once."""
+"""Options shared by several commands."""
 
 from __future__ import annotations
 
@@ -17,10 +17,8 @@ from benchmark.inputs import BITS
 if TYPE_CHECKING:
     from benchmark.plan.place import Run
 
-Method = Annotated[str, typer.Argument(help="a file name in methods/; `list` shows them", show_default=False)]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="section.key=value ...; any makes the run a custom one", show_default=False)
-]
+Method = Annotated[str, typer.Argument(help="a file name in methods/; see `list`", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value ...; makes the run custom", show_default=False)]
 ProtocolName = Annotated[
     str,
     typer.Option(
@@ -29,25 +27,27 @@ ProtocolName = Annotated[
         show_default=False,
     ),
 ]
-Seed = Annotated[int, typer.Option(min=0, max=2**BITS - 1, help="of training, sampling and the cells")]
-Out = Annotated[Path, typer.Option(help="where runs are kept")]
-Data = Annotated[str, typer.Option(help="the data set's images, or a folder of shards; the embedded one needs none")]
-Devices = Annotated[str, typer.Option(help="'auto', or a number of devices on each node")]
-Nodes = Annotated[int, typer.Option(help="machines")]
-Workers = Annotated[int, typer.Option(min=0, help="processes on each node that decode pictures; 0 takes half of its processors")]
-Methods = Annotated[str, typer.Option(help="only these, separated by commas or blanks")]
-Train = Annotated[str, typer.Option("--train", help="only this training size, such as 32x32")]
-Test = Annotated[str, typer.Option("--test", help="only this test size, such as 64x48")]
-Keep = Annotated[bool, typer.Option("--keep", help="keep all images of a cell, else the first 512; and a training's checkpoints")]
-Compile = Annotated[bool, typer.Option("--compile", help="compile the core for training: slow to start, then faster on a GPU")]
+Seed = Annotated[int, typer.Option(min=0, max=2**BITS - 1, help="seed for training and sampling")]
+Out = Annotated[Path, typer.Option(help="folder for runs")]
+Data = Annotated[str, typer.Option(help="images or shards of the data set; not needed for the embedded one")]
+Devices = Annotated[str, typer.Option(help="'auto', or the number of devices per node")]
+Nodes = Annotated[int, typer.Option(help="number of nodes")]
+Workers = Annotated[int, typer.Option(min=0, help="decoding processes per node; 0 uses half of its CPUs")]
+Methods = Annotated[str, typer.Option(help="only these, separated by commas or spaces")]
+Train = Annotated[str, typer.Option("--train", help="only this training size, e.g. 32x32")]
+Test = Annotated[str, typer.Option("--test", help="only this test size, e.g. 64x48")]
+Keep = Annotated[
+    bool, typer.Option("--keep", help="keep all images of a cell (default: the first 512), and training checkpoints")
+]
+Compile = Annotated[bool, typer.Option("--compile", help="compile the core for training: slower to start, faster on a GPU")]
 Deterministic = Annotated[
     bool,
     typer.Option(
         "--deterministic",
-        help="train with deterministic kernels: slower on a GPU, for resumed trainings that end in the same bits",
+        help="train with deterministic kernels: slower on a GPU, but resumed trainings are bit-identical",
     ),
 ]
-Weights = Annotated[str, typer.Option(help="the detector's weight file; default DETECTOR_WEIGHTS or its download")]
+Weights = Annotated[str, typer.Option(help="the detector's weight file; default: DETECTOR_WEIGHTS, or downloaded")]
 RUNS = Path("runs")
 NARROW = 80  # columns, where there is no terminal
 
@@ -55,9 +55,9 @@ dataset, own = lazy.module("benchmark.plan.dataset"), lazy.module("benchmark.pla
 
 
 def load(name: str, overrides: list[str] | None, run: Run | None = None, write: bool = True) -> protocol.Protocol:
-    """The protocol, with options of methods that exist; with a run, what its pictures decide where they are one's own.
+    """The protocol, after checking that the methods in its options exist; with a run, fitted to the user's own images.
 
-    `write`: whether shards of pictures of one's own are written to find that out.
+    `write`: whether shards of the user's own images are written for that.
     """
     name = name or (own.default_protocol(run.data) if run else "shapes")
     found = own.fitted(name, overrides or (), run, write) if run else protocol.load(name, overrides or ())
@@ -70,14 +70,14 @@ def load(name: str, overrides: list[str] | None, run: Run | None = None, write: 
 
 
 def load_with_data(name: str, overrides: list[str] | None, run: Run) -> protocol.Protocol:
-    """As `load`, for a verb that reads pictures: refused at once, before torch is loaded, where nobody says where they are."""
+    """As `load`, for a command that reads images: fails at once, before torch is loaded, if their location is not given."""
     found = load(name, overrides, run)
     dataset.DataSet(found, run).require()
     return found
 
 
 def chosen_methods(found: protocol.Protocol, methods: str) -> list[str]:
-    """The methods that the option names, or all of the protocol."""
+    """The methods that the option names, or all methods of the protocol."""
     names = methods.replace(",", " ").split() or methods_of(found)
     return list(dict.fromkeys(registry.check(name) for name in names))
 

@@ -1,4 +1,4 @@
-"""The verbs that run a protocol: the main job, its stages one by one, and what they will cost."""
+"""The commands that run a protocol: everything at once, single stages, and cost estimates."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ place, plans, stages = (lazy.module(f"benchmark.plan.{name}") for name in ("plac
 rankings = lazy.module("benchmark.board.ranking")
 record = lazy.module("benchmark.results.record")
 app = typer.Typer()
-MAIN, STAGES = "Run a benchmark", "One stage of it"
+MAIN, STAGES = "Run a benchmark", "Run a single stage"
 
 
 @app.command(rich_help_panel=MAIN)
@@ -59,7 +59,7 @@ def bench(
     deterministic: Deterministic = False,
     keep: Keep = False,
 ) -> None:
-    """Everything for one method: shards, training, samples, scores, records, and a leaderboard under OUT."""
+    """Run everything for one method: shards, training, samples, scores, records, and a leaderboard under OUT."""
     registry.check(method)
     run = place.Run(out, data, devices, nodes, compile=compile, deterministic=deterministic, keep=keep)
     run_all(load(protocol_name, overrides, run), [method], seed, run)
@@ -78,22 +78,22 @@ def sweep(
     compile: Compile = False,
     deterministic: Deterministic = False,
     keep: Keep = False,
-    cluster: Annotated[str, typer.Option(help="submit jobs: 'slurm', or 'local' for this machine; else all runs here")] = "",
-    resources: Annotated[str, typer.Option(help="YAML file: submitit's parameters by kind of job")] = "",
-    wait: Annotated[bool, typer.Option("--wait", help="stay until the submitted jobs have ended")] = False,
+    cluster: Annotated[str, typer.Option(help="submit jobs: 'slurm', or 'local' for this machine; default: run here")] = "",
+    resources: Annotated[str, typer.Option(help="YAML file of submitit parameters by job kind")] = "",
+    wait: Annotated[bool, typer.Option("--wait", help="wait until the submitted jobs have ended")] = False,
 ) -> None:
-    """Everything for all methods of a protocol; shared trainings run once, failures do not stop the others.
+    """Run everything for all methods of a protocol; shared trainings run once, and failures do not stop the rest.
 
     With --cluster the stages become jobs that depend on each other: trainings, then cells, then the leaderboards.
 
-    On nodes that you hold already, torchrun runs one stage: torchrun --nproc-per-node 8 -m benchmark train METHOD --devices 8 ...
+    On allocated nodes, torchrun runs one stage: torchrun --nproc-per-node 8 -m benchmark train METHOD --devices 8 ...
     """
     run = place.Run(out, data, devices, nodes, compile=compile, deterministic=deterministic, keep=keep)
     protocol = load(protocol_name, overrides, run)
     names = chosen_methods(protocol, methods)
     if not cluster:
         if resources or wait:
-            raise UserError("--resources and --wait belong to --cluster")
+            raise UserError("--resources and --wait need --cluster")
         run_all(protocol, names, seed, run)
         return
     done = slurm.start(protocol, names, seed, run, cluster, resources or None, wait)
@@ -104,7 +104,7 @@ def sweep(
 
 
 def run_all(protocol: Protocol, methods: list[str], seed: int, run) -> None:
-    """Runs methods through every stage, then shows the table and where things are."""
+    """Runs methods through every stage, then prints the table and the locations of the results."""
     failures = local.bench(protocol, methods, seed, run)
     show_board(protocol, run)
     local.raise_for(failures)
@@ -138,16 +138,16 @@ def plan(
     overrides: Overrides = None,
     methods: Methods = "",
     device: Annotated[str, typer.Option(help=", ".join(flops.DEVICES))] = "h100",
-    efficiency: Annotated[float, typer.Option(help="assumed share of the device's peak; 0 takes the stated one")] = 0.0,
-    count: Annotated[int, typer.Option(min=1, help="devices that share the work")] = 1,
-    price: Annotated[float, typer.Option(help="of a device-hour: shows costs in money too")] = 0.0,
-    cells: Annotated[bool, typer.Option("--cells", help="list every stage that is missing")] = False,
+    efficiency: Annotated[float, typer.Option(help="assumed share of peak FLOPS; 0 uses the default")] = 0.0,
+    count: Annotated[int, typer.Option(min=1, help="number of devices")] = 1,
+    price: Annotated[float, typer.Option(help="per device-hour; adds costs in money")] = 0.0,
+    cells: Annotated[bool, typer.Option("--cells", help="list every missing stage")] = False,
     seed: Seed = 0,
     out: Out = RUNS,
     data: Data = "",
     keep: Keep = False,
 ) -> None:
-    """What a protocol still needs, with operations, device-hours and disk. Nothing runs, nothing is written."""
+    """Estimate what a protocol still needs: FLOPs, device-hours and disk. Nothing is run or written."""
     flops.device(device)
     run = place.Run(out, data, "1", 1, keep=keep)
     protocol = load(protocol_name, overrides, run, write=False)
@@ -160,15 +160,15 @@ def reproduce(
     method: Method,
     overrides: Overrides = None,
     protocol_name: ProtocolName = "",
-    seed: Annotated[int, typer.Option(min=-1, help="of a committed row; -1 takes the first that is recorded")] = -1,
+    seed: Annotated[int, typer.Option(min=-1, help="seed of a committed row; -1 uses the first recorded one")] = -1,
     out: Out = RUNS,
     data: Data = "",
     devices: Devices = "auto",
     nodes: Nodes = 1,
 ) -> None:
-    """Run a committed row again, or resume it, and compare; no committed record is touched.
+    """Run a committed row again, or resume it, and compare. Committed records are not modified.
 
-    Exit code 1 when a value differs by more than the recorded uncertainty allows.
+    Exit code 1 if a value differs by more than the recorded uncertainty allows.
     """
     registry.check(method)
     run = place.Run(out, data, devices, nodes)
@@ -201,11 +201,11 @@ def latents(
     train: Train = "",
     out: Out = RUNS,
     devices: Devices = "auto",
-    batch: Annotated[int, typer.Option(min=1, help="pictures in a forward pass")] = 16,
+    batch: Annotated[int, typer.Option(min=1, help="images per forward pass")] = 16,
 ) -> None:
-    """Encode a protocol's pictures as shards of latents, once for every training size; may be killed and continues.
+    """Encode a protocol's images as shards of latents, once per training size; resumes if interrupted.
 
-    Trainings find them in OUT. The environment's AUTOENCODER names a local folder instead of the card's autoencoder.
+    Trainings find them in OUT. The environment variable AUTOENCODER sets a local folder to use instead of the card's autoencoder.
     """
     run = place.Run(out, data, devices, 1)
     protocol = load_with_data(protocol_name, overrides, run)
@@ -230,13 +230,13 @@ def train(
     workers: Workers = 0,
     compile: Compile = False,
     deterministic: Deterministic = False,
-    every_steps: Annotated[int, typer.Option(min=1, help="save a checkpoint after so many steps")] = 5000,
+    every_steps: Annotated[int, typer.Option(min=1, help="save a checkpoint every so many steps")] = 5000,
     every_minutes: Annotated[
-        float, typer.Option(min=0.01, max=1e6, help="and after so many minutes, more where saving takes long")
+        float, typer.Option(min=0.01, max=1e6, help="and every so many minutes, less often if saving is slow")
     ] = 2.0,
     keep: Keep = False,
 ) -> None:
-    """Train the checkpoint that a method uses, or continue its training."""
+    """Train the checkpoint that a method uses, or resume its training."""
     run = place.Run(out, data, devices, nodes, workers, compile, deterministic, keep, every_steps, every_minutes)
     protocol = load_with_data(protocol_name, overrides, run)
     for item in dict.fromkeys(cell.training for cell in chosen_cells(protocol, method, seed, train, "")):

@@ -1,4 +1,4 @@
-"""The verbs for scores of anybody's files, for leaderboards, and for measuring this project itself."""
+"""The commands for scoring any image files, for leaderboards, and for measuring this project itself."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ app = typer.Typer()
 EVALUATE, BOARDS, OTHER = "Evaluate", "Leaderboards", "Other"
 DETECTORS = ", ".join(registry.detectors())
 SMALL = ("photos", "shapes")  # detectors that are trained here
-MOST = 50_000  # images of a reference, where their number is not given: as many as the field takes
+MOST = 50_000  # images of a reference if no number is given, as is customary
 OF_CELLS = ("overrides", "protocol_name", "seed", "train", "test", "out", "data", "keep")  # what `score --samples` does not read
 
 
 @app.command(rich_help_panel=EVALUATE)
 def score(
     context: typer.Context,
-    method: Annotated[str, typer.Argument(help="a method whose cells are sampled; or give --samples", show_default=False)] = "",
+    method: Annotated[str, typer.Argument(help="score the cells of this method; or use --samples", show_default=False)] = "",
     overrides: Overrides = None,
     protocol_name: ProtocolName = "",
     seed: Seed = 0,
@@ -62,29 +62,27 @@ def score(
     out: Out = RUNS,
     data: Data = "",
     keep: Keep = False,
-    samples: Annotated[str, typer.Option(help="anybody's images: an evaluator .npz or a folder of pictures")] = "",
+    samples: Annotated[str, typer.Option(help="any images: an evaluator .npz or a folder")] = "",
     reference: Annotated[str, typer.Option(help="reference statistics (.npz), or real images, for --samples")] = "",
-    detector: Annotated[str, typer.Option(help=f"{DETECTORS}, for --samples; default inception")] = "",
+    detector: Annotated[str, typer.Option(help=f"{DETECTORS}, for --samples; default: inception")] = "",
     weights: Weights = "",
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else, for --samples")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print a single JSON object, for --samples")] = False,
 ) -> None:
-    """Score a method's cells, sampled first where they are not; or, with --samples and --reference, images made by anybody."""
+    """Score a method's cells, sampling them first if needed; or, with --samples and --reference, any images."""
     if samples or reference:
         if not (samples and reference) or method:
-            raise UserError("scoring files takes --samples and --reference, and no method")
+            raise UserError("scoring files needs --samples and --reference, and no method")
         sources = {name: context.get_parameter_source(name) for name in OF_CELLS}
         unread = [name for name, source in sources.items() if source and source.name == "COMMANDLINE"]
         if unread:
             options = ", ".join(f"--{name.removesuffix('_name')}" if name != "overrides" else "overrides" for name in unread)
-            raise UserError(f"{options}: of a method's cells, and without meaning for --samples")
+            raise UserError(f"{options}: only for scoring a method, not for --samples")
         print_scores(samples, reference, detector or "inception", weights, as_json)
         return
     if not method:
         raise UserError("give a method, or --samples FILE --reference FILE")
     if detector or weights or as_json:
-        raise UserError(
-            "--detector, --weights and --json belong to --samples: the detector of a method's cells is the protocol's"
-        )
+        raise UserError("--detector, --weights and --json belong to --samples: a method's cells use the protocol's detector")
     run = place.Run(out, data, "auto", 1, keep=keep)
     found = load_with_data(protocol_name, overrides, run)
     wanted = set(chosen_cells(found, method, seed, train, test))
@@ -140,11 +138,11 @@ def loss(
     test: Test = "",
     out: Out = RUNS,
     data: Data = "",
-    against: Annotated[str, typer.Option(help="a method to compare with; default the one whose checkpoint it uses")] = "",
-    heldout: Annotated[str, typer.Option(help="a folder of shards that nothing was trained on")] = "",
+    against: Annotated[str, typer.Option(help="a method to compare with; default: the one whose checkpoint it uses")] = "",
+    heldout: Annotated[str, typer.Option(help="a folder of held-out shards")] = "",
     levels: Annotated[bool, typer.Option("--levels", help="show every noise level")] = False,
 ) -> None:
-    """The denoising loss of a trained method at every test size, on held-out images where there are any: nothing is sampled."""
+    """Measure the denoising loss of a trained method at every test size, on held-out images if available, without sampling."""
     run = place.Run(out, data, "auto", 1)
     cells = chosen_cells(load_with_data(protocol_name, overrides, run), method, seed, train, test)
     base = registry.check(against) if against else cells[0].training.method
@@ -153,15 +151,15 @@ def loss(
 
 @app.command(rich_help_panel=EVALUATE)
 def reference(
-    source: Annotated[str, typer.Argument(help="real images: 'shapes', a folder of pictures, or of shards")],
-    size: Annotated[str, typer.Argument(help="HEIGHTxWIDTH in pixels, such as 512x384")],
-    count: Annotated[int, typer.Option(min=0, help="how many images; 0 takes all, at most 50,000")] = 0,
-    nearest: Annotated[int, typer.Option(min=4, help="how many of them for precision and recall")] = 10_000,
+    source: Annotated[str, typer.Argument(help="real images: 'shapes', or a folder of images or shards")],
+    size: Annotated[str, typer.Argument(help="HEIGHTxWIDTH in pixels, e.g. 512x384")],
+    count: Annotated[int, typer.Option(min=0, help="number of images; 0 uses all, at most 50,000")] = 0,
+    nearest: Annotated[int, typer.Option(min=4, help="number of them for precision and recall")] = 10_000,
     detector: Annotated[str, typer.Option(help=DETECTORS)] = "inception",
     weights: Weights = "",
     out: Out = RUNS,
 ) -> None:
-    """Make the reference statistics of real images at any size (ADM's centre crop)."""
+    """Compute reference statistics of real images at any size (ADM's centre crop)."""
     size_hw, folder = protocol.size_hw(size), out / "references"
     found, loaded = references.open_source(source), detectors.load(detector, weights or None, place.device())
     count = count or (MOST if found.count is None else min(found.count, MOST))
@@ -175,10 +173,10 @@ def reference(
 
 @app.command(rich_help_panel=EVALUATE)
 def export(
-    samples: Annotated[str, typer.Argument(help="a cell's folder, or a folder of pictures")],
-    file: Annotated[Path, typer.Argument(help="the evaluator's .npz to write (arr_0, uint8 [N, H, W, 3])")],
+    samples: Annotated[str, typer.Argument(help="a cell's folder, or a folder of images")],
+    file: Annotated[Path, typer.Argument(help="the .npz to write (arr_0, uint8 [N, H, W, 3])")],
 ) -> None:
-    """Write samples as the field's evaluator reads them, without holding them in memory."""
+    """Write samples as an .npz for ADM's evaluator, without loading them into memory."""
     images = samples_of.open_images(samples)
     samples_of.export_npz(images, file)
     progress.say(f"{images.count} images in {file}")
@@ -186,13 +184,13 @@ def export(
 
 @app.command(rich_help_panel=BOARDS)
 def leaderboards(
-    check: Annotated[bool, typer.Option("--check", help="write nothing; fail where a file differs from its records")] = False,
+    check: Annotated[bool, typer.Option("--check", help="write nothing; fail if a file does not match the records")] = False,
     against: Annotated[str, typer.Option(help="write nothing; show what changed since this folder of records")] = "",
 ) -> None:
     """Regenerate leaderboards/ from the committed records."""
     if against:
         if check:
-            raise UserError("--against and --check are two questions: ask one at a time")
+            raise UserError("--against and --check cannot be combined; give one of them")
         if not Path(against).is_dir():
             raise UserError(f"{against} is not a folder of records")
         print(generation.ranking_changes(against, boards.BOARDS / "records"))
@@ -209,7 +207,7 @@ def submit(
     out: Out = RUNS,
     data: Data = "",
 ) -> None:
-    """Copy a complete row from OUT into leaderboards/, regenerate them, and show what that changes in the ranking."""
+    """Copy a complete row from OUT into leaderboards/, regenerate them, and show the change in the ranking."""
     registry.check(method)
     run = place.Run(out, data, "1", 1)
     written, changes = boards.submit(load(protocol_name, None, run), method, seed, run)
@@ -220,7 +218,7 @@ def submit(
 @app.command(rich_help_panel=OTHER)
 def weights(
     method: Method,
-    file: Annotated[Path, typer.Argument(help="what to write, .pt or .safetensors", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="the file to write, .pt or .safetensors", show_default=False)],
     overrides: Overrides = None,
     protocol_name: ProtocolName = "",
     seed: Seed = 0,
@@ -228,7 +226,7 @@ def weights(
     out: Out = RUNS,
     data: Data = "",
 ) -> None:
-    """Write a trained core in the published DiT layout, averaged weights."""
+    """Export the averaged weights of a trained core in the published DiT layout."""
     run = place.Run(out, data, "1", 1)
     item = chosen_cells(load(protocol_name, overrides, run), method, seed, train, "")[0].training
     folder, _ = training.trained(item, run)
@@ -240,25 +238,27 @@ def weights(
 
 @app.command(rich_help_panel=OTHER)
 def detector(
-    name: Annotated[str, typer.Option(help="shapes, of the embedded data set, or photos, of the classes in --data")] = "shapes",
-    data: Annotated[str, typer.Option(help="for photos: a folder of train/CLASS and val/CLASS, or what --card describes")] = "",
-    card: Annotated[str, typer.Option(help="for photos: a file name in datasets/, for what lies in --data; default own")] = "",
-    out: Annotated[Path | None, typer.Option(help="the file to write; default the shipped one, of shapes or imagenet-64")] = None,
-    steps: Annotated[int, typer.Option(min=0, help="of training; 0 takes the default")] = 0,
+    name: Annotated[str, typer.Option(help="shapes for the embedded data set, or photos for the classes in --data")] = "shapes",
+    data: Annotated[str, typer.Option(help="for photos: a folder with train/CLASS and val/CLASS, or as --card describes")] = "",
+    card: Annotated[str, typer.Option(help="for photos: the card in datasets/ that describes --data; default: own")] = "",
+    out: Annotated[
+        Path | None, typer.Option(help="the file to write; default: the shipped one, for shapes or imagenet-64")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=0, help="training steps; 0 uses the default")] = 0,
     seed: Seed = 0,
 ) -> None:
-    """Train a small detector, and measure it at every size on pictures that it was not trained on.
+    """Train a small detector, and test it at every size on held-out images.
 
-    Scores use the file where --weights or the variable DETECTOR_WEIGHTS names it.
+    To score with the file, pass it as --weights or set DETECTOR_WEIGHTS.
     """
     if name not in SMALL:
         raise unknown("small detector", name, SMALL)
     if name == "shapes" and (data or card):
-        raise UserError("--data and --card belong to --name photos: the pictures of shapes are rendered")
+        raise UserError("--data and --card belong to --name photos: the images of shapes are rendered")
     if name == "photos" and not data:
-        raise UserError("the photos detector is trained on pictures: give their folder as --data")
+        raise UserError("the photos detector is trained on images: give their folder as --data")
     if name == "photos" and card != trainings.CARD and out is None:
-        raise UserError(f"the shipped photos detector is that of the card {trainings.CARD}: say with --out where yours is to lie")
+        raise UserError(f"the shipped photos detector is for the card {trainings.CARD}: give the file for yours as --out")
     count = steps or (trainings if name == "photos" else classifier).STEPS
     with progress.stage(f"detector {name}", count) as stage:
 
@@ -274,9 +274,9 @@ def detector(
 
 @app.command(rich_help_panel=OTHER)
 def speed(
-    size: Annotated[str, typer.Option(help="of the core: S, B, L or XL, with patch 2")] = "S",
-    batch: Annotated[int, typer.Option(min=1, help="images a step")] = 8,
-    rounds: Annotated[int, typer.Option(min=2, help="of which the first is not counted")] = 5,
+    size: Annotated[str, typer.Option(help="core size: S, B, L or XL, with patch 2")] = "S",
+    batch: Annotated[int, typer.Option(min=1, help="images per step")] = 8,
+    rounds: Annotated[int, typer.Option(min=2, help="timing rounds; the first is a warm-up")] = 5,
     out: Out = RUNS,
 ) -> None:
     """Time the core against diffusers' DiT, and every method against plain RoPE, side by side."""
@@ -291,7 +291,7 @@ def spectrum() -> None:
 
 @app.command(name="list", rich_help_panel=OTHER)
 def list_(out: Out = RUNS) -> None:
-    """Methods, protocols and data sets, with what of them is there."""
+    """List methods, protocols and data sets, and what exists of them under OUT."""
     shown = console()
     trained = {name: _trained(name, out) for name in registry.names()}
     rows = []
@@ -321,8 +321,8 @@ def _trained(name: str, out: Path) -> str:
 
 
 def _table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
-    """A table that fits 80 columns and whose names are never cut: other columns go on in the next line. The last column, of what
-    is in OUT, is left out where there is nothing to say."""
+    """A table that fits 80 columns and never truncates names; other columns wrap. The last column, what is in OUT, is omitted
+    if it is empty."""
     used = len(columns) if any(row[-1] for row in rows) else len(columns) - 1
     table = Table(
         title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)

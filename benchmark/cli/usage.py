@@ -1,4 +1,4 @@
-"""Mistakes in a command line itself, told as all others are: one line that says what is wrong and what would be right."""
+"""Command-line usage errors, reported like all others: one line that says what is wrong and how to fix it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LONGEST = 300  # characters of a message, which holds what was given
 
 
 class Verbs(TyperGroup):
-    """The verbs of the command line, whose usage errors are UserErrors instead of boxes."""
+    """The commands, whose usage errors are UserErrors instead of typer's boxes."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         with plainly():
@@ -34,7 +34,7 @@ class Verbs(TyperGroup):
 
 @contextmanager
 def plainly() -> Iterator[None]:
-    """Raises what is wrong with a command line as a UserError; help, which is shown where nothing was given, stays what it is."""
+    """Raises usage errors as UserErrors; the help shown when no arguments are given is left as it is."""
     try:
         yield
     except UsageError as error:
@@ -44,7 +44,7 @@ def plainly() -> Iterator[None]:
 
 
 def told(error: Any) -> UserError:
-    """A usage error in one line, with the choices where there are any."""
+    """A usage error in one line, with the choices if there are any."""
     verb = error.ctx.info_name if error.ctx is not None and error.ctx.parent is not None else ""  # some errors know no verb
     if hasattr(error, "possibilities"):  # an option that there is not
         params = error.ctx.command.get_params(error.ctx)

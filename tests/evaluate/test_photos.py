@@ -142,7 +142,7 @@ def test_pictures_that_no_detector_can_be_trained_on(folder, tmp_path):
         ({"data": "x"}, "belong to --name photos"),
         ({"card": "own"}, "belong to --name photos"),
         ({"name": "photos"}, "give their folder as --data"),
-        ({"name": "photos", "data": "x"}, "say with --out"),
+        ({"name": "photos", "data": "x"}, "give the file for yours as --out"),
         ({"name": "photos", "data": "nowhere", "card": "imagenet-64"}, "nowhere' is not there"),
     ],
 )

@@ -472,7 +472,7 @@ def unreferenced(folder: Path) -> list[str]:
 
 
 case("a reference that is not there", "nowhere.npz is not there", unreferenced, quick=True)
-case("samples without a reference", "takes --samples and --reference", ["score", "--samples", "x.npz"])
+case("samples without a reference", "needs --samples and --reference", ["score", "--samples", "x.npz"])
 
 # --- Files of a run --------------------------------------------------------------------------------------------------
 
