@@ -219,7 +219,7 @@ def test_the_committed_teaser_is_what_the_grids_give(tmp_path):
 
 def test_a_method_without_a_grid_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(teaser, "FOLDER", tmp_path)
-    with pytest.raises(UserError, match="made of committed grids"):
+    with pytest.raises(UserError, match="made from committed sample grids"):
         teaser.draw(["yarn"], tmp_path / "teaser.png")
 
 

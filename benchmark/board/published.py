@@ -143,7 +143,7 @@ def load(path: Path | str = FILE) -> Published:
             ],
         )
     except FileNotFoundError:
-        raise UserError(f"{path} is not there") from None
+        raise UserError(f"{path} does not exist") from None
     except (yaml.YAMLError, TypeError, KeyError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a file of published tables ({' '.join(str(error).split())})") from None
     for item in found.tables:

@@ -54,7 +54,7 @@ def score_files(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     images = open_images(samples)
     if str(reference_path) != "shapes" and not Path(reference_path).exists():  # before the weights are fetched
-        raise UserError(f"{reference_path} is not there")
+        raise UserError(f"{reference_path} does not exist")
     detector = detectors.load(detector_name, weights, device)
     real = open_reference(reference_path, detector, images.size_hw, options.nearest, batch, report)
     check_size(real, size_name(*images.size_hw))  # before any work
@@ -89,7 +89,7 @@ def open_reference(
     path = Path(path)
     if path.suffix == ".npz":
         if not path.is_file():
-            raise UserError(f"{path} is not there")
+            raise UserError(f"{path} does not exist")
         try:
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
@@ -103,5 +103,5 @@ def open_reference(
     else:
         source = reference.open_source(path)
     if source.count is None:
-        raise UserError(f"'{path}' has no end; python -m benchmark reference makes a reference of as many images as you ask")
+        raise UserError(f"'{path}' has no fixed number of images; make a reference of it with python -m benchmark reference")
     return reference.make(source, size_hw, detector, source.count, nearest, None, batch, report)

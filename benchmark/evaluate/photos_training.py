@@ -95,15 +95,15 @@ def shards(data: Path | str, runs: Path, name: str = CARD) -> tuple[Index, Index
     other = dataclasses.replace(card, name=f"{card.name}-val", count=0)
     sources = source(card, data), source(other, data, "val")
     if sources[0].identity() == sources[1].identity():
-        raise UserError(f"{data} has no val/ beside train/: a detector's accuracy is that of pictures it was not trained on")
+        raise UserError(f"{data} has no val/ next to train/, which is needed to test the detector on held-out images")
     written = [prepare(one, pictures, runs / "data") for one, pictures in zip((card, other), sources, strict=True)]
     for each in written:
         progress.say(str(each))
     seen, held_out = (Index(each.folder) for each in written)
     if seen.manifest["class_names"] != held_out.manifest["class_names"]:
-        raise UserError(f"{data}: the classes of val ({held_out.classes}) are not those of train ({seen.classes})")
+        raise UserError(f"{data}: the classes of val ({held_out.classes}) differ from those of train ({seen.classes})")
     if seen.classes < 2:
-        raise UserError(f"{data} has one class: the photos detector learns by telling classes apart")
+        raise UserError(f"{data} has one class; the photos detector needs at least two")
     return seen, held_out
 
 

@@ -100,7 +100,7 @@ def main(arguments: list[str]) -> int:
         nonlocal found
         rules = protocol.load(given.protocol, given.overrides)
         if rules.objective.name != "flow":
-            raise UserError(f"{rules.name} is not trained by flow matching, whose velocity is what is looked at")
+            raise UserError(f"{rules.name} is not trained with flow matching, whose velocity is measured here")
         shown, found = look(given.methods, rules, given.seed, Run(given.out))
         Console().print(shown)
 

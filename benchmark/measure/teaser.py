@@ -29,7 +29,7 @@ def samples(method: str, count: int) -> list[np.ndarray]:
     """The first images of a method's committed grid, uint8 [h, w, 3]."""
     path = FOLDER / "grids" / PROTOCOL / method / f"{TRAIN}-{TEST}-s{SEED}.png"
     if not path.is_file():
-        raise UserError(f"{path} is not there: the picture is made of committed grids")
+        raise UserError(f"{path} does not exist: the image is made from committed sample grids")
     with Image.open(path) as sheet:
         whole = np.asarray(sheet.convert("RGB"))
     height, width = size_hw(TEST)

@@ -95,7 +95,7 @@ class Worker:
         except BrokenPipeError:
             answer = ""
         if not answer:
-            raise UserError(f"the code in {self.folder} did not run a {kind} of {name}; it says why above")
+            raise UserError(f"the code in {self.folder} did not run a {kind} of {name}; see above for the reason")
         return float(answer)
 
     def stop(self) -> None:
@@ -133,7 +133,7 @@ def compare(
 def show(words: Sequence[str]) -> None:
     """Prints the ratios of the methods that are named, or of the protocol's."""
     if not words:
-        raise UserError("say which checkout to compare with: python -m benchmark.measure.versions FOLDER [METHOD ...]")
+        raise UserError("give the checkout to compare with: python -m benchmark.measure.versions FOLDER [METHOD ...]")
     names = [registry.check(name) for name in words[1:]] or protocol.load(PROTOCOL).methods
     table = Table("method", *KINDS, title=f"time here / in {words[0]}, core of {PROTOCOL}", title_justify="left")
     for name, row in compare(Path(words[0]), names).items():

@@ -86,15 +86,15 @@ class DataSet:
         manifest = self._manifests[self.given]
         if manifest["card"] != self.card.name:
             raise UserError(
-                f"{self.run.data} holds shards of {manifest['card']}, and {self.protocol.name} is for {self.card.name}: "
-                "give those, or name a protocol of that data set"
+                f"{self.run.data} holds shards of {manifest['card']}, but {self.protocol.name} uses {self.card.name}: "
+                "give those, or choose a protocol for that data set"
             )
         if self.protocol.data.representation == "pixels" and manifest["kind"] == "latents":
-            raise UserError(f"{self.run.data} holds latents, {self.protocol.name} trains on pixels: see `make shards`")
+            raise UserError(f"{self.run.data} holds latents, but {self.protocol.name} trains on pixels: see `make shards`")
         if self.card.kind == "shapes" and self.fingerprint != writer.fingerprint(self.card, sources.source(self.card)):
             raise UserError(
-                f"{self.run.data} holds other shards of {self.card.name} than {self.protocol.name} trains on: leave DATA empty, "
-                "and they are rendered"
+                f"{self.run.data} holds other shards of {self.card.name} than {self.protocol.name} trains on: leave DATA empty "
+                "to render them"
             )
 
     @cached_property

@@ -59,7 +59,7 @@ def check_memory(needed: dict[str, float], what: str, on_gpu: bool = True) -> No
     if total > there:
         most = max(needed, key=needed.__getitem__)
         raise UserError(
-            f"{what} needs about {shown(total)} of memory, most of it for {most} ({shown(needed[most])}); "
+            f"{what} needs about {shown(total)} of memory, mostly for {most} ({shown(needed[most])}); "
             f"this machine has {shown(there)}"
         )
 
@@ -71,7 +71,7 @@ def check_disk(needed: float, what: str, folder: Path) -> None:
         there = there.parent
     free = shutil.disk_usage(there).free
     if needed > free:
-        raise UserError(f"{what} needs about {shown(needed)} on disk, and {folder} has {shown(free)} left")
+        raise UserError(f"{what} needs about {shown(needed)} on disk, but {folder} has {shown(free)} left")
 
 
 def memory(on_gpu: bool = True) -> float:

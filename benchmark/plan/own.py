@@ -26,7 +26,7 @@ def default_protocol(data: str) -> str:
     for name in (FOLDER, EMBEDDED):
         if protocol.load(name).data.card == card:
             return name
-    raise UserError(f"{data} holds shards of {shown(card)}: name a protocol of that data set with --protocol")
+    raise UserError(f"{data} holds shards of {shown(card)}: choose a protocol for that data set with --protocol")
 
 
 def fitted(name: str, overrides: list[str] | tuple[str, ...], run: Run, write: bool = True) -> Protocol:
@@ -44,11 +44,11 @@ def fitted(name: str, overrides: list[str] | tuple[str, ...], run: Run, write: b
     if load_card(rules.data.card).kind != "own":
         return rules
     if not run.data:
-        raise UserError(f"{rules.name} is for pictures of your own: give their folder as DATA")
+        raise UserError(f"{rules.name} is for your own images: give their folder as DATA")
     folder = lazy.module("benchmark.run.train").prepared(rules, run) if write else DataSet(rules, run).images
     count, classes = counted(rules, run) if folder is None else (len(index := Index(folder)), index.classes)
     if count < 4:
-        raise UserError(f"{folder or run.data} has {count} usable pictures; a reference needs at least 4")
+        raise UserError(f"{folder or run.data} has {count} usable images; a reference needs at least 4")
     derived = [f"core.classes={classes}"]
     for key, value in (("score.reference", rules.score.reference), ("score.nearest", rules.score.nearest),
                        ("train.batch", rules.train.batch)):  # fmt: skip
@@ -61,6 +61,6 @@ def counted(rules: Protocol, run: Run) -> tuple[int, int]:
     """(pictures, classes) of a source, as far as they are known before shards of it are written."""
     source = DataSet(rules, run).source
     if source is None:
-        raise UserError(f"{run.data} holds no pictures: {rules.name} is for a folder of pictures, or of shards of them")
+        raise UserError(f"{run.data} holds no images: {rules.name} needs a folder of images, or of shards of them")
     source.ready(run.decoders * run.count)
     return len(source), source.classes if isinstance(source.classes, int) else len(source.classes)

@@ -43,13 +43,13 @@ class Run:
 
     def __post_init__(self) -> None:
         if self.devices != "auto" and not re.fullmatch(r"[1-9][0-9]{0,4}", self.devices):
-            raise UserError(f"DEVICES is 'auto' or a number of devices on each node, not {shown(self.devices)}")
+            raise UserError(f"DEVICES must be 'auto' or the number of devices per node, not {shown(self.devices)}")
         if not 1 <= self.nodes <= 10_000:
-            raise UserError(f"NODES is a number of machines, not {self.nodes}")
+            raise UserError(f"NODES must be a number of machines, not {self.nodes}")
         if not 0 <= self.workers <= 4096:
-            raise UserError(f"workers is a number of processes, not {self.workers}")
+            raise UserError(f"workers must be a number of processes, not {self.workers}")
         if not (math.isfinite(self.every_minutes) and 0 < self.every_minutes <= 1e6 and 0 < self.every_steps <= 10**9):
-            raise UserError("a checkpoint is saved after 0.01 to 1000000 minutes and 1 to 1000000000 steps")
+            raise UserError("checkpoint intervals must be 0.01 to 1000000 minutes and 1 to 1000000000 steps")
 
     @property
     def count(self) -> int:
@@ -58,9 +58,9 @@ class Run:
         if self.devices == "auto":
             return max(there, 1)
         if there and int(self.devices) > there:
-            raise UserError(f"DEVICES is {self.devices}, and this machine has {there}")
+            raise UserError(f"DEVICES is {self.devices}, but this machine has {there}")
         if not there and int(self.devices) > (most := max(8, os.cpu_count() or 1)):
-            raise UserError(f"DEVICES is {self.devices}, and this machine has no GPU: at most {most} processes")
+            raise UserError(f"DEVICES is {self.devices}, but this machine has no GPU: use at most {most} processes")
         return int(self.devices)
 
     @property
@@ -84,7 +84,7 @@ def check_nodes(run: Run) -> None:
     """Refuses to wait for machines that nobody starts the run on."""
     if run.nodes > 1 and not any(name in os.environ for name in LAUNCHERS):
         raise UserError(
-            f"NODES is {run.nodes}, and nothing starts the run on the other machines: use srun, torchrun --nnodes {run.nodes}, "
+            f"NODES is {run.nodes}, but the run was not started on the other machines: use srun, torchrun --nnodes {run.nodes}, "
             "or --cluster slurm"
         )
 

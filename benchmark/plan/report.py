@@ -67,9 +67,9 @@ def print_plan(
         cells: whether to list every stage that is missing, in the order in which it would run.
     """
     if not 0 <= efficiency <= 1:
-        raise UserError(f"an efficiency is a share between 0 and 1, not {efficiency}")
+        raise UserError(f"the efficiency must be between 0 and 1, not {efficiency}")
     if not 0 <= price < 1e6:
-        raise UserError(f"a price of a device-hour lies between 0 and a million, not {price}")
+        raise UserError(f"the price of a device-hour must be between 0 and a million, not {price}")
     device = known_device(name)
     share = efficiency or device.efficiency
     console = console or Console()
@@ -82,7 +82,7 @@ def print_plan(
         return [show_operations(cost.operations), show_hours(hours), *paid, show_bytes(cost.bytes)]
 
     headings = ["operations", f"{name}-hours", *(["price"] if price else []), "disk"]
-    title = f"{protocol.name}: {len(missing)} of {len(stages)} stages are missing; protocol {protocol.hash}"
+    title = f"{protocol.name}: {len(missing)} of {len(stages)} stages missing; protocol {protocol.hash}"
     table = _table("", ["stage", "complete", "missing", *headings], 1)
     for kind in (*KINDS, "all"):
         of = [stage for stage in stages if kind in (stage.kind, "all")]
@@ -133,13 +133,13 @@ def notes(
     hours = total(stages).hours(device, share)
     lines = [
         f"{device.title}: {share:.0%} of {device.bf16:g} (bf16), {device.tf32:g} (tf32) and {device.float32:g} (float32) "
-        "TFLOP/s. An estimate: reading, metrics and waiting are not in it. Disk is what stays."
+        "TFLOP/s. Estimates exclude data loading, metrics and waiting. Disk is permanent usage."
     ]
     missing = [stage for stage in stages if not stage.is_complete()]
     if any(isinstance(stage, Train) and not stage.context.run.keep for stage in missing):
         lines.append(f"While a training runs, its checkpoints take up to {show_bytes(checkpoints(protocol))} more.")
     if count > 1 and hours:
-        lines.append(f"On {count} devices that share the work evenly: {hours / count:,.1f} h.")
+        lines.append(f"On {count} devices, sharing the work evenly: {hours / count:,.1f} h.")
     if price and hours:
         lines.append(f"At {price:g} an hour of {device.title}: {hours * price:,.0f}.")
     made = [stage.full_cost().hours(device, share) for stage in missing if isinstance(stage, Sample) and not stage.shared]
@@ -150,15 +150,15 @@ def notes(
     shared = sum(isinstance(stage, Sample) and stage.shared for stage in missing)
     if shared:
         lines.append(
-            f"{shared} cells are counted as those of the method whose checkpoint they use: compared bit by bit when they run."
+            f"{shared} cells are assumed to share the images of their base method; this is checked bit by bit when they run."
         )
     for stage in missing:
         if isinstance(stage, Train) and (left := stage.encoding() * (1 - stage.done())).operations:
             encoding = left.hours(device, share)
             core = stage.cost().hours(device, share) - encoding
             lines.append(
-                f"{stage.title} augments in pixel space: its reader encodes every picture anew, {show_hours(encoding)} on top of "
-                f"{show_hours(core)} (+{encoding / core:.0%}), and it needs the pictures' shards."
+                f"{stage.title} augments in pixel space: every image is encoded during training, {show_hours(encoding)} on top "
+                f"of {show_hours(core)} (+{encoding / core:.0%}), and it needs the images' shards."
             )
     if protocol.train.init and not Path(protocol.train.init).is_file():
         lines.append(f"Its trainings start from a checkpoint ({protocol.train.init}): give the file as train.init=PATH.")

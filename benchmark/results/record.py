@@ -85,16 +85,18 @@ def _fit_scores(scores: dict[str, Any], resamples: int, classes: int) -> None:
         if name == "loss":
             _fit_levels(score, where)
         if ("low" in score) != ("high" in score):
-            raise UserError(f"{where} has one end of its interval only")
+            raise UserError(f"{where} has only one end of its interval")
         if not metric.low <= score["value"] <= metric.high:  # replicates may overshoot, a value cannot
             possible = f"a {metric.title} lies in [{metric.low:g}, {metric.high:g}]"
             raise UserError(f"{where}.value is {score['value']:g}: {possible}")
         if name == "is" and score["value"] > classes:
-            raise UserError(f"{where}.value is {score['value']:g}: the detector knows {classes} classes, and no IS is above that")
+            raise UserError(
+                f"{where}.value is {score['value']:g}: the detector knows {classes} classes, which bounds the IS"
+            )
         if len(score.get("replicates", [0.0] * resamples)) != resamples:
             raise UserError(f"{where}.replicates must be a list of {resamples} finite numbers")
         if score.get("low", 0) > score.get("high", math.inf):
-            raise UserError(f"{where} has an interval with its ends the wrong way round")
+            raise UserError(f"{where} has an interval with its ends swapped")
         if "low" in score:  # an interval lies around its value; with a width of slack, since it need not be symmetric
             low, high, width = score["low"], score["high"], score["high"] - score["low"]
             if not low - width <= score["value"] <= high + width:
@@ -108,7 +110,7 @@ def _fit_levels(score: dict[str, Any], where: str) -> None:
     """The denoising loss is the mean of those at its noise levels, which ascend."""
     levels, times = score["levels"], score["times"]
     if len(times) != len(levels) or times != sorted(times) or not 0 <= times[0] <= times[-1] <= 1:
-        raise UserError(f"{where}.times must be {len(levels)} ascending numbers between 0 and 1, one for each of the levels")
+        raise UserError(f"{where}.times must be {len(levels)} ascending numbers between 0 and 1, one per level")
     if abs(math.fsum(levels) / len(levels) - score["value"]) > 1e-4 * abs(score["value"]):
         raise UserError(f"{where}.value is {score['value']:g}, which is not the mean of its levels")
 
@@ -122,13 +124,13 @@ def validate(value: Any, rules: protocol.Protocol) -> None:
     except pydantic.ValidationError as error:
         raise UserError(reason(error, whole="the record")) from None
     if not _plain(value["method"]["options"]):
-        raise UserError("method.options must be an object of plain JSON values: finite numbers, short texts, nothing deep")
+        raise UserError("method.options must be an object of plain JSON values: finite numbers, short strings, no deep nesting")
     if value["protocol"]["name"] != rules.name:
         raise UserError(f"protocol.name is '{value['protocol']['name']}', expected '{rules.name}'")
     if value["protocol"]["hash"] != rules.hash:
         raise UserError(
-            f"protocol.hash is {value['protocol']['hash']}, but the rules of '{rules.name}' now have {rules.hash}: "
-            "the record belongs to other rules, run the cell again or remove it"
+            f"protocol.hash is {value['protocol']['hash']}, but '{rules.name}' now has {rules.hash}: "
+            "the record belongs to another version of the protocol; run the cell again or remove it"
         )
     cell = (value["cell"]["train"], value["cell"]["test"])
     if cell not in rules.pairs():
@@ -266,7 +268,7 @@ def _no_constant(text: str) -> float:
 def _whole_number(text: str) -> int:
     """Python reads numbers of any length, which nothing after it can add or compare with a float."""
     if len(text) > DIGITS:
-        raise UserError(f"holds a whole number of {len(text)} digits, more than any count or score has")
+        raise UserError(f"holds an integer of {len(text)} digits, more than any count or score has")
     return int(text)
 
 
@@ -361,7 +363,7 @@ def read_all(folder: Path | str = FOLDER) -> list[Record]:
                 raise UserError(f"{path} belongs to protocol '{name}', which is not ranked and has no leaderboard")
             record = read(path, rules[name])
             if location(record.value) != place:
-                raise UserError(f"{path} holds another cell: its place would be {location(record.value)}")
+                raise UserError(f"{path} holds another cell; it belongs at {location(record.value)}")
             found.append(record)
         except UserError as error:
             problems.append(str(error).replace("\n", "\\n"))  # a file's name may hold a line end

@@ -90,9 +90,11 @@ def read(path: Path, records: Sequence[Record], left_out: Collection[tuple[str, 
             for entry in entries:
                 where = f"{path}: {protocol}, {method}, seed {entry.seed}"
                 if entry.seed not in seeds:
-                    raise UserError(f"{where} has no records (there are those of seed {', '.join(map(str, sorted(seeds)))})")
+                    raise UserError(f"{where} has no records (there are records of seed {', '.join(map(str, sorted(seeds)))})")
                 if entry.row != (now := row_hash(seeds[entry.seed])):
-                    raise UserError(f"{where}: {entry.by} ran the row {entry.row}, which is {now} by now; remove the entry")
+                    raise UserError(
+                        f"{where}: {entry.by} ran the row {entry.row}, which has since become {now}; remove the entry"
+                    )
             found[protocol, method] = entries
     return found
 

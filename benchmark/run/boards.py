@@ -95,7 +95,7 @@ def keep_grids(protocol: Protocol, records: Sequence[record.Record], run: Run, t
             few.save(draft, format="PNG", optimize=True)
         written.append(path)
     if without:
-        progress.say(f"no grid of {listed(without)}: the samples are not in {run.out}")
+        progress.say(f"no sample grid for {listed(without)}: the samples are not in {run.out}")
     return written
 
 
@@ -113,7 +113,7 @@ def submit(protocol: Protocol, method: str, seed: int, run: Run) -> tuple[list[P
     """
     if protocol.custom or not protocol.ranked:
         kind = "a custom run" if protocol.custom else f"protocol '{protocol.name}', which is not ranked,"
-        raise UserError(f"records of {kind} belong to no leaderboard")
+        raise UserError(f"records of {kind} have no leaderboard")
     source = records_folder(protocol, run)
     paths = [record.place(protocol.name, method, cell.train, cell.test, seed) for cell in cells_of(protocol, [method], seed)]
     missing = [path.name for path in paths if not (source / path).is_file()]
@@ -127,10 +127,10 @@ def submit(protocol: Protocol, method: str, seed: int, run: Run) -> tuple[list[P
     if dirty := [path.name for path, value in zip(paths, values, strict=True) if value.value["code"]["dirty"]]:
         raise UserError(
             f"{row} was made with changes to benchmark/, methods/ or datasets/ that were not committed ({listed(dirty)}): commit "
-            f"them and {bench}, which makes the records again"
+            f"them and {bench}, which makes new records"
         )
     if broken := next((value.broken for value in values if value.broken), ""):
-        raise UserError(f"{row} is not fit for a table: {broken}; lower train.lr")
+        raise UserError(f"{row} cannot be submitted: {broken}; lower train.lr")
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / BOARDS.name
         shutil.copytree(BOARDS, draft)
@@ -169,14 +169,14 @@ def outside(protocol: Protocol, row: list[record.Record]) -> list[str]:
             continue
         seeds, title = known.get(item.train, {}), registry.about(base).title
         if len(seeds) < table.ENOUGH:
-            said.append(f"No reference band at {item.train}: {title} has {len(seeds)} of the {table.ENOUGH} seeds that it takes.")
+            said.append(f"No reference band at {item.train}: {title} has {len(seeds)} of the {table.ENOUGH} required seeds.")
             continue
         low, high = table.predicted(list(seeds.values()))
         value = item.scores["fid"]["value"]
         if not low <= value <= high:
             said.append(
-                f"FID {value:.3g} at the training size {item.train} lies outside of the band of {title}, {max(low, 0):.3g} to "
-                f"{high:.3g} (where 95 % of its seeds are expected, from {len(seeds)} of them): say why in the pull request."
+                f"FID {value:.3g} at the training size {item.train} is outside the reference band of {title}, {max(low, 0):.3g} "
+                f"to {high:.3g} (95 % of its seeds, estimated from {len(seeds)}): explain why in the pull request."
             )
     return said
 

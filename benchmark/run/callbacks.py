@@ -74,8 +74,8 @@ class Watch(Callback):
             risen = self.loss > BROKEN * self.lowest
             if risen and self.calm:
                 progress.say(
-                    f"the loss has risen from {self.lowest:.4f} to {self.loss:.4f} at step {step}: a training that does so is "
-                    "unstable and its row worth little; a smaller train.lr may help"
+                    f"the loss has risen from {self.lowest:.4f} to {self.loss:.4f} at step {step}: this training is unstable "
+                    "and its results unreliable; a smaller train.lr may help"
                 )
             self.calm = not risen
         self.pending.clear()
@@ -183,7 +183,7 @@ class Keeper(Callback):
         if trainer.world_size > 1:
             broken = trainer.strategy.reduce((~torch.isfinite(loss.detach())).float(), reduce_op="max")
             if broken and torch.isfinite(loss):
-                raise UserError("the loss of another process is not a number; its message names the samples")
+                raise UserError("the loss of another process is not a number; see its message for the samples")
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self.restore()

@@ -127,21 +127,19 @@ def announce(protocol: Protocol, stages: Sequence[Stage], run: Run) -> None:
     formats = {protocol.train.precision, protocol.sample.precision}
     if "bf16" in formats and not has_bf16():
         progress.say(
-            "This processor does not multiply in bfloat16, which the protocol asks for: float32 takes its place. It is slower, "
+            "This CPU has no bfloat16 matrix products, which the protocol uses; falling back to float32. This is slower, "
             "and values differ from those of records in their last digits."
         )
     if protocol.ranked and not protocol.custom and record.git_state(*record.CODE)[1]:
         progress.say(
-            f"{listed(record.CODE)} hold changes that are not committed: the records will say so, and `make submit` refuses them"
+            f"{listed(record.CODE)} have uncommitted changes: the records will say so, and `make submit` will refuse them"
         )
     if protocol.rehearses and not protocol.custom:
-        progress.say(
-            f"{protocol.name} is a rehearsal, with too few steps to converge; the full protocol is PROTOCOL={protocol.rehearses}"
-        )
+        progress.say(f"{protocol.name} is a rehearsal, too short to converge; the full protocol is PROTOCOL={protocol.rehearses}")
     found = hours(stages, measure(protocol, device()), run.count * run.nodes)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # of this process, which may only watch over those that train
     told = [f"{show_hours(value)} to {VERBS[kind]}" for kind, value in found.items() if value * 3600 >= 1]
     whole = show_hours(sum(found.values()))
     machine = "this machine" if run.count * run.nodes == 1 else f"{run.count * run.nodes} devices like this one"
-    progress.say(f"about {whole} on {machine}: {', '.join(told) or 'little is left'}; reading and metrics come on top")
+    progress.say(f"about {whole} on {machine}: {', '.join(told) or 'little is left'}; not counting data loading and metrics")

@@ -63,20 +63,18 @@ def run_one(stage: Stage) -> None:
         code = follow([sys.executable, "-m", "benchmark", *stage.command()])
         stage.context.changed()  # latents may be there now
         if code in {128 + number for number in ENDINGS} | {-number for number in ENDINGS}:
-            raise Stopped(f"stopped while it ran {stage}; the same command continues", code if code > 0 else 128 - code)
+            raise Stopped(f"stopped while running {stage}; run the same command to continue", code if code > 0 else 128 - code)
         if code:
-            raise UserError(
-                f"{stage} on {stage.context.run.devices} devices ended with exit code {code}: its message stands above"
-            )
+            raise UserError(f"{stage} on {stage.context.run.devices} devices ended with exit code {code}; see its message above")
         return
     try:
         stage.run()
     except (MemoryError, RuntimeError) as error:
         if not is_memory(error):
             raise
-        advice = "more devices share a training's batch" if stage.kind == "train" else "sample.batch is part of the protocol"
+        advice = "use more devices, which share the batch" if stage.kind == "train" else "sample.batch is part of the protocol"
         reason = (str(error).splitlines() or ["out of memory"])[0]
-        raise UserError(f"{stage}: the memory is full ({reason}); {advice}") from None
+        raise UserError(f"{stage}: out of memory ({reason}); {advice}") from None
 
 
 def abreast(stages: Sequence[Stage], methods: Sequence[str], seed: int, run: Run) -> None:

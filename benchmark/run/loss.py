@@ -80,7 +80,7 @@ def print_losses(
     """Prints the losses of a method by test size; with `levels` also at each noise level."""
     console = console or Console()
     method, seed = found[0][0].method, found[0][0].seed
-    kind = "training pictures" if any(own["trained_on"] for _, own, _ in found) else "images"
+    kind = "training images" if any(own["trained_on"] for _, own, _ in found) else "images"
     table = Table(
         title=f"denoising loss of {method}, seed {seed}, on {denoising.IMAGES} {kind} at each test size, 95 % intervals"
     )

@@ -214,7 +214,7 @@ def summary(lines: Sequence[Line]) -> list[str]:
     words = [line.word for line in lines]
     said = [", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words)) + f" of {len(words)} values"]
     if all(line.paper is None for line in lines):
-        said.append("No paper has figures for these cells.")
+        said.append("No paper reports numbers for these cells.")
     said += list(dict.fromkeys(line.note for line in lines if line.note))
     return said
 
@@ -240,7 +240,9 @@ def recorded_seeds(protocol: Protocol, method: str) -> list[int]:
     if not seeds:
         kind = "custom settings" if protocol.custom else f"protocol '{protocol.name}'"
         bench = "make bench" if protocol.custom else f"make bench PROTOCOL={protocol.name}"
-        raise UserError(f"{method} has no committed record of {kind}, so there is nothing to reproduce: `{bench}` runs the row")
+        raise UserError(
+            f"{method} has no committed record for {kind}, so there is nothing to reproduce; run the row with `{bench}`"
+        )
     return seeds
 
 
@@ -259,7 +261,7 @@ def reproduce(protocol: Protocol, method: str, seed: int | None, run: Run) -> li
     seeds = recorded_seeds(protocol, method)
     seed = seeds[0] if seed is None else seed
     if seed not in seeds:
-        raise UserError(f"{method} has committed records of seed {', '.join(map(str, seeds))}, and none of {seed}")
+        raise UserError(f"{method} has committed records for seed {', '.join(map(str, seeds))}, but none for {seed}")
     committed = committed_of(protocol, method)
     took = [item.value["hours"] for item in committed.values() if item.seed == seed]
     trained = next(item.value["training"]["hours"] for item in committed.values() if item.seed == seed) or 0.0
@@ -274,7 +276,9 @@ def reproduce(protocol: Protocol, method: str, seed: int | None, run: Run) -> li
     for text in summary(lines):
         console.print(text, highlight=False)
     if there:
-        console.print(f"Its weights and images were in {run.out} already and were not made anew: another OUT makes them.")
+        console.print(
+            f"Its weights and images already existed in {run.out} and were reused; choose another OUT to make new ones."
+        )
     elif text := entry(lines, values, committed, seed):
         console.print(f"Not your own row? Add this to leaderboards/{verified.NAME}, with your name, and open a pull request:")
         print(f"\n{text}")

@@ -111,7 +111,7 @@ def sample(cell: Cell, run: Run) -> Path:
         made = sample(base, run)
         if progress.first_rank():
             write_json(folder / DONE, read_json(made / DONE) | {"same_as": made.name, "hours": 0.0})
-        progress.say(f"{title}: its encodings are those of {base.method} here, and so are its images")
+        progress.say(f"{title}: encodings are identical to those of {base.method} at this size, so its images are reused")
         return folder
     generate(cell, folder, training, report, title, run)
     return folder
@@ -199,7 +199,7 @@ def at_rest(outputs: dict[str, np.ndarray], detector: Detector) -> dict[str, np.
 def check_autoencoder(protocol: Protocol, report: dict[str, Any]) -> None:
     name = autoencoder_of(load_card(protocol.data.card))
     if autoencoder_identity(name)[1] != report["autoencoder"]:
-        raise UserError(f"the autoencoder '{name}' is not the one whose latents were trained on; AUTOENCODER names another")
+        raise UserError(f"the autoencoder '{name}' is not the one used for training; set AUTOENCODER to that one")
 
 
 def launched(run: Run) -> Fabric:
@@ -223,7 +223,7 @@ def add_hours(folder: Path, rank: int, hours: float) -> None:
 def _hours(path: Path) -> float:
     value = read_json(path)
     if not isinstance(value, float | int):
-        raise UserError(f"{path} holds no number of hours: it was edited; remove it")
+        raise UserError(f"{path} does not contain a number of hours: it was edited; remove it")
     return value
 
 

@@ -70,7 +70,7 @@ def score(stage: Score) -> dict[str, Any]:
     if value and not (value["code"]["dirty"] and not record.git_state(*record.CODE)[1]):  # or the code has been committed since
         record.write(value, destination)
         if value["scores"] is None:
-            raise UserError(f"{cell} failed when it was scored; remove {stage.file} to score it again")
+            raise UserError(f"scoring {cell} failed before; remove {stage.file} to score it again")
         progress.say(f"score {cell}: complete already, skipped")
         return value
     began = time.monotonic()

@@ -142,11 +142,11 @@ def resources(file: Path | str | None) -> dict[str, dict[str, Any]]:
         try:
             content = yaml.load(Path(file).read_text(encoding="utf-8"), Loader) or {}
         except FileNotFoundError:
-            raise UserError(f"{file} is not there") from None
+            raise UserError(f"{file} does not exist") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"{file} is not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict) or not all(isinstance(value, dict) for value in content.values()):
-        raise UserError(f"{file} must map kinds of jobs to submitit's parameters, such as 'all: {{slurm_partition: gpu}}'")
+        raise UserError(f"{file} must map job kinds to submitit parameters, such as 'all: {{slurm_partition: gpu}}'")
     for kind in content:
         if kind not in ("all", *KINDS):
             raise unknown(f"kind of job in {file}", str(kind), ("all", *KINDS))
@@ -254,7 +254,7 @@ def start(
     count = 1 if run.devices == "auto" else int(run.devices)
     queue = Queue(cluster, folder, resources(file), count, run.nodes, cluster == "slurm" or bool(gpus()))
     todo = [Submitted(task) for task in tasks(protocol, methods, seed, run)]
-    progress.say(f"{len(todo)} jobs; their output goes to {folder}")
+    progress.say(f"{len(todo)} jobs, with output in {folder}")
     if cluster == "local":
         follow(todo, queue, every=0.2)
         return todo
@@ -282,7 +282,9 @@ def submit_all(todo: Sequence[Submitted], queue: Queue) -> None:
             made = queue.submit([item.task for item in group], ":".join([rule, *needs]) if needs else "")
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
             done = f"{len(jobs)} of {len(todo)} jobs were submitted"
-            raise UserError(f"SLURM refuses a job ({' '.join(str(error).split())[:200]}); {done}, `scancel` ends them") from None
+            raise UserError(
+                f"SLURM rejected a job ({' '.join(str(error).split())[:200]}); {done}, cancel them with `scancel`"
+            ) from None
         for item, job in zip(group, made, strict=True):
             item.job, item.state = job, "submitted"
             jobs[item.task.name] = job.job_id

@@ -57,7 +57,7 @@ def prepared(protocol: Protocol, run: Run, verbose: bool = True) -> Path | str:
     workers = run.decoders * run.count
     if data.images is None:
         data.source.ready(workers)
-        needs.check_disk(data.count * data.picture_bytes, f"shards {data.card.name}, {data.count:,} pictures", run.out)
+        needs.check_disk(data.count * data.picture_bytes, f"shards {data.card.name}, {data.count:,} images", run.out)
     with progress.stage(f"shards {data.card.name}", 1, "image") as stage:
 
         def report(done: int, total: int) -> None:
@@ -98,14 +98,14 @@ def open_data(training: Training, run: Run, verbose: bool = False) -> Source:
     protocol, name, train = training.protocol, training.method, training.size
     index = Index(prepared(protocol, run, verbose))
     if index.classes > protocol.core.classes:
-        raise UserError(f"{index.folder} has {index.classes} classes, the protocol's core has {protocol.core.classes}")
+        raise UserError(f"{index.folder} has {index.classes} classes, but the protocol's core has {protocol.core.classes}")
     if protocol.data.representation == "pixels":
         return Source(index, index.fingerprint)
     if registry.augments(name, protocol.options.get(name, {})):
         if index.kind != "images":
             raise UserError(
-                f"{name} augments pictures before they are encoded, and {index.folder} holds latents: "
-                "give the pictures as DATA; latents made of them are found in OUT by themselves"
+                f"{name} augments images before they are encoded, but {index.folder} holds latents: "
+                "give the images as DATA; their latents in OUT are found automatically"
             )
         autoencoder = autoencoder_of(load_card(protocol.data.card))
         weights = autoencoder_identity(autoencoder)[1]
@@ -116,11 +116,11 @@ def open_data(training: Training, run: Run, verbose: bool = False) -> Source:
             wanted = autoencoder_identity(autoencoder_of(load_card(protocol.data.card)))[1]
             found = [other for other in found if other.manifest["autoencoder"]["hash"] == wanted]
         if not found:
-            raise UserError(f"{run.out / 'data'} has no latents of {index.folder} at {train}: `make latents` writes them")
+            raise UserError(f"{run.out / 'data'} has no latents of {index.folder} at {train}: run `make latents`")
         index = found[0]
     if tuple(index.manifest["size"]) != size_hw(train):
         held = size_name(*index.manifest["size"])
-        raise UserError(f"{index.folder} holds latents of {held} pictures, {protocol.name} trains at {train}")
+        raise UserError(f"{index.folder} holds latents of {held} images, but {protocol.name} trains at {train}")
     return Source(index, index.fingerprint, "", index.manifest["autoencoder"]["hash"])
 
 
@@ -229,7 +229,7 @@ def _fit(method: Method, training: Training, source: Source, folder: Path, run: 
         with deterministic(run.deterministic):
             trainer.fit(method, loader, ckpt_path=resumed[0], weights_only=True)
     if keeper.stopped:
-        reason = f"stopped at step {trainer.global_step} of {config.steps}; the same command continues"
+        reason = f"stopped at step {trainer.global_step} of {config.steps}; run the same command to continue"
         raise Stopped(reason, 128 + (keeper.asked or signal.SIGTERM))
     if trainer.is_global_zero:
         watch = next(callback for callback in trainer.callbacks if isinstance(callback, Watch))
@@ -238,7 +238,7 @@ def _fit(method: Method, training: Training, source: Source, folder: Path, run: 
     if trainer.is_global_zero:
         discard(folder, run)
     if keeper.asked:  # in the last steps
-        raise Stopped("stopped with the last step; the same command goes on to what follows", 128 + keeper.asked)
+        raise Stopped("stopped after the last step; run the same command to continue", 128 + keeper.asked)
 
 
 @contextlib.contextmanager
@@ -299,7 +299,7 @@ def newest(folder: Path, key: str) -> tuple[str | None, int]:
         progress.say(f"continuing from step {content['global_step']} ({path})")
         return str(path), content["global_step"]
     if found:
-        progress.say("no checkpoint is complete: starting over")
+        progress.say("no complete checkpoint found: starting over")
     return None, 0
 
 
@@ -341,14 +341,16 @@ def load_weights(method: Method, folder: Path, key: str | None = None) -> dict[s
         whose = f"{about['method']} {about['train']} seed {about['seed']}" if about else "another program"
         raise UserError(f"{path} holds the weights of {whose}, not those of {REPORT} beside it; remove {folder} to train again")
     if key is not None and report["fingerprint"] != key:
-        raise UserError(f"{path} is of another training ({report['fingerprint']}, not {key}); remove {folder} to train again")
+        raise UserError(
+            f"{path} belongs to another training ({report['fingerprint']}, not {key}); remove {folder} to train again"
+        )
     own = method.state_dict()
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     wrong = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
     if missing or extra or wrong:
         raise UserError(
-            f"{path} is of another method or core: missing: {listed(missing) or 'none'}; unexpected: {listed(extra) or 'none'}; "
-            f"of another shape: {listed(wrong) or 'none'}; remove {folder} to train again"
+            f"{path} is of another method or core: missing: {listed(missing) or 'none'}; unexpected: {listed(extra) or 'none'}"
+            f"; of another shape: {listed(wrong) or 'none'}; remove {folder} to train again"
         )
     method.load_state_dict(state)
     return report

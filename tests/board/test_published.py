@@ -122,5 +122,5 @@ def test_a_broken_file_of_figures_is_refused(tmp_path: Path) -> None:
         published.load.cache_clear()
         with pytest.raises(UserError, match=words):
             published.load(path)
-    with pytest.raises(UserError, match="is not there"):
+    with pytest.raises(UserError, match="does not exist"):
         published.load(tmp_path / "absent.yaml")

@@ -97,5 +97,5 @@ def test_old_records_of_other_rules_are_said_to_be_so(home: Path, rules: protoco
     value["protocol"]["hash"] = "0" * 12
     record.write(value, home / "old")
     assert "cannot be compared" in ranking.ranking_changes(home / "old", home / "records")
-    with pytest.raises(UserError, match="other rules"):
+    with pytest.raises(UserError, match="another version of the protocol"):
         ranking.ranking_changes(home / "records", home / "old")

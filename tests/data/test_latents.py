@@ -118,7 +118,7 @@ def test_the_latents_of_the_right_autoencoder_are_found(small, autoencoder, tmp_
     folder = train.train(training, run)
     other = make_autoencoder(tmp_path / "other", 1)
     monkeypatch.setenv("AUTOENCODER", other)
-    with pytest.raises(UserError, match="not the one whose latents were trained on"):
+    with pytest.raises(UserError, match="not the one used for training"):
         sample.sample(cell, run)
     second = encode(small, run, other)
     assert train.open_data(training, run).index.folder == second
@@ -135,7 +135,7 @@ def test_data_of_the_wrong_kind(small, autoencoder, tmp_path, monkeypatch):
     latents = encode(small, run, autoencoder)
     given = dataclasses.replace(run, data=str(latents))
     assert train.open_data(Training(small, "nope", "32x32", 0), given).index.folder == latents
-    with pytest.raises(UserError, match=r"rpe2d augments pictures before they are encoded.*give the pictures as DATA"):
+    with pytest.raises(UserError, match=r"rpe2d augments images before they are encoded.*give the images as DATA"):
         train.open_data(Training(small, "rpe2d", "32x32", 0), given)
     with pytest.raises(UserError, match="holds latents of 32x32 pictures, latents trains at 64x64"):
         train.open_data(Training(small, "nope", "64x64", 0), given)

@@ -126,7 +126,7 @@ def test_pictures_that_no_detector_can_be_trained_on(folder, tmp_path):
         with pytest.raises(UserError, match=message):
             tools.detector(name="photos", data=str(data), card="own", out=tmp_path / "none.safetensors", steps=1, seed=0)
 
-    refused(folder / "train", "no val/ beside train/")
+    refused(folder / "train", "no val/ next to train/")
     (folder / "val" / "cyan").rename(folder / "val" / "grass")
     refused(folder, "the classes of val")
     for split, name in (("val", "grass"), ("train", "cyan"), ("val", "blue"), ("train", "blue")):

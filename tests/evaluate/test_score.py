@@ -494,7 +494,7 @@ def test_reference_of_another_size(tmp_path, real, monkeypatch):
     np.savez(tmp_path / "truth.npz", scenes(20))
     with pytest.raises(UserError, match="truth has images of 24x32, the samples are 16x16"):
         score_files(tmp_path / "cell", tmp_path / "truth.npz", "grid")
-    with pytest.raises(UserError, match="has no end"):
+    with pytest.raises(UserError, match="has no fixed number of images"):
         score_files(tmp_path / "cell", "shapes", "grid")
     shutil.rmtree(tmp_path / "cell")
     with pytest.raises(UserError, match="is not there"):

@@ -164,7 +164,7 @@ for words, said in (
     (["--nodes", "0"], "NODES"), (["--nodes", "2"], "NODES is 2"), (["--nodes", "-1"], "NODES"),
     (["--every-minutes", "inf"], "every-minutes"), (["--every-minutes", "nan"], "every-minutes"),
     (["--every-minutes", "-1"], "0.01"),
-    (["--every-steps", "0"], "every-steps"), (["--every-steps", "1" + "0" * 20], "saved after"), (["--seed", "-1"], "seed"),
+    (["--every-steps", "0"], "every-steps"), (["--every-steps", "1" + "0" * 20], "intervals must be"), (["--seed", "-1"], "seed"),
     (["--seed", "x"], "seed"), (["--seed", "1" + "0" * 20], "seed"), (["--workers", "-1"], "workers"),
     (["--train", "20x20"], "has no cell"), (["--train", "../x"], "has no cell"), (["--nonsense"], "unknown option of train"),
 ):  # fmt: skip
@@ -471,7 +471,7 @@ def unreferenced(folder: Path) -> list[str]:
     return ["score", "--samples", str(folder / "x.npz"), "--reference", "nowhere.npz"]  # Inception: nothing is fetched
 
 
-case("a reference that is not there", "nowhere.npz is not there", unreferenced, quick=True)
+case("a reference that is not there", "nowhere.npz does not exist", unreferenced, quick=True)
 case("samples without a reference", "needs --samples and --reference", ["score", "--samples", "x.npz"])
 
 # --- Files of a run --------------------------------------------------------------------------------------------------

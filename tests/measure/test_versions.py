@@ -28,7 +28,7 @@ def test_what_is_no_checkout_is_refused(tmp_path: Path, capsys: pytest.CaptureFi
     assert versions.main([]) == 2
     assert versions.main([str(ROOT), "nosuch"]) == 2
     said = capsys.readouterr().err
-    assert "say which checkout" in said
+    assert "give the checkout" in said
     assert "unknown method 'nosuch'" in said
 
 

@@ -83,9 +83,9 @@ def test_shards_of_another_data_set_are_refused(tmp_path):
     manifests(tmp_path / "data")
     pictures = str(tmp_path / "data" / "pictures")
     DataSet(protocol.load("imagenet-256-s2"), Run(tmp_path, pictures)).check()
-    with pytest.raises(UserError, match="holds shards of imagenet, and imagenet-64 is for imagenet-64"):
+    with pytest.raises(UserError, match="holds shards of imagenet, but imagenet-64 uses imagenet-64"):
         DataSet(protocol.load("imagenet-64"), Run(tmp_path, pictures)).check()
-    with pytest.raises(UserError, match="holds shards of 'imagenet': name a protocol of that data set with --protocol"):
+    with pytest.raises(UserError, match="holds shards of 'imagenet': choose a protocol for that data set with --protocol"):
         own.default_protocol(pictures)
 
 

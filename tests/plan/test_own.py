@@ -41,7 +41,7 @@ def test_other_protocols_stay_as_they_are(tmp_path):
     assert fitted("smoke", [], Run(tmp_path)).hash == protocol.load("smoke").hash
     with pytest.raises(UserError, match="give their folder as DATA"):
         fitted("folder", [], Run(tmp_path))
-    with pytest.raises(UserError, match="2 usable pictures; a reference needs at least 4"):
+    with pytest.raises(UserError, match="2 usable images; a reference needs at least 4"):
         fitted("folder", [], Run(tmp_path, str(pictures(tmp_path / "few", 1, 2))))
 
 

@@ -93,7 +93,7 @@ def test_totals_before_any_work_and_with_part_of_it_done(tmp_path):
         "shards": (0, 1), "train": (0, 2), "reference": (0, 3), "sample": (0, 9), "score": (0, 9), "all": (0, 24),
     }  # fmt: skip
     assert before == sum((stage.full_cost() for stage in found), Cost())
-    assert "1 cells are counted as those" in printed(smoke, found)
+    assert "1 cells are assumed to share" in printed(smoke, found)
     # Shards, one of two trainings, half of another, and half of a cell.
     data = shards(smoke, tmp_path).fingerprint
     one, other = (Training(smoke, name, "16x16", 0) for name in ("extrapolation", "nope"))
@@ -121,5 +121,5 @@ def test_a_plan_needs_no_torch(tmp_path):
     code += "assert 'torch' not in sys.modules, 'torch was imported'\n"
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "18 of 18 stages are missing" in done.stdout, done.stdout
+    assert "18 of 18 stages missing" in done.stdout, done.stdout
     assert not list(tmp_path.iterdir())

@@ -40,7 +40,7 @@ def test_an_entry_does_not_outlive_its_scores(row, tmp_path):
     path = written(tmp_path, verified.entry_text(row, "a processor", verified.IDENTICAL).replace('"?"', "Ada"))
     rules = protocol.load("shapes")
     other = [record.from_value(value_of(rules, "yarn", pair, 0, 31.0), rules) for pair in rules.pairs()]
-    with pytest.raises(UserError, match=r"Ada ran the row .*, which is .* by now; remove the entry"):
+    with pytest.raises(UserError, match=r"Ada ran the row .*, which has since become .*; remove the entry"):
         verified.read(path, other)
 
 

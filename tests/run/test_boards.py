@@ -64,7 +64,7 @@ def test_what_belongs_to_no_leaderboard_is_refused(name, overrides, kind, commit
     for pair in found.pairs():
         record.write(value_of(found, "ntk", pair, 0), stages.records_folder(found, run))
     before = files(committed)
-    with pytest.raises(UserError, match=f"records of {kind} belong to no leaderboard"):
+    with pytest.raises(UserError, match=f"records of {kind} have no leaderboard"):
         boards.submit(found, "ntk", 0, run)
     assert boards.board(found, run) == []
     assert files(committed) == before
@@ -240,7 +240,7 @@ def test_a_row_outside_of_the_band_of_its_base_is_told(committed, tmp_path):
     reach = 4.3027 * (4 / 3) ** 0.5
     assert boards.outside(shapes, row(21 + 0.99 * reach)) == []
     (said,) = boards.outside(shapes, row(21 + 1.01 * reach))
-    assert "lies outside of the band of Extrapolation, 16 to 26" in said
+    assert "is outside the reference band of Extrapolation, 16 to 26" in said
     assert len(boards.outside(shapes, row(21 - 1.01 * reach))) == 1
 
 
@@ -274,4 +274,6 @@ def test_the_band_is_that_of_the_family_and_leaves_the_row_itself_out(committed,
     ]
     write_row(run, "rpe2d", shapes.pairs())
     _, changes = boards.submit(shapes, "rpe2d", 0, run)
-    assert changes.splitlines()[-1].startswith("- FID 20 at the training size 32x32 lies outside of the band of Extrapolation")
+    assert changes.splitlines()[-1].startswith(
+        "- FID 20 at the training size 32x32 is outside the reference band of Extrapolation"
+    )

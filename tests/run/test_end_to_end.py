@@ -175,7 +175,7 @@ def test_a_failed_score_is_told_each_time(first, out):
     (path,) = cell.glob("record-*.json")
     text = path.read_text()
     path.write_text(json.dumps(json.loads(text) | {"scores": None}))
-    with pytest.raises(UserError, match=r"failed when it was scored; remove .* to score it again"):
+    with pytest.raises(UserError, match=r"scoring .* failed before; remove .* to score it again"):
         stage_of("rpe2d", "16x16", out).run()
     path.write_text(text)
     stage_of("rpe2d", "16x16", out).run()
@@ -323,7 +323,7 @@ def test_sweep_trains_shared_checkpoints_once_and_custom_runs_stay_apart(out):
         ),
         (["sample", "rpe2d", "--protocol", "smoke", "--test", "99x99"], "smoke has no cell * -> 99x99 (there are: 16x16 -> "),
         (["train", "rpe2d", "--protocol", "smoke", "--data", "no/such/folder"], "DATA must stay empty"),
-        (["train", "rpe2d", "--protocol", "smoke", "--devices", "many"], "DEVICES is 'auto' or a number"),
+        (["train", "rpe2d", "--protocol", "smoke", "--devices", "many"], "DEVICES must be 'auto' or the number"),
         (
             ["sample", "nope", "--protocol", "smoke"],
             "nope 16x16 seed 0 is not trained; run `python -m benchmark train nope",

@@ -69,7 +69,7 @@ def test_one_line_is_said_for_what_is_missing_and_none_when_all_is_there(smoke, 
     assert "to train" in said
     assert said.count("\n") == 1
     estimate.announce(dataclasses.replace(found, rehearses="shapes"), missing, run)
-    assert "is a rehearsal, with too few steps to converge; the full protocol is PROTOCOL=shapes\n" in capsys.readouterr().out
+    assert "is a rehearsal, too short to converge; the full protocol is PROTOCOL=shapes\n" in capsys.readouterr().out
     monkeypatch.setattr(stages.Stage, "is_complete", lambda stage: True)
     estimate.announce(found, missing, run)
     assert capsys.readouterr().out == ""
@@ -80,4 +80,4 @@ def test_a_processor_without_bf16_is_told(smoke, monkeypatch, capsys):
     monkeypatch.setattr(estimate, "measure", lambda protocol, where: estimate.Speed(1e7, 1e7))
     monkeypatch.setattr(estimate, "has_bf16", lambda: False)
     estimate.announce(found, missing, run)
-    assert "does not multiply in bfloat16" in capsys.readouterr().out
+    assert "has no bfloat16 matrix products" in capsys.readouterr().out

@@ -48,7 +48,7 @@ def test_a_training_free_method_is_compared_with_the_one_whose_checkpoint_it_use
     text = io.StringIO()  # of a data set's own shards
     read = [(cell, entry | {"trained_on": True}, other) for cell, entry, other in found]
     loss.print_losses(read, "extrapolation", console=rich.console.Console(file=text, width=140))
-    assert f"on {denoising.IMAGES} training pictures" in text.getvalue()
+    assert f"on {denoising.IMAGES} training images" in text.getvalue()
 
 
 def test_a_method_with_its_own_checkpoint_stands_alone_unless_asked(run):

@@ -119,7 +119,7 @@ def test_a_row_beside_its_records():
     assert "+1000" in console.file.getvalue()
     said = " ".join(reproduce.summary(lines))
     assert "1 differs" in said
-    assert "No paper has figures" in said
+    assert "No paper reports numbers" in said
 
 
 def test_another_seed_is_held_against_the_spread():

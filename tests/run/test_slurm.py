@@ -182,8 +182,8 @@ def test_without_slurm_it_says_so(tmp_path, monkeypatch):
     ("text", "message"),
     [
         ("everything: {mem_gb: 3}", "unknown kind of job in .*everything"),
-        ("all: 3", "must map kinds of jobs to submitit's parameters"),
-        ("- a", "must map kinds of jobs"),
+        ("all: 3", "must map job kinds to submitit parameters"),
+        ("- a", "must map job kinds"),
         ("all: {{", "is not YAML"),
         ("all: {slurm_partition: gpu}\nall: {mem_gb: 3}", "is not YAML .*the key 'all' stands there twice"),
     ],

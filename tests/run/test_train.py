@@ -210,7 +210,7 @@ def test_a_signal_in_the_last_step_ends_what_would_follow(smoke, uninterrupted, 
         return original(self, batch, batch_index)
 
     monkeypatch.setattr(Method, "training_step", asked)
-    with pytest.raises(Stopped, match="stopped with the last step") as stopped:
+    with pytest.raises(Stopped, match="stopped after the last step") as stopped:
         train.train(Training(smoke, "extrapolation", "16x16", 0), run(tmp_path))
     assert stopped.value.code == 128 + signal.SIGTERM
     (folder,) = tmp_path.glob("trainings/*")
@@ -371,7 +371,7 @@ def test_a_signal_to_one_of_two_processes_ends_both_at_the_same_step(tmp_path):
     process.send_signal(signal.SIGTERM)  # the other one is told by the first
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGTERM, errors
-    found = re.search(r"stopped at step (\d+) of 100000; the same command continues", errors)
+    found = re.search(r"stopped at step (\d+) of 100000; run the same command to continue", errors)
     assert found, errors
     newest, before = (layout.step_of(path) for path in layout.saved(next(tmp_path.glob("trainings/*/checkpoints"))))
     assert newest == int(found[1])
