@@ -90,9 +90,7 @@ def _fit_scores(scores: dict[str, Any], resamples: int, classes: int) -> None:
             possible = f"a {metric.title} lies in [{metric.low:g}, {metric.high:g}]"
             raise UserError(f"{where}.value is {score['value']:g}: {possible}")
         if name == "is" and score["value"] > classes:
-            raise UserError(
-                f"{where}.value is {score['value']:g}: the detector knows {classes} classes, which bounds the IS"
-            )
+            raise UserError(f"{where}.value is {score['value']:g}: the detector knows {classes} classes, which bounds the IS")
         if len(score.get("replicates", [0.0] * resamples)) != resamples:
             raise UserError(f"{where}.replicates must be a list of {resamples} finite numbers")
         if score.get("low", 0) > score.get("high", math.inf):
