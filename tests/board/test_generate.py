@@ -221,7 +221,7 @@ def test_verified_rows_say_so_and_the_file_is_checked(home: Path, rules: protoco
     regenerate(home)
     table, page = ((home / name).read_text() for name in ("shapes-tiny.md", "index.html"))
     assert "| [YaRN](../methods/yarn.py) ✓ |" in table
-    assert "- ✓ verified: somebody else has run one of its seeds again" in table
+    assert "- ✓ verified: somebody else has rerun one of its seeds" in table
     assert "YaRN</a><sup>✓</sup>" in page
     assert "seed 1: Ada, a &lt;GPU&gt;, reproduced" in page
     assert table.count("✓") == 1 + 1 + len(re.findall(r"^## (IS|sFID)", table, re.MULTILINE))

@@ -151,7 +151,7 @@ def test_a_grid_that_is_no_picture_is_refused(home: Path, monkeypatch: pytest.Mo
     assert view.picture_size(grid) == (128, 64)
     (home / "grids" / "shapes-tiny" / "ledit" / "16x16-32x32-s0.png").write_bytes(b"GIF89a")
     monkeypatch.setattr(plots, "draw", lambda board, style: {})
-    with pytest.raises(UserError, match=r"s0\.png is not a picture"):
+    with pytest.raises(UserError, match=r"s0\.png is not an image"):
         generate.generate(home / "records", home)
 
 

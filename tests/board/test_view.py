@@ -187,7 +187,7 @@ def test_facts_name_every_learning_rate(home: Path, rules: protocol.Protocol) ->
     rules.train.optimizer, rules.train.lr, rules.train.lr_of = "muon", 1e-3, {"ledit": 5e-4}
     rules.score.splits = 1
     found = dict(view.facts(table.build(rules, [])))
-    rates = "Muon at 0.02 for the matrices of attention and MLP and AdamW at 0.001 for the rest; ledit at 0.5 times these"
+    rates = "Muon at 0.02 for attention and MLP matrices, AdamW at 0.001 for the rest; ledit at 0.5 times these"
     assert found["Training"].endswith(rates)
     rules.train.optimizer = "adamw"
     assert dict(view.facts(table.build(rules, [])))["Training"].endswith("AdamW at 0.001; ledit at 0.0005")

@@ -142,7 +142,7 @@ def test_data_of_the_wrong_kind(small, autoencoder, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="holds latents, smoke trains on pixels"):
         train.open_data(Training(protocol.load("smoke"), "nope", "16x16", 0), given)
     fewer = dataclasses.replace(small, core=dataclasses.replace(small.core, classes=4))
-    with pytest.raises(UserError, match="has 8 classes, the protocol's core has 4"):
+    with pytest.raises(UserError, match="has 8 classes, but the protocol's core has 4"):
         train.open_data(Training(fewer, "nope", "32x32", 0), run)
     monkeypatch.delenv("AUTOENCODER")
     with pytest.raises(UserError, match="names no autoencoder; give one as AUTOENCODER=folder"):

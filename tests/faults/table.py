@@ -175,7 +175,7 @@ for words, said in (
     (["plan", "--protocl", "smoke"], "unknown option of plan '--protocl'"),
     ([*TRAIN, "--sed", "0"], "unknown option of train '--sed'; did you mean '--seed'? (there are: --compile, --data, "),
     ([*TRAIN, "-q"], "unknown option of train '-q'"),
-    (["train"], "train needs METHOD: a file name in methods/; `list` shows them"),
+    (["train"], "train needs METHOD: a file name in methods/; see `list`"),
     (["reference", "shapes"], "reference needs SIZE: HEIGHTxWIDTH in pixels"),
     (["list", "methods"], "got unexpected extra argument(s) (methods); see `python -m benchmark list --help`"),
     ([*TRAIN, "--price", "2"], "unknown option of train '--price'"),

@@ -34,7 +34,7 @@ def test_what_cannot_fit_is_refused_with_the_figure_and_its_cause(tmp_path: Path
     rules = protocol.load("smoke", ["train.batch=1000000"])
     with pytest.raises(UserError, match="mostly for the activations of 1000000 images"):
         needs.check_memory(needs.training(rules, "16x16", Run(tmp_path)), "train")
-    with pytest.raises(UserError, match=r"shards needs about [\d.,e+]+ GiB on disk, and .* left"):
+    with pytest.raises(UserError, match=r"shards needs about [\d.,e+]+ GiB on disk, but .* left"):
         needs.check_disk(1e18, "shards", tmp_path)
 
 

@@ -94,7 +94,7 @@ BAD = [
     (("scores", "fid", "replicates"), [2.0] * 20, "scores.fid.value is 20, far from the mean of its own replicates"),
     (("scores", "precision", "value"), 1.01, "scores.precision.value is 1.01"),
     (("scores", "recall", "value"), -0.01, "scores.recall.value is -0.01"),
-    (("scores", "sfid"), {"value": 1, "low": 0}, "scores.sfid has one end"),
+    (("scores", "sfid"), {"value": 1, "low": 0}, "scores.sfid has only one end"),
     (("uncertainty", "level"), 95, "uncertainty.level must be"),
     (("hours", "sample"), -1, "hours.sample must be"),
     (("hardware", "count"), 0, "hardware.count must be"),
@@ -220,8 +220,8 @@ def test_records_of_schema_1_are_read_through_the_ledger(rules: protocol.Protoco
         ('{"schema": 1, "schema": 1}', "has a key twice"),
         ("[" * 100_000, "is not valid JSON"),
         ("\ufeff{}", "is not valid JSON"),
-        ('{"seed": 1' + 400 * "0" + "}", "holds a whole number of 401 digits"),
-        ('{"seed": ' + 5000 * "9" + "}", "holds a whole number of 5000 digits"),
+        ('{"seed": 1' + 400 * "0" + "}", "holds an integer of 401 digits"),
+        ('{"seed": ' + 5000 * "9" + "}", "holds an integer of 5000 digits"),
     ],
 )
 def test_a_broken_file_is_refused_by_its_path(rules: protocol.Protocol, tmp_path: Path, text: str, words: str) -> None:
@@ -242,7 +242,7 @@ def test_read_all_names_everything_that_is_out_of_place(rules: protocol.Protocol
     original = folder / "small" / "yarn" / "16x16-8x8-s0.json"
     twin = original.with_name("16x16-8x8-s1.json")  # the same cell and seed twice
     twin.write_bytes(original.read_bytes())
-    with pytest.raises(UserError, match=r"1 refused: .*s1.json holds another cell: its place would be small/yarn/16x16-8x8-s0"):
+    with pytest.raises(UserError, match=r"1 refused: .*s1.json holds another cell; it belongs at small/yarn/16x16-8x8-s0"):
         record.read_all(folder)
     twin.unlink()
     for place, words in (

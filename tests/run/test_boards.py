@@ -268,10 +268,8 @@ def test_the_band_is_that_of_the_family_and_leaves_the_row_itself_out(committed,
         for seed, fid in enumerate(fids):
             record.write(value_of(shapes, method, at, seed, fid), committed / "records")
     assert told("sincos_interp", 31.0) == [], "the checkpoint that it uses"
-    assert "outside of the band of Extrapolation" in told("sincos", 31.0)[0], "a training of its own: plain RoPE"
-    assert told("extrapolation", 31.0, seed=2) == [
-        "No reference band at 32x32: Extrapolation has 2 of the 3 seeds that it takes."
-    ]
+    assert "outside the reference band of Extrapolation" in told("sincos", 31.0)[0], "a training of its own: plain RoPE"
+    assert told("extrapolation", 31.0, seed=2) == ["No reference band at 32x32: Extrapolation has 2 of the 3 required seeds."]
     write_row(run, "rpe2d", shapes.pairs())
     _, changes = boards.submit(shapes, "rpe2d", 0, run)
     assert changes.splitlines()[-1].startswith(

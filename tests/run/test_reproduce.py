@@ -220,7 +220,7 @@ def test_without_a_record_nothing_runs(tmp_path, monkeypatch):
         (protocol.load("smoke"), "protocol 'smoke'"),
         (protocol.load("shapes", ["train.steps=5"]), "custom settings"),
     ):
-        with pytest.raises(UserError, match=f"nope has no committed record of {kind}, so there is nothing to reproduce"):
+        with pytest.raises(UserError, match=f"nope has no committed record for {kind}, so there is nothing to reproduce"):
             reproduce.reproduce(found, "nope", None, run)
     assert not (tmp_path / "runs").exists()
 
@@ -232,7 +232,7 @@ def test_the_seed_is_one_that_is_recorded(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(reproduce, "committed_of", lambda *_: committed)
     monkeypatch.setattr(reproduce, "run_row", lambda protocol, method, seed, run: (ran.append(seed), ({}, []))[1])
     run = Run(tmp_path, "", "1", 1)
-    with pytest.raises(UserError, match="yarn has committed records of seed 3, 4, and none of 5"):
+    with pytest.raises(UserError, match="yarn has committed records for seed 3, 4, but none for 5"):
         reproduce.reproduce(shapes, "yarn", 5, run)
     assert ran == []
     for seed in (4, None):
