@@ -1,4 +1,4 @@
-"""PosBench: every positional encoding for a Diffusion Transformer, on one core, at every train -> test resolution.
+"""PosBench: positional encodings for Diffusion Transformers, on one core, at every train -> test resolution.
 
 Data flows one way, and stages meet only in files:
 

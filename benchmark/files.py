@@ -1,4 +1,4 @@
-"""Files and errors: complete or absent on disk, one line for people when something is wrong."""
+"""Files, which are complete or absent on disk, and user errors, which are one line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class UserError(ValueError):
-    """Something the user can put right. The message is one line: what is wrong, then what would be right."""
+    """An error the user can fix. The message is one line: what is wrong, then how to fix it."""
 
 
 class Stopped(Exception):

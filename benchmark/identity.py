@@ -1,4 +1,4 @@
-"""What things are: a training, a cell of a table, a reference; and the keys under which their files lie.
+"""Identities of trainings, table cells and references, and the keys under which their files are stored.
 
 A file on disk may be reused while all that it depends on is the same: that is what keys are for. They are local and careful: any
 edit of the code behind a file makes it be made again. Whether a *published* number still holds is another question (revision.py).

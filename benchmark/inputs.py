@@ -1,4 +1,4 @@
-"""What people give, checked where it enters: YAML without surprises, and values against a declared model, in one line."""
+"""Validation of user input: restricted YAML, and values checked against a declared model, with one-line errors."""
 
 from __future__ import annotations
 

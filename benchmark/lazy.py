@@ -1,4 +1,4 @@
-"""Modules that are imported when they are first used: `--help` and a plan must not wait for torch."""
+"""Modules imported on first use, so that `--help` and `plan` do not wait for torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Progress for people: one live display in a terminal, plain lines where there is none. Knows no stage by name."""
+"""Progress display: one live display in a terminal, plain lines otherwise. Independent of the stages."""
 
 from __future__ import annotations
 

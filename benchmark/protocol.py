@@ -1,4 +1,4 @@
-"""The rules of a protocol: everything that could change a number, in one YAML file, merged and validated once.
+"""Protocols: everything that could change a number, in one YAML file, merged and validated once.
 
 It stands at the bottom of the import order and knows no torch: the leaderboard has to read protocols too.
 """

@@ -1,4 +1,4 @@
-"""What there is by lying in a folder: methods (methods/) and detectors (evaluate/detectors/), listed without importing torch.
+"""The registry: methods (methods/) and detectors (evaluate/detectors/), found by listing folders, without importing torch.
 
 This is the harness's only reach into methods/.
 """

@@ -1,4 +1,4 @@
-"""Declared revisions: what the numbers of a record run through, in versions that people raise on purpose.
+"""Declared revisions: versions of the code behind a record's numbers, raised deliberately.
 
 A record holds the revisions under which it was made; it is stale when one of them has been raised since. A refactor raises none.
 tests/golden keeps watch: a change that moves a golden has to raise the revision of its part here (or a method's own, the

@@ -1,4 +1,4 @@
-"""Every stream of random numbers, in one place: what each is for, and what it is a function of.
+"""All random number streams: the purpose of each, and what it is a function of.
 
     weights     torch, of (seed)                    a method's start
     training    torch, of (seed, step)              times, noise and dropped labels of a step, for the global batch (Draws)

@@ -1,4 +1,4 @@
-"""Tables beside the measures: a protocol's switches, the parts of a method, agreement with papers, the papers' own figures."""
+"""Further tables: a protocol's switches, ablations of a method, agreement with papers, and the papers' own figures."""
 
 from __future__ import annotations
 

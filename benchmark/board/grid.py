@@ -1,4 +1,4 @@
-"""A table as plain texts: what a leaderboard shows, whichever form it is written in; knows neither markdown nor HTML."""
+"""A table as plain text, independent of the output format (markdown or HTML)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pairs of methods whose order the papers agree on, and how many of them have that order here.
+"""Pairs of methods on whose order the papers agree, and how many have that order here.
 
 A paper's from-scratch and fine-tuned tables do not order all methods alike, so no order of ours can agree with both. What is
 asked of a small protocol are the pairs on which every table that prints both has the same order: the stable pairs.

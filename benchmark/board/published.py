@@ -1,4 +1,4 @@
-"""The papers' own figures, and how far the order of a small protocol of ours agrees with theirs.
+"""The papers' own figures, and the agreement of a small protocol's ranking with theirs.
 
 Figures live in leaderboards/published.yaml with their paper and table; nothing in it was measured here.
 """

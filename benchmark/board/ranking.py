@@ -1,4 +1,4 @@
-"""Rankings outside the leaderboards: the table in the terminal, and what a change of records does, for a pull request."""
+"""Rankings outside the leaderboards: the terminal table, and ranking changes for a pull request."""
 
 from __future__ import annotations
 

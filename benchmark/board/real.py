@@ -1,4 +1,4 @@
-"""Real scenes beside samples, rendered at every size where a formula renders them; of photographs a leaderboard holds none.
+"""Real scenes shown with the samples, for data sets rendered at every size; leaderboards contain no photographs.
 
 A picture is laid out as the kept grids of samples are (run/boards.py): two rows, a class a column where there are eight.
 """

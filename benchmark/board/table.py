@@ -1,4 +1,4 @@
-"""From records to the rows of a table: means over seeds, spreads, which values are best and which are not different.
+"""From records to table rows: means over seeds, spreads, the best values and those not significantly different from them.
 
 Sums are exact (math.fsum) and orders are total, so the same records give the same table on every machine.
 """

@@ -1,4 +1,4 @@
-"""What a leaderboard shows, built once: the markdown, the page and the project's README are written from it."""
+"""The contents of a leaderboard, from which the markdown, the page and the project's README are rendered."""
 
 from __future__ import annotations
 

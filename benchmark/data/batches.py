@@ -1,4 +1,4 @@
-"""The reader: which samples a step takes, what is done to them, and batches of them; a function of seed and step alone."""
+"""The data reader: samples, transforms and batches of a step, as a function of seed and step alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of a source a card takes: which split, which classes under which numbers, which sizes, and whether grey pictures too."""
+"""The subset of a source that a card selects: split, classes and their labels, sizes, and whether to keep greyscale images."""
 
 from __future__ import annotations
 

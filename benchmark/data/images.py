@@ -1,4 +1,4 @@
-"""Images: decoding, resizing and the evaluator's crop. What a reader's numbers run through.
+"""Images: decoding, resizing and the evaluator's crop.
 
 Legend: [h, w] pixels, y before x.
 """

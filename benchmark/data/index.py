@@ -1,4 +1,4 @@
-"""A folder of shards as a sequence of samples: any sample is one read at a known place."""
+"""A folder of shards as a sequence of samples, each one read at a known offset."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Latents: the autoencoder between pictures and what a latent model sees, written beforehand or on the way.
+"""Latents: the autoencoder between images and a latent model, applied in advance or on the fly.
 
 Legend: N samples in the set, [h, w] pixels, y before x.
 """

@@ -1,4 +1,4 @@
-"""Work in several processes that end with this one."""
+"""Worker processes that end with this one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shards that lie elsewhere, through a local cache of bounded size."""
+"""Remote shards, read through a local cache of bounded size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sources: where the pictures of a data set come from (rendered scenes, class folders, tars, parquet), in an order that is fixed.
+"""Sources of a data set's images (rendered scenes, class folders, tars, parquet), in a fixed order.
 
 Legend: N samples in the set, [h, w] pixels, y before x.
 """

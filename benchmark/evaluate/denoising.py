@@ -1,4 +1,4 @@
-"""The denoising loss at a test size: the training loss of averaged weights on real images of that size, without sampling.
+"""The denoising loss at a test size: the training loss of the averaged weights on real images of that size, without sampling.
 
 It is the counterpart of the perplexity by which length extrapolation is measured in language. Images, noise and noise levels are
 the same for every method and training, so that two methods are compared in pairs and a few hundred images distinguish them. No

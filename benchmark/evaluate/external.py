@@ -1,4 +1,4 @@
-"""Scoring files made elsewhere, without training anything."""
+"""Scoring image files from any source, without training."""
 
 from __future__ import annotations
 

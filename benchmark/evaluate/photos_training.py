@@ -1,4 +1,4 @@
-"""Training of the photos detector: classes, and how blurred, noisy or disordered a picture is.
+"""Training of the photos detector to predict classes, and how blurred, noisy or disordered an image is.
 
     python -m benchmark detector --name photos --data FOLDER [--card own] --out FILE
 

@@ -1,4 +1,4 @@
-"""Reference statistics: the statistics of the features of real images of a size, made once and cached.
+"""Reference statistics: feature statistics of real images at a size, computed once and cached.
 
 A reference is an .npz whose keys `mu`, `sigma`, `mu_s` and `sigma_s` are those of guided-diffusion's references, so that
 either can be used in the other's place; ours also hold the features of some images (for precision, recall and KID), the

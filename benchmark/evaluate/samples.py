@@ -1,4 +1,4 @@
-"""Anybody's images as a stream of units: chunks of a cell, an evaluator's .npz, a folder of pictures; and back into an .npz."""
+"""Images from any source as a stream of units: chunks of a cell, an evaluator's .npz, a folder of images; and export to .npz."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scenes of the embedded data set that are wrong in a known way: what a detector must notice, and what it is tested on.
+"""Scenes of the embedded data set with known corruptions, which a detector must notice and is tested on.
 
 Failures of structure (scale, number, place, order) first, then of quality (blur, noise). A scene is made again at another
 size, natively, wherever that is possible, so that a smaller object is not also a blurred one.

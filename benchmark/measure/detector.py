@@ -1,4 +1,4 @@
-"""Measures what the detector of the embedded data set notices: Frechet distances of real scenes that are spoiled by hand.
+"""Measures what the detector of the embedded data set notices: Frechet distances of artificially corrupted real scenes.
 
     python -m benchmark.measure.detector [--weights FILE]
 

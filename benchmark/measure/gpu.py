@@ -1,4 +1,4 @@
-"""What has to be seen on a GPU, in one call of at most nine minutes; on a processor the same in a tiny mode, to be tested.
+"""GPU checks in one call of at most nine minutes, with a tiny CPU mode for tests.
 
     python -m benchmark.measure.gpu [--out runs] [--data TINY_IMAGENET] [--minutes 9] [--tiny]
     python -m benchmark.measure.gpu --parts attention "XL/2, 256 tokens"

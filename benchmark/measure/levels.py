@@ -1,4 +1,4 @@
-"""Whether trained weights work at every noise level: the denoising loss over 249 of them, and where it leaps.
+"""Checks trained weights at every noise level: the denoising loss at 249 levels, and where it jumps.
 
     python -m benchmark.measure.levels rpe2d --seed 1
 

@@ -1,4 +1,4 @@
-"""Measures the reader beside webdataset's own plain pipeline: same shards, same decoder, same process, in turns.
+"""Measures the reader against webdataset's own plain pipeline: same shards, decoder and process, alternating.
 
     python -m benchmark.measure.reader [FOLDER] [--size 256x256] [--batch 64] [--rounds 5]
 

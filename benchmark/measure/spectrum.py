@@ -1,4 +1,4 @@
-"""The figure of what the rotary methods do to their bands, at once and at twice the training grid, drawn from the code itself."""
+"""The figure of the rotary methods' frequencies at the training grid and at twice its size, plotted from the code itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast the core is beside diffusers' DiT, and what each method costs beside plain RoPE, measured in one run.
+"""Measures the speed of the core against diffusers' DiT, and of each method against plain RoPE, in one run.
 
 Contestants take turns in every round, so that whatever else the machine does meets all of them; ratios are medians of the
 rounds' ratios.

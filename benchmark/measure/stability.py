@@ -1,4 +1,4 @@
-"""Whether the order of methods survives a change of the recipe: Kendall's tau between two sets of records.
+"""Stability of the ranking under a change of recipe: Kendall's tau between two sets of records.
 
     python -m benchmark.measure.stability --beside shapes
 

@@ -1,4 +1,4 @@
-"""The picture on top of the README: real scenes, then methods at twice the training size, from the committed grids of samples.
+"""The image at the top of the README: real scenes, then methods at twice the training size, from the committed sample grids.
 
     python -m benchmark.measure.teaser interpolation rpe2d ...
 

@@ -1,4 +1,4 @@
-"""Times two checkouts of this project side by side: what a change of the core costs the methods that do not use it.
+"""Times two checkouts of this project side by side, to show what a change of the core costs methods that do not use it.
 
     git worktree add ../before COMMIT
     python -m benchmark.measure.versions ../before extrapolation sincos ledit

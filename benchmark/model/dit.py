@@ -1,4 +1,4 @@
-"""The one DiT: patchify, adaLN-Zero blocks, attention that applies an Encoding. It never asks which method.
+"""The shared DiT: patchify, adaLN-Zero blocks, attention that applies an Encoding. It is independent of the method.
 
 Peebles and Xie 2023, "Scalable Diffusion Models with Transformers"; parameters are named as in the published checkpoints.
 

@@ -1,4 +1,4 @@
-"""Encoding: the places where a position can enter a transformer; token coordinates; the rotary tables' arithmetic.
+"""Encoding: the points where positions can enter a transformer; token coordinates; arithmetic of rotary tables.
 
 Shapes: B batch, H heads, T tokens (row by row), D width of the core, K width of a head, J = K / 4 frequencies per axis.
 """

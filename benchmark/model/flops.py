@@ -1,4 +1,4 @@
-"""Operations and weights of the core, counted from its shape, and what devices do in a second; nothing runs.
+"""FLOPs and parameters of the core, counted from its shape, and peak rates of devices; nothing is run.
 
 Operations are counted as torch's flop counter counts them: two for a multiply-add of matrix products, convolutions and
 attention; norms, activations and samplers are left out.

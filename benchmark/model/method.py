@@ -1,4 +1,4 @@
-"""Method: core + objective as a LightningModule. A method is a subclass that answers `encode`.
+"""Method: core + objective as a LightningModule. A method is a subclass that implements `encode`.
 
 A file in methods/ holds one or a few such classes; the contract every one of them keeps is tests/methods/test_contract.py.
 """

@@ -1,4 +1,4 @@
-"""Optimizers beside torch's own: Muon for matrices and AdamW for the rest, as one optimizer."""
+"""Optimizers not in torch: Muon for matrices and AdamW for the rest, as one optimizer."""
 
 from __future__ import annotations
 

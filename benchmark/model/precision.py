@@ -1,4 +1,4 @@
-"""Averaged weights, and the number format in which a training or a cell runs."""
+"""Averaged weights, and the numeric format of a training or a cell."""
 
 from __future__ import annotations
 

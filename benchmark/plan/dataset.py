@@ -1,4 +1,4 @@
-"""A protocol's data as they lie on this machine; nothing is written to find out, and no torch is needed."""
+"""A protocol's data as found on this machine; inspects only, and does not need torch."""
 
 from __future__ import annotations
 

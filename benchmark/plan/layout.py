@@ -1,4 +1,4 @@
-"""What lies in the folders of a training and of a cell, by name."""
+"""File names in the folders of a training and of a cell."""
 
 from __future__ import annotations
 

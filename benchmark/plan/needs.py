@@ -1,4 +1,4 @@
-"""What a stage will need of this machine, asked before anything is allocated: memory and disk, in one line where it lacks them.
+"""Memory and disk that a stage needs, checked before anything is allocated; a one-line error if they are insufficient.
 
 The figures are rough and low: who is refused would have failed for sure. What does not fit all the same is caught at the
 stage's edge (run/local.py).

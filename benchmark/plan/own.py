@@ -1,4 +1,4 @@
-"""Pictures of one's own: the protocol that DATA alone stands for, and what of its rules follows from what lies there."""
+"""The user's own images: the protocol that DATA alone selects, and the settings that follow from the data."""
 
 from __future__ import annotations
 

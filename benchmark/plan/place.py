@@ -1,4 +1,4 @@
-"""Where and on what a stage runs: nothing here changes a number."""
+"""Where and on which devices a stage runs; nothing here changes a number."""
 
 from __future__ import annotations
 

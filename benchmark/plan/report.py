@@ -1,4 +1,4 @@
-"""What a protocol still needs and what that will cost, for people: totals first, a line a method, every stage if asked."""
+"""The printed plan of a protocol's remaining work and cost: totals, one line per method, and every stage on request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stages of a benchmark, told once: what there is to do, under which key its files lie, what is left of it, and doing it.
+"""The stages of a benchmark: the work of each, the key of its files, what remains, and how to run it.
 
     shards -> latents -> training -> samples -> record -> board
                        reference  ----------->

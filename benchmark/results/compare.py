@@ -1,4 +1,4 @@
-"""Comparing two scores of the same cell in pairs, from their bootstrap replicates alone; knows no torch.
+"""Paired comparison of two scores of the same cell, from their bootstrap replicates alone, without torch.
 
 Replicate r of every method draws the same image indices, and image i of every method starts from the same noise and
 label. So the difference of two methods' replicates keeps what they share, and its interval is narrower than the two

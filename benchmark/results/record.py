@@ -1,4 +1,4 @@
-"""Records: one JSON per (protocol, method, training size, test size, seed), checked by name before anybody believes it.
+"""Records: one JSON per (protocol, method, training size, test size, seed), validated field by field.
 
     leaderboards/records/<protocol>/<method>/<training size>-<test size>-s<seed>.json
 

@@ -1,4 +1,4 @@
-"""What a record may hold: its measures, and the schema of its JSON."""
+"""The contents of a record: its measures, and the schema of its JSON."""
 
 from __future__ import annotations
 

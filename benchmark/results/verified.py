@@ -1,4 +1,4 @@
-"""Rows that somebody else has run again, as leaderboards/verified.yaml lists them from what `reproduce` prints.
+"""Verified rows, listed in leaderboards/verified.yaml with entries printed by `reproduce`.
 
     shapes-long:
       yarn:

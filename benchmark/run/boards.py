@@ -1,4 +1,4 @@
-"""The last stage: a run's own leaderboard beside its records, and submitting a row to the committed ones."""
+"""The last stage: a run's own leaderboard, and submitting a row to the committed ones."""
 
 from __future__ import annotations
 

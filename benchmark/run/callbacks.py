@@ -1,4 +1,4 @@
-"""What a training does besides learning: telling, saving complete checkpoints, and ending cleanly."""
+"""Training callbacks: logging, saving complete checkpoints, and ending cleanly."""
 
 from __future__ import annotations
 

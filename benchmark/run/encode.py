@@ -1,4 +1,4 @@
-"""Encoding, one stage: a protocol's pictures become shards of latents, once for every training size."""
+"""The latents stage: encodes a protocol's images as shards of latents, once per training size."""
 
 from __future__ import annotations
 

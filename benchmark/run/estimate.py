@@ -1,4 +1,4 @@
-"""How long the missing stages will take on this machine, from a second's measurement before they start.
+"""Run time estimates for the missing stages on this machine, from a one-second measurement before they start.
 
 The core runs a few training steps and a few forwards as the protocol has them, which gives two speeds; the operations that the
 stages count (plan/cost.py) over these speeds are the time. Reading, metrics and waiting are not in it.

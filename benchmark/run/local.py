@@ -1,4 +1,4 @@
-"""Running stages here: one after another, or several one-thread processes side by side; failures do not stop the others."""
+"""Runs stages locally: one after another, or several single-threaded processes in parallel; failures do not stop the others."""
 
 from __future__ import annotations
 

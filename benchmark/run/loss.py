@@ -1,4 +1,4 @@
-"""The denoising loss, one stage: averaged weights in, the score of a cell out; and its verb, which samples nothing."""
+"""The denoising loss of averaged weights as the score of a cell, and the `loss` command, which samples nothing."""
 
 from __future__ import annotations
 

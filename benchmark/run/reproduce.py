@@ -1,4 +1,4 @@
-"""For reviewers: a committed row run again, and ours beside the committed record and the paper's figure, with a verdict.
+"""Reproduces a committed row, and compares each value with the committed record and the paper's figure, with a verdict.
 
 The run keeps the committed protocol and stays in its own folder; no committed record is touched.
 """

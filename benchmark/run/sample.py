@@ -1,4 +1,4 @@
-"""Sampling, one stage: weights in; features, the first images and the denoising loss out, every image from its own seed.
+"""The sampling stage: from weights to features, the first images and the denoising loss, with one seed per image.
 
 Images become features as they are made, batch by batch, and only the first ones stay on disk unless all are asked for. A batch is
 complete or absent, so an interrupted cell continues, and any number of processes shares one: process r of n makes the missing

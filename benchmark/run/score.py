@@ -1,4 +1,4 @@
-"""Scoring, one stage: features and reference statistics in, a record out."""
+"""The scoring stage: from features and reference statistics to a record."""
 
 from __future__ import annotations
 

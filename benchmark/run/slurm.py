@@ -1,4 +1,4 @@
-"""A sweep as jobs: trainings once, every cell when its training is done, then the leaderboards; on SLURM or on this machine.
+"""A sweep as jobs, on SLURM or on this machine: trainings once, each cell after its training, then the leaderboards.
 
 Jobs run the ordinary verbs, so that a job that is killed, requeued or run twice continues or finds its work done. Jobs without
 a bond between them are submitted together, as arrays, with submitit.

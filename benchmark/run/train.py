@@ -1,4 +1,4 @@
-"""Training, one stage: shards in, averaged weights out; stopped at any moment it continues with the same bits.
+"""The training stage: from shards to averaged weights; can be stopped at any time, and resumes bit-identically.
 
 Exactness rests on three things: order = f(seed, epoch), position = f(global step), noise = f(seed, global step). So a checkpoint
 holds weights, their average and the optimizer, and nothing about data or random state.

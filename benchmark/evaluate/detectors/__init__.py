@@ -1,4 +1,4 @@
-"""Detectors: networks that turn uint8 images into the features that scores are made of, behind one interface; and spectra.
+"""Detectors: networks that map uint8 images to the features used for scores, behind one interface; and spectra.
 
 A detector is called with uint8 [B, 3, H, W] and returns a dict of float32 tensors, as far as it has them:
 

@@ -1,4 +1,4 @@
-"""What every detector is: a network behind one interface, called with uint8 images, in exact float32."""
+"""The interface of all detectors: a network called with uint8 images, in exact float32."""
 
 from __future__ import annotations
 

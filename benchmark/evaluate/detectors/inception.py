@@ -1,4 +1,4 @@
-"""The field's detector: Inception-v3 as the evaluator of guided-diffusion uses it."""
+"""The standard detector: Inception-v3 as used by guided-diffusion's evaluator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weight files of detectors: found, downloaded once, checked, loaded; and untrained networks for tests."""
+"""Detector weight files: located, downloaded once, verified, loaded; and untrained networks for tests."""
 
 from __future__ import annotations
 
