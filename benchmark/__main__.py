@@ -51,7 +51,7 @@ def common(
 def stop(number: int, frame: object) -> NoReturn:
     """Ctrl-C and the like. Files are complete or absent, so leaving is safe everywhere; training puts its own handler on top.
 
-    A terminal and SLURM signal the whole group; a worker that decodes has to live on until the main process has saved.
+    A terminal and SLURM signal the entire process group; a decoding worker must live until the main process has saved.
     """
     if multiprocessing.parent_process() is not None:
         return
@@ -66,7 +66,7 @@ RANKS = "POSBENCH_RANKS"  # in the environment: the process whose ranks Lightnin
 def watch_parent() -> None:
     """Ends a rank, or a stage that another process of ours runs, soon after that process was killed.
 
-    Who started it is told by the environment: a process that imports for ten seconds may be an orphan when it comes to ask.
+    The parent is read from the environment: a process that imports for ten seconds may be orphaned before it can ask.
     """
     parent, launcher = os.environ.pop(PARENT, ""), os.environ.get(RANKS, "")
     os.environ[RANKS] = str(os.getpid())

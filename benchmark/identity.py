@@ -150,7 +150,7 @@ def code_files(*modules: str) -> list[str]:
 
 
 def _state(path: Path) -> tuple[str, int, int]:
-    """What tells whether a file has changed since it was parsed: path, bytes, time."""
+    """Shows whether a file has changed since it was parsed: path, size, time."""
     state = path.stat()
     return str(path), state.st_size, state.st_mtime_ns
 

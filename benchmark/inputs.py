@@ -94,7 +94,7 @@ _WORDS: dict[str, str] = {}
 
 
 def matching(pattern: str, words: str, longest: int = 300) -> StringConstraints:
-    """Texts that match a pattern as a whole, and what a refusal calls them."""
+    """Strings that match a pattern in full, and their name in error messages."""
     _WORDS[f"^(?:{pattern})$"] = words
     return StringConstraints(pattern=f"^(?:{pattern})$", max_length=longest)
 

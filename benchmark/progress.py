@@ -122,7 +122,7 @@ def stage(title: str, total: int, unit: str = "step", start: int = 0) -> Iterato
     try:
         yield live
     finally:
-        live.bars.live.transient = live.done == live.start  # work that was whole already leaves no bar behind
+        live.bars.live.transient = live.done == live.start  # work that was already complete leaves no bar behind
         live.bars.stop()
 
 

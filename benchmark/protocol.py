@@ -70,7 +70,7 @@ class Objective(Section):
     name: Literal["flow", "ddpm"] = "flow"
     time: Literal["logit_normal", "uniform"] = "logit_normal"  # the density of training times (flow only)
     shift: Annotated[float, Interval(gt=0, le=1000)] = 1.0  # above 1, training and sampling times lie nearer to noise (flow only)
-    # What the core is told of time, and which way its velocity points (flow only): see FlowMatching.
+    # The core's time input and the direction of its velocity (flow only): see FlowMatching.
     convention: Annotated[Literal["dit", "repa", "sit"], LATER] = "dit"
     class_dropout: Share = 0.1  # probability of the null class, for classifier-free guidance
 

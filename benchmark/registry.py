@@ -130,7 +130,7 @@ State = tuple[str, int, int]
 
 
 def _state(name: str) -> State:
-    """What tells whether a method's file has changed since it was read: path, bytes, time."""
+    """Shows whether a method's file has changed since it was read: path, size, time."""
     path = f"{FOLDER}/{name}.py"
     state = os.stat(path)
     return path, state.st_size, state.st_mtime_ns

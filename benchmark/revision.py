@@ -33,7 +33,7 @@ def current(method: str) -> dict[str, Any]:
 
 
 def is_stale(revisions: dict[str, Any] | None, method: str) -> bool:
-    """Whether a record's number may have changed its meaning since; so it has where nobody knows its revisions.
+    """Whether a record's number may have changed its meaning since; true if its revisions are unknown.
 
     Of a method whose file is gone only the shared parts can be compared.
     """

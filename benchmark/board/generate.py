@@ -108,7 +108,7 @@ def tables_of(
 ) -> dict[str, Table | None]:
     """The table of every ranked protocol, and None for a leaderboard that is the papers' alone.
 
-    Those with records come first, then by name; a rehearsal follows what it rehearses. Which rows are verified is told in
+    Those with records come first, then by name; a rehearsal follows what it rehearses. Verified rows are listed in
     `out_folder`.
     """
     known = {name: rules for name in protocol.names() if (rules := protocol.load(name)).ranked}

@@ -338,7 +338,7 @@ def _picture(folder: Path, name: str) -> str:
 
 
 def _real(rules: Protocol, size: str, grids: Path) -> str:
-    """The picture of real images at a test size: one that `generate` writes, or else one that somebody has put there, or ""."""
+    """The picture of real images at a test size: one that `generate` writes, else one added by hand, or ""."""
     name = f"{rules.name}/{real.FOLDER}/{size}"
     return f"{name}.png" if real.is_rendered(rules) else _picture(grids, name)
 

@@ -58,7 +58,7 @@ class Reader:
 
 
 def ignore_signals(worker: int) -> None:
-    """A terminal and SLURM signal the whole group; a worker that decodes lives on until the main process has saved."""
+    """A terminal and SLURM signal the entire process group; a decoding worker must live until the main process has saved."""
     for number in ENDINGS:
         signal.signal(number, signal.SIG_IGN)
 
@@ -95,7 +95,7 @@ Crop = tuple[int, int, int, int, int, int]  # original h, w; top, left of the wi
 
 
 def _center_crop(image: Image.Image, size_hw: tuple[int, int], draws: np.ndarray) -> tuple[Image.Image, Crop]:
-    """Plain reading: ADM's crop, which the model is told is the complete picture."""
+    """Plain reading: ADM's crop, with a crop condition of the complete image."""
     return center_crop(image, size_hw), (*size_hw, 0, 0, *size_hw)
 
 

@@ -44,7 +44,7 @@ class Card:
     source: Line = ""  # how to get it
     # Classes that `classes` does not name; "dropped" where this is a part of a larger set.
     others: Literal["error", "dropped"] = "error"
-    labels: Annotated[int, Interval(ge=0, le=CLASSES)] = 0  # of a part: how many classes the whole has, whose first these are
+    labels: Annotated[int, Interval(ge=0, le=CLASSES)] = 0  # of a subset: classes in the complete set, whose first these are
     smallest: Annotated[int, Interval(ge=0, le=SIDE)] = 0  # pixels: pictures with a shorter side are left out
     grey: Literal["kept", "dropped"] = "kept"  # pictures without colour
     autoencoder: Line = ""  # whose latents stand for its pictures: a name on the Hugging Face hub or a folder

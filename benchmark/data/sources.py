@@ -410,7 +410,7 @@ PATHS = 100_000  # that braces may stand for
 
 
 def _expanded(pattern: str) -> list[Path]:
-    """The paths that webdataset's brace notation stands for."""
+    """The paths that webdataset's brace notation expands to."""
 
     spans = [abs(int(last) - int(first)) for first, last in re.findall(r"\{(-?[0-9]{1,18})\.\.(-?[0-9]{1,18})", pattern)]
     if len(pattern) > 4096 or re.search(r"[0-9]{19}", pattern) or any(span >= PATHS for span in spans):

@@ -1,4 +1,4 @@
-"""Shards as files: webdataset tars of two members a sample, the picture as it was found and `cls`, its label as text; each with
+"""Shards as files: webdataset tars with two members per sample, the original image file and `cls`, its label as text; each with
 an index of where its samples lie.
 """
 

@@ -102,7 +102,7 @@ def write(
         UserError: the source is not what the card says or is damaged; `out` holds something else; no space is left.
     """
     if card.kind == "own":
-        tolerance = 1.0  # who has pictures of their own wants what there is, and is told what was left out
+        tolerance = 1.0  # users' own images: use what is readable, and report what was skipped
     with _claimed(Path(out), fingerprint(card, source, per_shard), tolerance, progress) as work:
         if work.done:
             return work.done
@@ -246,7 +246,7 @@ def _sweep(out: Path) -> None:
 
 
 def _belongs(out: Path, key: str) -> bool:
-    """Whether the folder is this source's; False if it is nobody's, and a UserError if it is another one's."""
+    """Whether the folder belongs to this source; False if to none, and a UserError if to another one."""
     if (out / "source.json").is_file():
         about = read_json(out / "source.json")
         other = about.get("fingerprint") if isinstance(about, dict) else about

@@ -313,7 +313,7 @@ def _corrupt(images: Tensor, target: Tensor, count: Tensor, degrees: Tensor,
     short = min(height, width)
     hit = rng.random((4, number)) < 0.15
     sampled = rng.random((4, number)) * hit
-    sampled[1] *= sampled[1]  # noise is mostly weak, so that it is told from none
+    sampled[1] *= sampled[1]  # noise is mostly weak, so that the network learns to tell it from none
     sampled = torch.from_numpy(sampled).float()
     blurred, grainy, bent, mixed = (torch.from_numpy(np.flatnonzero(rows)) for rows in hit)
     blur, noise, bend, mixture = (degree[rows].view(-1, 1, 1, 1) for degree, rows in

@@ -59,7 +59,7 @@ def score_files(
     real = open_reference(reference_path, detector, images.size_hw, options.nearest, batch, report)
     check_size(real, size_name(*images.size_hw))  # before any work
     splits = options.splits or registry.detector_facts(detector_name).splits(images.count)
-    options = dataclasses.replace(options, splits=splits, balanced=False)  # nobody knows the classes of these images
+    options = dataclasses.replace(options, splits=splits, balanced=False)  # the classes of these images are unknown
     with tempfile.TemporaryDirectory() as scratch:
         folder = features_folder(keep or scratch, detector)
         extraction = extract(images, detector, folder, batch=batch, report=report)

@@ -43,7 +43,7 @@ class FlowMatching:
         self.density, self.shift, self.convention = config.time, config.shift, config.convention
 
     def told(self, time: Tensor) -> Tensor:
-        """What the core is told of the noise level [B] on 0 .. 1000."""
+        """The time input of the core for the noise level [B], on 0 .. 1000."""
         return {"dit": time, "repa": time / 1000, "sit": 1 - time / 1000}[self.convention]
 
     def answered(self, output: Tensor) -> Tensor:
@@ -138,7 +138,7 @@ class DDPM:
         self._moved: dict[tuple[str, torch.device], Tensor] = {}
 
     def told(self, time: Tensor) -> Tensor:
-        """What the core is told of the noise level [B] on 0 .. 1000: the same."""
+        """The time input of the core for the noise level [B], on 0 .. 1000: the same."""
         return time
 
     def answered(self, output: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ class Draws:
         return self._cut(torch.rand(self.total, *shape, generator=self.generator))
 
     def once(self) -> float:
-        """One uniform number in [0, 1) for the whole global batch."""
+        """One uniform number in [0, 1) for the global batch."""
         return float(torch.rand((), generator=self.generator))
 
     def subsets(self, size: int, of: int) -> Tensor:

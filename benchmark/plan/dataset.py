@@ -38,7 +38,7 @@ class DataSet:
 
     @cached_property
     def source(self) -> sources.Source | None:
-        """What shards are made of; None where nobody has said where it lies, or where shards were given instead."""
+        """The source of shards; None if its location was not given, or shards were given instead."""
         if self.given or (self.card.kind != "shapes" and not self.run.data):
             return None
         return sources.source(self.card, self.run.data or None)
@@ -114,7 +114,7 @@ class DataSet:
 
     @property
     def count(self) -> int:
-        """Pictures; 0 where nobody knows."""
+        """Number of images; 0 if unknown."""
         if self.images is not None:
             return self._manifests[self.images]["count"]
         if self.given:
@@ -150,7 +150,7 @@ class DataSet:
         """(name, hash of the content) of the real images that references are made of.
 
         Raises:
-            UserError: nobody has said where they are.
+            UserError: their location was not given.
         """
         if self.card.kind == "shapes":
             return "shapes", shapes.REVISION

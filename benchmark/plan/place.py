@@ -81,7 +81,7 @@ LAUNCHERS = ("MASTER_ADDR", "SLURM_JOB_ID", "TORCHELASTIC_RUN_ID")  # variables 
 
 
 def check_nodes(run: Run) -> None:
-    """Refuses to wait for machines that nobody starts the run on."""
+    """Refuses to wait for machines on which the run was not started."""
     if run.nodes > 1 and not any(name in os.environ for name in LAUNCHERS):
         raise UserError(
             f"NODES is {run.nodes}, but the run was not started on the other machines: use srun, torchrun --nnodes {run.nodes}, "

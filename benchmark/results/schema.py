@@ -15,7 +15,7 @@ from benchmark.inputs import STRICT, matching
 
 SCHEMA = 2
 HUGE = 1e5  # no measure of pictures comes near it
-DIGITS = 18  # of a whole number
+DIGITS = 18  # of an integer
 BROKEN = 2.0  # times its lowest value: a running loss above that says that a training has broken down
 
 
@@ -118,7 +118,7 @@ class _Training(TypedDict):
     parameters: Count
     hours: Hours | None
     loss: float | None
-    lowest: NotRequired[float]  # of that running loss in the whole training; older records do not say
+    lowest: NotRequired[float]  # of that running loss over the training; absent from older records
 
 
 @with_config(STRICT)

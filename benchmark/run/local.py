@@ -29,7 +29,7 @@ def bench(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> li
         (stage, reason) of every stage that failed; what needs one of them was left out.
 
     Raises:
-        UserError: nobody says where the pictures are.
+        UserError: the location of the images was not given.
     """
     stages = graph(protocol, methods, seed, run)
     stages[0].context.data.require()  # before the machine is measured
@@ -148,11 +148,11 @@ def start(job: Job, run: Run) -> subprocess.Popen:
 def follow(command: list[str]) -> int:
     """Runs a command in a process group of its own and returns its exit code.
 
-    Ctrl-C and the like are handed to the whole group, once to every process, and what these then save is waited for. A terminal
+    Signals such as Ctrl-C are passed to the entire group, once per process, and their saving is awaited. A terminal
     that closes asks them to save as SIGTERM does; under nohup it does not.
     """
     child: subprocess.Popen | None = None
-    early: list[int] = []  # signals that come before there is somebody to hand them to
+    early: list[int] = []  # signals that arrive before there are processes to pass them to
 
     def hand_on(number: int, frame: Any) -> None:
         if child is None:

@@ -44,7 +44,7 @@ def reference(protocol: Protocol, test: str, context: Context, detector: Detecto
     if card.kind == "shapes":
         source = Scenes()
     else:
-        context.data.real()  # says so where nobody has said where the images are
+        context.data.real()  # fails if the location of the images was not given
         source = open_source(prepared(protocol, run, verbose=False))
     needs.check_memory(needs.reference(protocol), f"reference {card.name} {test}")
     sweep(run.out / "references")  # of a killed run

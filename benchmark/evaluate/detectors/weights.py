@@ -33,7 +33,7 @@ def url_hash(url: str) -> str:
 def find_weights(name: str, weights: str | None, url: str, file: str | None = None, sha256: str = "") -> Path | None:
     """The path of a detector's weight file: the one given or in DETECTOR_WEIGHTS, or its own in torch's cache.
 
-    Its own is downloaded if it is not there. None stands for "random".
+    Its own is downloaded if missing. None means "random".
 
     Args:
         weights: a path given by the user, or None.
