@@ -234,7 +234,7 @@ def test_a_row_outside_of_the_band_of_its_base_is_told(committed, tmp_path):
         return [record.from_value(value_of(shapes, "ntk", at, 0, fid), shapes)]
 
     (said,) = boards.outside(shapes, row(21.0))
-    assert said.startswith("No reference band at 32x32: Extrapolation has 0 of the 3 seeds")
+    assert said.startswith("No reference band at 32x32: Extrapolation has 0 of the 3 required seeds")
     for seed in range(3):
         record.write(value_of(shapes, "extrapolation", at, seed, 20.0 + seed), committed / "records")
     reach = 4.3027 * (4 / 3) ** 0.5
