@@ -63,7 +63,7 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
     name = name if name.isprintable() and len(name) <= 60 else shown(name).strip("'")
     near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     hint = f"; did you mean '{near[0]}'?" if near else ""
-    return UserError(f"unknown {kind} '{name}'{hint} (there are: {', '.join(choices) or 'none'})")
+    return UserError(f"unknown {kind} '{name}'{hint} (choose from: {', '.join(choices) or 'none'})")
 
 
 PARENT = "POSBENCH_PARENT"  # in the environment of processes that must not outlive the one that started them
@@ -112,9 +112,9 @@ def below(root: Path | str, *parts: str) -> Path:
     for part in parts:
         steps = part.split("/")
         if "\0" in part or any(step in ("", ".", "..") for step in steps):
-            raise UserError(f"{shown(part)} leads out of {root}: nothing is written there")
+            raise UserError(f"{shown(part)} points outside {root}: nothing is written there")
         if any(len(os.fsencode(step)) > LONGEST for step in steps):
-            raise UserError(f"{shown(part)} is longer than the {LONGEST} bytes that a file system takes for a name")
+            raise UserError(f"{shown(part)} is longer than {LONGEST} bytes, the limit for a file name")
     return Path(root, *parts)
 
 
@@ -225,7 +225,7 @@ def read_regular(path: Path | str) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     with open(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "is no regular file", str(path))
+            raise OSError(errno.EINVAL, "is not a regular file", str(path))
         return file.read()
 
 
@@ -238,12 +238,12 @@ def read_text(path: Path | str, limit: int = 1 << 30) -> str:
     try:
         state = os.stat(path)
         if not stat.S_ISREG(state.st_mode):
-            raise UserError(f"{shown(str(path), 300)} is no regular file")
+            raise UserError(f"{shown(str(path), 300)} is not a regular file")
         if state.st_size > limit:
-            raise UserError(f"{path} has {state.st_size} bytes, which is no file of this kind (at most {limit})")
+            raise UserError(f"{path} has {state.st_size} bytes, too many for a file of this kind (at most {limit})")
         return Path(path).read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path} is not there") from None
+        raise UserError(f"{path} does not exist") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 ({error.reason} at byte {error.start})") from None
     except OSError as error:
@@ -251,7 +251,7 @@ def read_text(path: Path | str, limit: int = 1 << 30) -> str:
     except ValueError as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{shown(str(path), 300)} is no path ({error})") from None
+        raise UserError(f"{shown(str(path), 300)} is not a valid path ({error})") from None
 
 
 def read_json(path: Path | str) -> Any:

@@ -70,11 +70,11 @@ def _check_events(text: str) -> None:
     depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
-            raise UserError(f"has the alias *{event.anchor}; write out what it stands for")
+            raise UserError(f"has the alias *{event.anchor}; write it out in full")
         if getattr(event, "tag", None) is not None:
-            raise UserError(f"has the tag {shown(event.tag)}; values are plain ones")
+            raise UserError(f"has the tag {shown(event.tag)}; use plain values")
         if isinstance(event, yaml.ScalarEvent) and "${" in event.value:
-            raise UserError(f"holds {shown(event.value)}: interpolation is not resolved, write the value itself")
+            raise UserError(f"holds {shown(event.value)}: interpolation is not supported, write the value itself")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEPTH:
             raise UserError(f"is nested more than {DEPTH} deep")

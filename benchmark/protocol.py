@@ -292,13 +292,13 @@ def load(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Protocol:
     values = functools.reduce(_merged, [*_layers(path), *map(_assigned, overrides)])
     for key in ABOUT:
         if key in values:
-            raise UserError(f"protocol {path.stem}: {key} is not set in a file, it follows from how a protocol is loaded")
+            raise UserError(f"protocol {path.stem}: {key} cannot be set in a file; it follows from how a protocol is loaded")
     about = {"name": path.stem, "custom": bool(overrides) or outside, "source": name, "overrides": list(overrides)}
     protocol = _fitted({"title": "", **values, **about}, path.stem)
     _check_relations(protocol)
     given = [assignment for assignment in overrides if assignment.startswith("train.init=")]
     if given and protocol.train.init and not is_file(protocol.train.init):
-        raise UserError(f"train.init: {protocol.train.init} is not there; give the path of a checkpoint")
+        raise UserError(f"train.init: {protocol.train.init} does not exist; give the path of a checkpoint")
     if given and len(given) == len(overrides) and not outside:
         # Where the very file lies that the rules ask for is no rule.
         protocol.custom = protocol.hash != load(name).hash

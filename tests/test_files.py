@@ -36,9 +36,9 @@ def test_no_output_leaves_its_root(part: str, tmp_path: Path) -> None:
 def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for name in ("pipe", ""):
-        with pytest.raises(UserError, match="no regular file"):
+        with pytest.raises(UserError, match="not a regular file"):
             files.read_text(tmp_path / name)
-    with pytest.raises(OSError, match="no regular file"):
+    with pytest.raises(OSError, match="not a regular file"):
         files.read_regular(tmp_path / "pipe")
     for name in ("x" * 300, "a\0b", "none/there"):
         assert not files.exists(tmp_path / name)

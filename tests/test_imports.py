@@ -172,7 +172,7 @@ for verb in {VERBS}:
             runpy.run_module("benchmark", run_name="__main__")
         except SystemExit as end:
             assert end.code == 2, (verb, end.code)
-    assert "needs DATA, the folder of its pictures" in said.getvalue(), (verb, said.getvalue())
+    assert "needs DATA, the folder of its images" in said.getvalue(), (verb, said.getvalue())
     assert "torch" not in sys.modules, f"{{verb}}: torch was imported"
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100)

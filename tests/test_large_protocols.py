@@ -108,5 +108,5 @@ def test_a_pinned_checkpoint_belongs_to_the_protocol(tmp_path, monkeypatch):
 
 
 def test_an_absent_checkpoint_is_named():
-    with pytest.raises(UserError, match=r"train.init: no/such.pt is not there"):
+    with pytest.raises(UserError, match=r"train.init: no/such.pt does not exist"):
         protocol.load("imagenet-256-xl2-ft", ["train.init=no/such.pt"])

@@ -90,7 +90,7 @@ def chosen_cells(found: protocol.Protocol, method: str, seed: int, train: str, t
     ]
     if not cells:
         pairs = ", ".join(f"{a} -> {b}" for a, b in found.pairs())
-        raise UserError(f"{found.name} has no cell {train or '*'} -> {test or '*'} (there are: {pairs})")
+        raise UserError(f"{found.name} has no cell {train or '*'} -> {test or '*'} (choose from: {pairs})")
     return cells
 
 

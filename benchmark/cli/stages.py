@@ -212,7 +212,7 @@ def latents(
     if protocol.data.representation != "latents":
         raise UserError(f"{protocol.name} trains on pixels and needs no latents")
     if train and train not in protocol.cells:
-        raise UserError(f"{protocol.name} does not train at {train} (there are: {', '.join(protocol.cells)})")
+        raise UserError(f"{protocol.name} does not train at {train} (choose from: {', '.join(protocol.cells)})")
     encoding.encode(protocol, run, [train] if train else protocol.cells, batch)
 
 

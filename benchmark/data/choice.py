@@ -70,7 +70,7 @@ class Choice:
         """
         if self.names is None:
             if None in found and len(found) > 1:
-                raise UserError(f"{where}: {found[None]} of {found.total()} pictures have no label; all must have one, or none")
+                raise UserError(f"{where}: {found[None]} of {found.total()} images have no label; all must have one, or none")
             kept = sorted(found)
             return {label: i for i, label in enumerate(kept)}, tuple(
                 "pictures" if label is None else names[label] if names and isinstance(label, int) else str(label)
@@ -85,13 +85,13 @@ class Choice:
             table = {i: i for i in range(len(self.names))}
         else:
             raise UserError(
-                f"{where}: labels are numbers up to {max(numbers)} without names; of {len(self.names)} or {self.whole} classes "
-                "it would be clear which of them the card names"
+                f"{where}: numeric labels up to {max(numbers)} are ambiguous: with {len(self.names)} or {self.whole} classes "
+                "they would match the card"
             )
         missing = [name for label, name in zip(table, self.names, strict=False) if label not in found]
         if len(table) < len(self.names) or missing:
             missing = missing or [name for name in self.names if name not in (names or ())]
-            raise UserError(f"{where}: has no picture of {len(missing)} of the card's classes, such as {missing[0]}")
+            raise UserError(f"{where}: has no image of {len(missing)} of the card's classes, such as {missing[0]}")
         return table, self.names
 
     def check(self, image: Image.Image) -> None:
@@ -156,5 +156,5 @@ def columns_of(path: Path, schema: Any, choice: Choice) -> tuple[str, str]:
     if choice.own and len(images) == 1:
         labels = labels or [""]
     if len(images) != 1 or not labels:
-        raise UserError(f"{path}: needs one column of picture bytes and one called label; it has {listed(schema.names)}")
+        raise UserError(f"{path}: needs one column of image bytes and one called label; it has {listed(schema.names)}")
     return images[0], labels[0]

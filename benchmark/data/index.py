@@ -135,7 +135,7 @@ class Index:
         else:
             path = self.folder / "manifest.json"
             if not self.folder.is_dir():
-                raise UserError(f"{self.folder} is not there: {again}")
+                raise UserError(f"{self.folder} does not exist: {again}")
             if not path.is_file():
                 some = any(self.folder.glob("*.tar"))
                 raise UserError(
@@ -161,7 +161,7 @@ class Index:
         for shard in self.manifest["shards"]:
             size = sizes.get(shard["name"])
             if size != shard["bytes"]:
-                state = "is missing" if size is None else f"has {size} bytes where its index says {shard['bytes']}"
+                state = "is missing" if size is None else f"has {size} bytes, but its index says {shard['bytes']}"
                 raise UserError(f"{self.folder}/{shard['name']} {state}: {self._remedy}")
 
     def _open(self) -> None:
@@ -249,7 +249,7 @@ class Index:
                 return self._files[number]
             except FileNotFoundError:  # of a remote shard: another process has made room meanwhile
                 if not self.remote:
-                    raise UserError(f"{path} has gone: {self._remedy}") from None
+                    raise UserError(f"{path} no longer exists: {self._remedy}") from None
 
     def close(self) -> None:
         while self._files:

@@ -120,7 +120,7 @@ def write_latents(
         UserError: the autoencoder cannot be loaded or does not fit the size, or gives numbers that are not finite.
     """
     if index.kind != "images":
-        raise UserError(f"{index.folder} holds {index.kind}; latents are made of pictures")
+        raise UserError(f"{index.folder} holds {index.kind}; latents are made from images")
     config, weights = autoencoder_identity(autoencoder)
     factor = 2 ** (len(config["block_out_channels"]) - 1)
     if size_hw[0] % factor or size_hw[1] % factor:
@@ -183,7 +183,7 @@ def autoencoder_of(card: Card) -> str:
     """
     name = os.environ.get("AUTOENCODER") or card.autoencoder
     if not name:
-        raise UserError(f"the card of {card.name} names no autoencoder; give one as AUTOENCODER=folder")
+        raise UserError(f"card {card.name} has no autoencoder; give one as AUTOENCODER=folder")
     return name
 
 
@@ -241,7 +241,7 @@ def _encode_shard(job: _EncodeJob) -> tuple[int, list[list[str]]]:
                 posterior = model.encode(torch.cat([images, images.flip(-1)])).latent_dist
                 pairs = torch.stack([posterior.mean, posterior.std], dim=1).half().cpu()  # [2 B, 2, C, h, w]
             if not pairs.isfinite().all():
-                raise UserError(f"the autoencoder '{job.autoencoder}' gives latents that do not fit float16")
+                raise UserError(f"the autoencoder '{job.autoencoder}' produces latents outside the range of float16")
             for (sample, _), value in zip(part, torch.stack(pairs.chunk(2), dim=1).numpy(), strict=True):
                 stream = io.BytesIO()
                 np.save(stream, value)

@@ -87,7 +87,7 @@ class Rendered(Source):
 
     def __init__(self, card: Card) -> None:
         if card.size is None or card.count < 1:
-            raise UserError(f"card {card.name}: rendered pictures need a `size` and a `count`")
+            raise UserError(f"card {card.name}: rendered images need a `size` and a `count`")
         if card.class_count != len(shapes.CLASSES):
             raise UserError(f"card {card.name}: says {card.class_count} classes; shapes has {len(shapes.CLASSES)}")
         self.classes, self.size, self.count = shapes.CLASSES, card.size, card.count
@@ -372,18 +372,18 @@ def source(card: Card, path: str | Path | None = None, split: str = "train") -> 
     """
     if card.kind == "shapes":
         if path is not None:
-            raise UserError(f"the pictures of '{card.name}' are rendered here: DATA must stay empty")
+            raise UserError(f"the images of '{card.name}' are rendered: DATA must be empty")
         return Rendered(card)
     if card.kind == "shards":
-        raise UserError(f"'{card.name}' consists of shards that are written already: nothing to do")
+        raise UserError(f"'{card.name}' consists of existing shards: nothing to do")
     if path is None:
-        raise UserError(f"'{card.name}' needs DATA, the folder of its pictures{f': {card.source}' if card.source else ''}")
+        raise UserError(f"'{card.name}' needs DATA, the folder of its images{f': {card.source}' if card.source else ''}")
     paths = [Path(path)]
     if "{" in str(path) and not exists(path):
         paths = _expanded(str(path))
     for each in paths:
         if not exists(each):
-            raise UserError(f"DATA {shown(str(each), 200)} is not there")
+            raise UserError(f"DATA {shown(str(each), 200)} does not exist")
     choice = Choice.of(card)
     if paths[0].is_dir():
         root = paths[0]
@@ -395,10 +395,10 @@ def source(card: Card, path: str | Path | None = None, split: str = "train") -> 
             below = split_folder(root, split)
             folder = Folder(below, choice)
             if not folder.files:
-                raise UserError(f"DATA {below} holds no pictures: expected <class>/*.JPEG, *.tar or *.parquet")
+                raise UserError(f"DATA {below} holds no images: expected <class>/*.JPEG, *.tar or *.parquet")
             return folder
     if irregular := [p for p in paths if not is_file(p)]:
-        raise UserError(f"DATA {listed(irregular)}: no regular file")
+        raise UserError(f"DATA {listed(irregular)}: not a regular file")
     if all(p.suffix == ".tar" for p in paths):
         return Tars(paths, choice)
     if all(p.suffix == ".parquet" for p in paths):
@@ -414,11 +414,11 @@ def _expanded(pattern: str) -> list[Path]:
 
     spans = [abs(int(last) - int(first)) for first, last in re.findall(r"\{(-?[0-9]{1,18})\.\.(-?[0-9]{1,18})", pattern)]
     if len(pattern) > 4096 or re.search(r"[0-9]{19}", pattern) or any(span >= PATHS for span in spans):
-        raise UserError(f"DATA {shown(pattern)} stands for more than {PATHS} files")
+        raise UserError(f"DATA {shown(pattern)} expands to more than {PATHS} files")
     try:
         names = list(itertools.islice(braceexpand.braceexpand(pattern), PATHS + 1))
     except (ValueError, RecursionError):
-        raise UserError(f"DATA {shown(pattern)} is no brace notation such as part-{{000..015}}.tar") from None
+        raise UserError(f"DATA {shown(pattern)} is not valid brace notation, such as part-{{000..015}}.tar") from None
     if len(names) > PATHS:
-        raise UserError(f"DATA {shown(pattern)} stands for more than {PATHS} files")
+        raise UserError(f"DATA {shown(pattern)} expands to more than {PATHS} files")
     return [Path(name) for name in names]

@@ -39,10 +39,10 @@ def members(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
         with tarfile.open(path, "r:") as tar:
             for info in tar:
                 if info.name.startswith("/") or ".." in info.name.split("/"):
-                    raise UserError(f"{path} holds {shown(info.name)}, which leads out of where a tar is unpacked")
+                    raise UserError(f"{path} holds {shown(info.name)}, which points outside the tar's folder")
                 if not (info.isreg() or info.isdir()):
                     kind = "link" if info.islnk() or info.issym() else "device, pipe or the like"
-                    raise UserError(f"{path} holds {shown(info.name)}, a {kind}; members are files")
+                    raise UserError(f"{path} holds {shown(info.name)}, a {kind}; members must be files")
                 key, member = base_plus_ext(info.name)
                 if info.isreg() and key is not None:
                     found.setdefault(key, {})[member.lower()] = (info.offset_data, info.size)
@@ -145,7 +145,7 @@ def labelled(job: tuple[int, Path]) -> tuple[int, list[tuple[str, int | None, st
         for key, parts in members(path).items():
             images = [member for member in parts if member.rpartition(".")[2] in MEMBERS]
             if len(images) != 1:
-                raise UserError(f"{path}: sample '{key}' has {len(images)} pictures (members: {listed(parts)})")
+                raise UserError(f"{path}: sample '{key}' has {len(images)} images (members: {listed(parts)})")
             label: Any = None
             try:
                 if "cls" in parts:

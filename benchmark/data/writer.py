@@ -44,7 +44,7 @@ class Written:
     left_out: dict[str, int] = field(default_factory=dict)  # reason -> pictures that are sound and not taken, or files
 
     def __str__(self) -> str:
-        state = "complete already, skipped" if self.skipped else "written"
+        state = "already complete, skipped" if self.skipped else "written"
         lost = {"unreadable": self.failures, **self.left_out}
         told = ", ".join(f"{number:,} {reason}" for reason, number in lost.items() if number)
         return f"{self.folder}: {self.count:,} images {state}{f', left out: {told} (listed in manifest.json)' if told else ''}"
@@ -109,7 +109,7 @@ def write(
         source.ready(workers)
         total = len(source)
         classes = source.classes if isinstance(source.classes, int) else len(source.classes)
-        for found, said, what in ((total, card.count, "pictures"), (classes, card.class_count, "classes")):
+        for found, said, what in ((total, card.count, "images"), (classes, card.class_count, "classes")):
             if found and said and found != said:
                 raise UserError(
                     f"'{card.name}': the source has {found} {what}, the card says {said}; a subset needs its own card"
@@ -174,7 +174,7 @@ class _Work:
             about_shard = {key: entry[key] for key in ("bytes", "sha256")}
             shards.append({"name": f"{name}.tar", "count": len(entry["samples"]), **about_shard})
         if not rows:
-            raise UserError(f"{self.out}: the source holds no readable picture")
+            raise UserError(f"{self.out}: the source holds no readable image")
         keys = [row[0].encode("utf-8", "surrogateescape") for row in rows]
         index = np.empty(len(rows), row_type(max(map(len, keys))))
         index["key"] = keys
@@ -200,7 +200,7 @@ class _Work:
         if len(unreadable) > self.tolerance * self.total:
             name, trouble = unreadable[0]
             raise UserError(
-                f"{len(unreadable)} of {self.total} pictures are unreadable so far, more than {self.tolerance:.2%}; "
+                f"{len(unreadable)} of {self.total} images are unreadable so far, more than {self.tolerance:.2%}; "
                 f"the first: {name} ({trouble})"
             )
 
@@ -234,7 +234,7 @@ def _claimed(out: Path, key: str, *options: Any) -> Iterator[_Work]:
             yield _Work(out, key, *options)
         except OSError as error:
             if is_full(error):
-                raise UserError(f"no space left for {out}: free some and run it again, it continues") from None
+                raise UserError(f"no space left for {out}: free some and run the same command to continue") from None
             raise
         finally:
             _sweep(out)
@@ -254,7 +254,7 @@ def _belongs(out: Path, key: str) -> bool:
             raise UserError(f"{out} holds the shards of another source ({shown(other)}, not {key}): choose another folder")
         return True
     if any(out.glob("*.tar")):
-        raise UserError(f"{out} holds tars that were not written here: choose another folder")
+        raise UserError(f"{out} holds tars from elsewhere: choose another folder")
     return False
 
 

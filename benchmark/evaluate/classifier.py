@@ -98,10 +98,10 @@ class Classifier(nn.Module):
     def look(self, images: Tensor) -> Tensor:
         """The map under all heads: uint8 [B, 3, h, w] -> [B, 96, m, n], 8 cells on the short side."""
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise UserError(f"the shapes detector sees uint8 [B, 3, h, w], not {images.dtype} {list(images.shape)}")
+            raise UserError(f"the shapes detector takes uint8 [B, 3, h, w], not {images.dtype} {list(images.shape)}")
         height, width = images.shape[-2:]
         if min(height, width) < shapes.SIDE_MIN:
-            raise UserError(f"the shapes detector sees {shapes.SIDE_MIN} pixels a side or more, not {height}x{width}")
+            raise UserError(f"the shapes detector needs at least {shapes.SIDE_MIN} pixels per side, not {height}x{width}")
         x = images.to(self.head.weight.dtype) / 127.5 - 1
         short = min(height, width)
         target = tuple(round(side * SHORT_SIDE / short) for side in (height, width))
@@ -133,7 +133,7 @@ def filled(model: Network, path: Path | str, device: torch.device | str, name: s
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path} is not there: {command} writes the weights of the {name} detector")
+        raise UserError(f"{path} does not exist: {command} writes the weights of the {name} detector")
     try:
         with safe_open(path, "pt") as file:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)

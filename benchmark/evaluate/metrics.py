@@ -47,7 +47,7 @@ class Moments:
         self.mu, self.sigma, self.count = mu.double(), sigma.double(), count
         width = self.mu.numel()
         if self.mu.shape != (width,) or self.sigma.shape != (width, width):
-            raise UserError(f"a mean {list(mu.shape)} and a covariance {list(sigma.shape)} do not belong together")
+            raise UserError(f"a mean {list(mu.shape)} and a covariance {list(sigma.shape)} do not match")
         if not (torch.isfinite(self.mu).all() and torch.isfinite(self.sigma).all()):
             raise UserError("mean and covariance must be finite")
         self._factor: Tensor | None = None

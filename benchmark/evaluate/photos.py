@@ -66,10 +66,10 @@ class Photos(nn.Module):
     def look(self, images: Tensor, side: int = SHORT_SIDE) -> Tensor:
         """The middle map: uint8 [B, 3, h, w] -> [B, 128, m, n], `side` / 8 cells on the short side."""
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise UserError(f"the photos detector sees uint8 [B, 3, h, w], not {images.dtype} {list(images.shape)}")
+            raise UserError(f"the photos detector takes uint8 [B, 3, h, w], not {images.dtype} {list(images.shape)}")
         height, width = images.shape[-2:]
         if min(height, width) < SIDE_MIN:
-            raise UserError(f"the photos detector sees {SIDE_MIN} pixels a side or more, not {height}x{width}")
+            raise UserError(f"the photos detector needs at least {SIDE_MIN} pixels per side, not {height}x{width}")
         x = images.to(self.head.weight.dtype) / 127.5 - 1
         short = min(height, width)
         target = tuple(round(length * side / short) for length in (height, width))

@@ -248,7 +248,7 @@ def load(path: Path | str, detector: Detector, batch: int = 64) -> Reference:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path} is not there; python -m benchmark reference makes references")
+        raise UserError(f"{path} does not exist; make one with python -m benchmark reference")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: torch.from_numpy(file[key]) for key in file.files if key not in ("meta", "arr_0")}

@@ -74,7 +74,7 @@ def open_images(path: Path | str) -> Images:
     if path.suffix == ".npz":
         return _open_npz(path)
     if not path.is_dir():
-        raise UserError(f"{path} is not there; samples are a cell's folder, an .npz with arr_0, or a folder of images")
+        raise UserError(f"{path} does not exist; samples are a cell's folder, an .npz with arr_0, or a folder of images")
     done = read_fields(path / "samples.json", "count") if (path / "samples.json").is_file() else {}
     if same := done.get("same_as"):  # a cell whose images are those of another one
         return open_images(below(path.parent, str(same)))
@@ -199,7 +199,7 @@ class _Npz:
     def __init__(self, path: Path):
         self.path = path
         if not path.is_file():
-            raise UserError(f"{path} is not there")
+            raise UserError(f"{path} does not exist")
         try:
             archive = zipfile.ZipFile(path)  # stays open
             self.member = archive.open("arr_0.npy")

@@ -138,7 +138,7 @@ class Features:
         self.count, self.size = images.count, size_name(*images.size_hw)
         for file, unit in zip(self.files, images.units, strict=True):
             if not is_done(file, unit):
-                raise UserError(f"{file} is missing or belongs to other images; the features have to be made first")
+                raise UserError(f"{file} is missing or belongs to other images; extract the features first")
         with safe_open(self.files[0], "numpy") as file:
             self.widths = {name: file.get_slice(name).get_shape()[1:] for name in file.keys()}  # noqa: SIM118
         self.head = head if "logits" not in self.widths else None

@@ -54,12 +54,12 @@ def load_core(path: Path | str) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not is_file(path):
-        raise UserError(f"checkpoint {path} is not there; give one in the DiT layout as train.init=PATH")
+        raise UserError(f"checkpoint {path} does not exist; give one in the DiT layout as train.init=PATH")
     if path.suffix == ".safetensors":
         try:
             state = safetensors.torch.load_file(path)
         except (safetensors.SafetensorError, OSError, ValueError) as error:
-            raise UserError(f"checkpoint {path} is not a whole safetensors file ({_line(error)})") from None
+            raise UserError(f"checkpoint {path} is not a complete safetensors file ({_line(error)})") from None
     else:
         state = _unpickled(path)
         # Training checkpoints of facebookresearch/DiT: the averaged weights are the ones to use.
@@ -68,7 +68,7 @@ def load_core(path: Path | str) -> dict[str, Tensor]:
                 state = state[name]
                 break
     if isinstance(state, dict) and not all(isinstance(name, str) for name in state):
-        raise UserError(f"checkpoint {path} has keys that are no names")
+        raise UserError(f"checkpoint {path} has keys that are not strings")
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"checkpoint {path} is neither a state dict nor {{model, ema}} holding one")
     own = {name.removeprefix(OWN): value for name, value in state.items() if name.startswith(OWN)}
@@ -84,10 +84,10 @@ def _unpickled(path: Path) -> object:
         if "Unsupported" in str(error) or "global" in str(error).lower():
             reason = "holds code or objects, not only tensors, and is refused"
         else:
-            reason = "is not a whole PyTorch file"
+            reason = "is not a complete PyTorch file"
         raise UserError(f"checkpoint {path} {reason} ({_line(error)})") from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise UserError(f"checkpoint {path} is not a whole PyTorch file ({_line(error)})") from None
+        raise UserError(f"checkpoint {path} is not a complete PyTorch file ({_line(error)})") from None
 
 
 def _line(error: BaseException) -> str:
@@ -163,7 +163,7 @@ def export(method: Method, path: Path | str) -> None:
     others = [name for name, _ in method.named_parameters() if not name.startswith("core.")]
     beyond = [name for name in others if name not in method.grid_sized]
     if beyond:
-        raise UserError(f"{method.title} has weights that the DiT layout has no place for: {listed(beyond)}")
+        raise UserError(f"{method.title} has weights that do not exist in the DiT layout: {listed(beyond)}")
     path = Path(path)
     with torch.no_grad():
         add = method.encode(method.train_grid).add

@@ -205,7 +205,9 @@ class DDPM:
         """
         assert shift == 1.0, "a timestep shift belongs to flows"
         if config.steps > self.levels:
-            raise UserError(f"sample.steps {config.steps}: a model of {self.levels} noise levels takes at most so many steps")
+            raise UserError(
+                f"sample.steps {config.steps}: a model with {self.levels} noise levels allows at most that many steps"
+            )
         x = noise.float()
         step = self._ddim_step if config.solver == "ddim" else self._ddpm_step(config.steps, generators)
         levels = np.linspace(0, self.levels - 1, config.steps).round()[::-1].astype(int).tolist()

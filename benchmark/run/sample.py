@@ -102,7 +102,7 @@ def sample(cell: Cell, run: Run) -> Path:
     if is_sampled(folder, cell.protocol, run.keep):
         images = images_folder(folder)
         if not lost(cell, images, planned_features(images, cell.protocol), run.keep):
-            progress.say(f"{title}: complete already, skipped ({folder})")
+            progress.say(f"{title}: already complete, skipped ({folder})")
             return folder
         if progress.first_rank():
             (images / DONE).unlink(missing_ok=True)

@@ -71,7 +71,7 @@ def score(stage: Score) -> dict[str, Any]:
         record.write(value, destination)
         if value["scores"] is None:
             raise UserError(f"scoring {cell} failed before; remove {stage.file} to score it again")
-        progress.say(f"score {cell}: complete already, skipped")
+        progress.say(f"score {cell}: already complete, skipped")
         return value
     began = time.monotonic()
     detector = detectors.load(protocol.score.detector, device=device())

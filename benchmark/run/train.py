@@ -153,7 +153,7 @@ def train(training: Training, run: Run) -> Path:
     source = open_data(training, run, verbose=True)
     folder = training.folder(run.out, source.hash)
     if is_trained(folder):
-        progress.say(f"train {training}: complete already, skipped ({folder})")
+        progress.say(f"train {training}: already complete, skipped ({folder})")
         if progress.first_rank():
             discard(folder, run)  # of a run that was killed before it did so
         return folder

@@ -102,7 +102,7 @@ def test_wrong_cards(tmp_path: Path) -> None:
         ("kind: shapes\nname: null", "name must be a name of"),
         ("kind: shapes\nname: 7", "name must be a name of"),
         ("kind: shapes\nname: ''", "name must be a name of"),
-        ("kind: shapes\ndescription: ${oc.env:HOME}", "interpolation is not resolved"),
+        ("kind: shapes\ndescription: ${oc.env:HOME}", "interpolation is not supported"),
         ("kind: shapes\ndescription: [a]", "description must be a text"),
         ("kind: [folder]", "unknown kind"),
         ("name: x", "lacks kind"),

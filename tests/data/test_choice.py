@@ -58,10 +58,10 @@ def test_the_archive_gives_the_named_classes_of_either_split(tmp_path):
     done = prepare(PART, root, tmp_path / "out")
     assert labels(done.folder) == {f"n0{c}/images/n0{c}_{i}": c - 2 for c in (2, 3) for i in range(3)}
     assert "left out: 6 of other classes, 4 that are no pictures" in str(done)
-    assert str(prepare(PART, root, tmp_path / "out")) == str(done).replace("written", "complete already, skipped")
+    assert str(prepare(PART, root, tmp_path / "out")) == str(done).replace("written", "already complete, skipped")
     held_out = prepare(PART, source(PART, root, "val"), tmp_path / "val")
     assert labels(held_out.folder) == {"images/val_0": 1, "images/val_2": 0, "images/val_3": 1}
-    with pytest.raises(UserError, match="no picture of 1 of the card's classes, such as n09"):
+    with pytest.raises(UserError, match="no image of 1 of the card's classes, such as n09"):
         source(Card("part", "folder", classes=("n02", "n09"), others="dropped"), root)
 
 
@@ -88,7 +88,7 @@ def test_parquet_gives_the_named_classes(form, tmp_path):
 
 def test_numbers_of_another_set_are_refused(tmp_path):
     pq.write_table(pa.table({"image": [jpeg(1), jpeg(2)], "label": [0, 999]}), tmp_path / "a.parquet")
-    with pytest.raises(UserError, match="numbers up to 999 without names; of 2 or 4 classes"):
+    with pytest.raises(UserError, match="numeric labels up to 999 are ambiguous: with 2 or 4 classes"):
         prepare(PART, tmp_path, tmp_path / "out")
 
 

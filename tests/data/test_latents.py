@@ -145,5 +145,5 @@ def test_data_of_the_wrong_kind(small, autoencoder, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="has 8 classes, but the protocol's core has 4"):
         train.open_data(Training(fewer, "nope", "32x32", 0), run)
     monkeypatch.delenv("AUTOENCODER")
-    with pytest.raises(UserError, match="names no autoencoder; give one as AUTOENCODER=folder"):
+    with pytest.raises(UserError, match="has no autoencoder; give one as AUTOENCODER=folder"):
         train.open_data(Training(small, "rpe2d", "32x32", 0), run)

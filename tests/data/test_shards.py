@@ -171,7 +171,7 @@ def test_another_source_in_the_same_folder_is_refused(tmp_path: Path) -> None:
         write(DRAWN, source(DRAWN), tmp_path / "a", per_shard=25)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "x.tar").touch()
-    with pytest.raises(UserError, match="not written here"):
+    with pytest.raises(UserError, match="tars from elsewhere"):
         write(DRAWN, source(DRAWN), tmp_path / "b")
 
 
@@ -273,7 +273,7 @@ def test_oddities_of_imagenet_survive(tmp_path: Path) -> None:
         (tmp_path / "in" / path).write_bytes(data)
     (tmp_path / "in/a/gone.JPEG").symlink_to("nowhere")
 
-    with pytest.raises(UserError, match=r"4 of 11 pictures are unreadable.*more than 10\.00%"):
+    with pytest.raises(UserError, match=r"4 of 11 images are unreadable.*more than 10\.00%"):
         write(FOLDER, source(FOLDER, tmp_path / "in"), tmp_path / "out", tolerance=0.1)
     done = write(FOLDER, source(FOLDER, tmp_path / "in"), tmp_path / "out", tolerance=0.5)
     assert (done.count, done.failures) == (7, 4)
@@ -305,9 +305,9 @@ def test_shards_mix_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda root: None, "is not there"),
-        (lambda root: root.mkdir(), "holds no pictures"),
-        (lambda root: (root / "a").mkdir(parents=True), "holds no pictures"),
+        (lambda root: None, "does not exist"),
+        (lambda root: root.mkdir(), "holds no images"),
+        (lambda root: (root / "a").mkdir(parents=True), "holds no images"),
         (lambda root: root.write_text("x"), "neither a folder nor tars nor parquet"),
     ],
 )
@@ -437,7 +437,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_unusable_folder(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is not there"):
+    with pytest.raises(UserError, match="does not exist"):
         Index(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no shards"):
@@ -451,7 +451,7 @@ def test_unusable_folder(folder: Path, tmp_path: Path) -> None:
 def test_damaged_folder(folder: Path) -> None:
     whole = (folder / "train-000001.tar").read_bytes()
     os.truncate(folder / "train-000001.tar", len(whole) - 512)
-    with pytest.raises(UserError, match=r"train-000001\.tar has \d+ bytes where its index says"):
+    with pytest.raises(UserError, match=r"train-000001\.tar has \d+ bytes, but its index says"):
         Index(folder)
     (folder / "train-000001.tar").unlink()
     with pytest.raises(UserError, match=r"train-000001\.tar is missing"):

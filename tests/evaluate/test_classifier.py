@@ -187,7 +187,7 @@ def test_bad_input_is_refused(model, tmp_path):
         model(torch.zeros(1, 32, 32, 3, dtype=torch.uint8))
     with pytest.raises(UserError, match="8 pixels"):
         model(torch.zeros(1, 3, 4, 32, dtype=torch.uint8))
-    with pytest.raises(UserError, match="is not there"):
+    with pytest.raises(UserError, match="does not exist"):
         classifier.load(tmp_path / "none.safetensors")
     (tmp_path / "half.safetensors").write_bytes(classifier.WEIGHTS.read_bytes()[:1000])
     with pytest.raises(UserError, match="does not hold"):

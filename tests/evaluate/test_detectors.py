@@ -255,7 +255,7 @@ def test_wrong_weight_files(tmp_path, content):
 
 
 def test_wrong_shapes_weights(tmp_path):
-    with pytest.raises(UserError, match="is not there"):
+    with pytest.raises(UserError, match="does not exist"):
         detectors.load("shapes", tmp_path / "none.safetensors")
 
 

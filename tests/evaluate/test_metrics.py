@@ -479,7 +479,7 @@ def test_two_processes_give_the_same_as_one(tmp_path):
         (lambda: FrechetDistance(3).update(torch.zeros(3)), r"shape \[images, width\]"),
         (lambda: frechet_distance(moments(cloud(1, 9, 3)), moments(cloud(1, 9, 4))), "width 3 .* reference of 4"),
         (lambda: Moments(torch.zeros(3), torch.full((3, 3), torch.inf)), "finite"),
-        (lambda: Moments(torch.zeros(3), torch.zeros(4, 4)), "do not belong together"),
+        (lambda: Moments(torch.zeros(3), torch.zeros(4, 4)), "do not match"),
         (lambda: InceptionScore(5, 9, 10), "9 images, 10 splits"),
         (lambda: InceptionScore(5, 20).update(torch.zeros(4, 5), 18), "beyond the 20 expected"),
         (lambda: InceptionScore(5, 20).compute(), "saw 0 images instead of 20"),

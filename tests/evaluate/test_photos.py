@@ -75,9 +75,9 @@ def test_corruptions_are_told():
 
 def test_refusals(tmp_path):
     network = photos.Photos()
-    with pytest.raises(UserError, match="16 pixels a side or more, not 8x8"):
+    with pytest.raises(UserError, match="at least 16 pixels per side, not 8x8"):
         network(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
-    with pytest.raises(UserError, match="sees uint8"):
+    with pytest.raises(UserError, match="takes uint8"):
         network(torch.zeros(1, 3, 32, 32))
     with pytest.raises(UserError, match="writes the weights of the photos detector"):
         photos.load(tmp_path / "none.safetensors")
@@ -143,7 +143,7 @@ def test_pictures_that_no_detector_can_be_trained_on(folder, tmp_path):
         ({"card": "own"}, "belong to --name photos"),
         ({"name": "photos"}, "give their folder as --data"),
         ({"name": "photos", "data": "x"}, "give the file for yours as --out"),
-        ({"name": "photos", "data": "nowhere", "card": "imagenet-64"}, "nowhere' is not there"),
+        ({"name": "photos", "data": "nowhere", "card": "imagenet-64"}, "nowhere' does not exist"),
     ],
 )
 def test_what_the_command_refuses(options, message):

@@ -259,7 +259,7 @@ def test_reference_of_another_detector(tmp_path, detector):
 
 
 def test_damaged_references(tmp_path, detector):
-    with pytest.raises(UserError, match="is not there"):
+    with pytest.raises(UserError, match="does not exist"):
         load(tmp_path / "none.npz", detector)
     (tmp_path / "half.npz").write_bytes(b"PK\x03\x04 and no more")
     with pytest.raises(UserError, match="not a readable reference"):

@@ -393,9 +393,9 @@ def test_mixed_sizes(tmp_path):
 
 
 def test_missing_empty_and_damaged(tmp_path):
-    with pytest.raises(UserError, match="is not there"):
+    with pytest.raises(UserError, match="does not exist"):
         open_images(tmp_path / "none")
-    with pytest.raises(UserError, match="is not there"):
+    with pytest.raises(UserError, match="does not exist"):
         open_images(tmp_path / "none.npz")
     with pytest.raises(UserError, match="holds no images"):
         open_images(tmp_path)
@@ -497,7 +497,7 @@ def test_reference_of_another_size(tmp_path, real, monkeypatch):
     with pytest.raises(UserError, match="has no fixed number of images"):
         score_files(tmp_path / "cell", "shapes", "grid")
     shutil.rmtree(tmp_path / "cell")
-    with pytest.raises(UserError, match="is not there"):
+    with pytest.raises(UserError, match="does not exist"):
         score_files(tmp_path / "cell", tmp_path / "truth.npz", "grid")
 
 

@@ -131,12 +131,12 @@ FILES = [
     ("interpolation", "title: ${oc.env:HOME}\n", "interpolation"),
     ("a key twice", "title: a\ntitle: b\n", "twice"),
     ("a million brackets", "title: " + "[" * 1_000_000, "nested"),
-    ("ten megabytes", "#" * 10_000_000, "no file of this kind"),
+    ("ten megabytes", "#" * 10_000_000, "too many for a file of this kind"),
 ]
 for name, content, said in FILES:
     case(f"protocol file: {name}", said, given("mine.yaml", content), quick=True)
     case(f"card file: {name}", said, carded(content))
-case("protocol file: its own name", "name is not set", given("mine.yaml", "base: smoke\nname: ../../evil\n"), quick=True)
+case("protocol file: its own name", "name cannot be set", given("mine.yaml", "base: smoke\nname: ../../evil\n"), quick=True)
 case("protocol file: a path as its name", "must be a name of", given("My contest.yaml", "base: smoke\n"), quick=True)
 case("protocol file: unknown base", "unknown base", given("mine.yaml", "base: smok\n"), quick=True)
 case("protocol file: unknown section", "unknown", given("mine.yaml", "base: smoke\ntrane: {steps: 1}\n"), quick=True)
@@ -170,10 +170,10 @@ for words, said in (
 ):  # fmt: skip
     case(f"option {' '.join(words)[:30]}", said, [*TRAIN, *words])
 for words, said in (
-    (["trane", "nope"], "unknown verb 'trane'; did you mean 'train'? (there are: bench, "), ([""], "unknown verb"),
-    (["x" * 5000], "unknown verb"), (["--nonsense"], "unknown option '--nonsense' (there are: --help, --version)"),
+    (["trane", "nope"], "unknown verb 'trane'; did you mean 'train'? (choose from: bench, "), ([""], "unknown verb"),
+    (["x" * 5000], "unknown verb"), (["--nonsense"], "unknown option '--nonsense' (choose from: --help, --version)"),
     (["plan", "--protocl", "smoke"], "unknown option of plan '--protocl'"),
-    ([*TRAIN, "--sed", "0"], "unknown option of train '--sed'; did you mean '--seed'? (there are: --compile, --data, "),
+    ([*TRAIN, "--sed", "0"], "unknown option of train '--sed'; did you mean '--seed'? (choose from: --compile, --data, "),
     ([*TRAIN, "-q"], "unknown option of train '-q'"),
     (["train"], "train needs METHOD: a file name in methods/; see `list`"),
     (["reference", "shapes"], "reference needs SIZE: HEIGHTxWIDTH in pixels"),
@@ -195,7 +195,10 @@ case("a detector of photos without pictures", "as --data", ["detector", "--name"
 case("a detector that is not trained here", "small detector", ["detector", "--name", "inception"], quick=True)
 case("the shapes detector with pictures", "--name photos", ["detector", "--data", "nowhere"], quick=True)
 case(
-    "a detector of pictures that are not there", "is not there", ["detector", "--name", "photos", "--data", "nowhere"], quick=True
+    "a detector of pictures that are not there",
+    "does not exist",
+    ["detector", "--name", "photos", "--data", "nowhere"],
+    quick=True,
 )
 case("no pictures", "needs DATA", ["bench", "yarn", "--protocol", "imagenet-256-b2"], quick=True)
 case("a core beyond any memory", "of memory", [*TRAIN, "core.width=65536", "core.depth=1024", "core.heads=1024"])
@@ -291,17 +294,17 @@ def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
 
 
 PAIR = (("0.png", picture()), ("0.cls", b"0"))
-case("pictures: a pipe in a class folder", "no regular file", shards_of(fifo))
+case("pictures: a pipe in a class folder", "not a regular file", shards_of(fifo))
 case("pictures: a link to nothing", "unreadable", shards_of(dangling))
 case("pictures: a decompression bomb", "unreadable", shards_of(tree(("a/1.png", bomb()))))
 case("pictures: a truncated JPEG", "unreadable", shards_of(tree(("a/1.jpg", picture("JPEG", (200, 200))[:400]))))
 case("pictures: text", "unreadable", shards_of(tree(("a/1.png", b"hello"))))
 case("pictures: empty", "unreadable", shards_of(tree(("a/1.png", b""))))
 case("pictures: 16 bits", "unreadable", shards_of(tree(("a/1.png", picture(mode="I;16")))))
-case("pictures: none", "holds no pictures", shards_of(lambda data: None))
+case("pictures: none", "holds no images", shards_of(lambda data: None))
 case("pictures: more classes than the card says", "the card says", shards_of(tree(), "kind: folder\nclasses: 3\n"))
-case("tar: an absolute path", "leads out", shards_of(tar(*PAIR, ("/tmp/evil.png", picture()))))
-case("tar: a path that climbs", "leads out", shards_of(tar(*PAIR, ("../../evil.png", picture()))))
+case("tar: an absolute path", "points outside", shards_of(tar(*PAIR, ("/tmp/evil.png", picture()))))
+case("tar: a path that climbs", "points outside", shards_of(tar(*PAIR, ("../../evil.png", picture()))))
 case("tar: a link", "a link", shards_of(tar(*PAIR, special("1.png", tarfile.SYMTYPE, "/etc/passwd"))))
 case("tar: a hard link", "a link", shards_of(tar(*PAIR, special("1.png", tarfile.LNKTYPE, "0.png"))))
 case("tar: a device", "a device", shards_of(tar(*PAIR, special("1.png", tarfile.CHRTYPE))))
@@ -321,16 +324,16 @@ case("tar: cut short", "x.tar", shards_of(tar(*PAIR, cut=700)))
 case("tar: nested JSON", "has no label", shards_of(tar(PAIR[0], ("0.json", b"[" * 100_000))))
 case("tar: text", "x.tar", shards_of(lambda data: (data / "x.tar").write_bytes(b"hello" * 1000)))
 case("tar: empty", "x.tar", shards_of(lambda data: (data / "x.tar").write_bytes(b"")))
-case("tar: a folder", "no regular file", shards_of(lambda data: (data / "x.tar").mkdir()))
-case("tar: a pipe as the tar", "no regular file", shards_of(lambda data: os.mkfifo(data / "x.tar")))
+case("tar: a folder", "not a regular file", shards_of(lambda data: (data / "x.tar").mkdir()))
+case("tar: a pipe as the tar", "not a regular file", shards_of(lambda data: os.mkfifo(data / "x.tar")))
 case("parquet: text", "parquet file", shards_of(lambda data: (data / "x.parquet").write_bytes(b"hello" * 1000)))
-for pattern, said in (("x-{0..999999999}.tar", "more than"), ("x-{0..", "no brace notation"), ("{" * 3000, ""), ("x-{a,b", ""),
+for pattern, said in (("x-{0..999999999}.tar", "more than"), ("x-{0..", "valid brace"), ("{" * 3000, ""), ("x-{a,b", ""),
                       ("x-{a,b}{c,d}.tar", "not there"), ("{0..99999}{0..99999}.tar", "more than"), ("y" * 5000, "not there"),
                       ("x-{" + "9" * 400 + ".." + "1" * 400 + "}.tar", "more than"),
                       ("{" + ",".join("ab" * 3000) + "}", "more than"),
                       ("x-{0..5..0}.tar", ""), ("file.txt", "not there")):  # fmt: skip
     case(f"DATA {pattern[:24]}", said, shards_of(lambda data, pattern=pattern: str(data / pattern)))
-case("DATA of a drawn data set", "must stay empty", [*TRAIN, "--data", "/tmp"])
+case("DATA of a drawn data set", "must be empty", [*TRAIN, "--data", "/tmp"])
 
 
 def manifest(change: Callable[[dict], object]) -> Callable[[Path], list[str]]:
@@ -411,8 +414,8 @@ def weights() -> bytes:
     return (BASE / "weights.safetensors").read_bytes()
 
 
-case("init: not there", "is not there", [*TRAIN, "train.init=/nowhere.safetensors"], quick=True)
-case("init: a folder", "is not there", [*TRAIN, "train.init=/tmp"], quick=True)
+case("init: not there", "does not exist", [*TRAIN, "train.init=/nowhere.safetensors"], quick=True)
+case("init: a folder", "does not exist", [*TRAIN, "train.init=/tmp"], quick=True)
 case("init: truncated safetensors", "safetensors file", init("x.safetensors", lambda: weights()[:-100]))
 case("init: header of 2**60 bytes", "safetensors file", init("x.safetensors", lambda: struct.pack("<Q", 2**60) + b"{}"))
 case("init: empty", "not a ", init("x.safetensors", lambda: b""))

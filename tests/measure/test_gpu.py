@@ -35,7 +35,7 @@ def test_what_there_is_no_time_for_is_named(tmp_path):
 def test_parts_are_chosen_by_name(tmp_path):
     found = gpu.measure(tmp_path, device="cpu", tiny=True, parts=["attention"])
     assert found.keys() == {"device", "torch", "left out", "attention"}
-    with pytest.raises(UserError, match=r"unknown part 'XL/2'.*there are: S/2, 4 tokens, attention, imagenet-64, resume"):
+    with pytest.raises(UserError, match=r"unknown part 'XL/2'.*choose from: S/2, 4 tokens, attention, imagenet-64, resume"):
         gpu.measure(tmp_path, device="cpu", tiny=True, parts=["XL/2"])
 
 

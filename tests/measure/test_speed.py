@@ -46,7 +46,7 @@ def test_a_whole_run_on_a_tiny_core(tmp_path, monkeypatch, capsys):
 
 
 def test_speed_refuses():
-    with pytest.raises(UserError, match=r"unknown size 'M' \(there are: B, L, S, XL\)"):
+    with pytest.raises(UserError, match=r"unknown size 'M' \(choose from: B, L, S, XL\)"):
         speed.measure(None, size="M")
     with pytest.raises(UserError, match="at least 2 rounds"):
         speed.measure(None, rounds=1)

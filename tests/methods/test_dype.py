@@ -35,7 +35,7 @@ def test_dype_ends():
     assert latent("dype_ntk").theta(16, 32, 1.0)[-1] == pytest.approx(PLAIN[-1] / 4)
     assert latent("dype").temperature(2) == pytest.approx(1.0693, abs=1e-4)
     assert latent("dype_ntk").temperature(2) == 1
-    with pytest.raises(UserError, match=r"unknown dype form 'yran'; did you mean 'yarn'\? \(there are: ntk, yarn\)"):
+    with pytest.raises(UserError, match=r"unknown dype form 'yran'; did you mean 'yarn'\? \(choose from: ntk, yarn\)"):
         build("dype", options={"dype": {"form": "yran"}})
 
 

@@ -52,7 +52,7 @@ def test_ledit_recipes():
     assert ledit(depthwise=False).stem.conv.weight.shape == (32, 32, 3, 3)
     assert ledit().stem.conv.weight.shape == (32, 1, 3, 3)
     for option, name in (("scan", "zigzag"), ("recipe", "cake")):
-        with pytest.raises(UserError, match=rf"unknown ledit {option} '{name}'.*there are"):
+        with pytest.raises(UserError, match=rf"unknown ledit {option} '{name}'.*choose from"):
             ledit(**{option: name})
 
 
@@ -132,5 +132,5 @@ def test_ledit_layers_and_norm_are_options_of_their_own():
     assert build("ledit", core=core, options={"ledit": {"recipe": "finetune", "layers": "single"}}).causal_blocks() == [1]
     assert build("ledit").stem.norm is not None
     assert build("ledit", options={"ledit": {"norm": False}}).stem.norm is None
-    with pytest.raises(UserError, match=r"unknown ledit layers 'three' \(there are: alternating, single\)"):
+    with pytest.raises(UserError, match=r"unknown ledit layers 'three' \(choose from: alternating, single\)"):
         build("ledit", options={"ledit": {"layers": "three"}})

@@ -83,7 +83,7 @@ def test_rpe_refuses_what_it_has_not_seen():
         method.encoding((13, 4))
     with pytest.raises(UserError, match="h_max 5 is smaller than the training grid"):
         build("rpe2d", options={"rpe2d": {"h_max": 5}})
-    choices = r"\(there are: even, expected, random\)"
+    choices = r"\(choose from: even, expected, random\)"
     with pytest.raises(UserError, match=rf"unknown rpe2d spacing 'evn'; did you mean 'even'\? {choices}"):
         build("rpe2d", options={"rpe2d": {"spacing": "evn"}})
 

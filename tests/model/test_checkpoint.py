@@ -104,7 +104,9 @@ def test_export_of_other_methods(tmp_path):
     checkpoint.export(learned, tmp_path / "learned.pt")
     table = torch.load(tmp_path / "learned.pt", weights_only=True)["pos_embed"]
     assert torch.equal(table[0], learned.table[0].flatten(1).T)
-    with pytest.raises(UserError, match=r"LEDiT has weights .* no place for: stem\.conv\.weight, stem\.conv\.bias"):
+    with pytest.raises(
+        UserError, match=r"LEDiT has weights .* that do not exist in the DiT layout: stem\.conv\.weight, stem\.conv\.bias"
+    ):
         checkpoint.export(build("ledit"), tmp_path / "ledit.pt")
     assert not (tmp_path / "ledit.pt").exists()
 
@@ -148,15 +150,15 @@ def test_truncated_files_are_refused(ending, share, tmp_path):
     checkpoint.export(build(), whole)
     content = whole.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(UserError, match="is not a whole"):
+    with pytest.raises(UserError, match="is not a complete"):
         checkpoint.load_core(path)
 
 
 def test_other_files_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"is not there.*train\.init=PATH"):
+    with pytest.raises(UserError, match=r"does not exist.*train\.init=PATH"):
         checkpoint.load_core(tmp_path / "nothing.pt")
     (tmp_path / "text.pt").write_text("no weights at all")
-    with pytest.raises(UserError, match=r"is not a whole PyTorch file|is refused"):
+    with pytest.raises(UserError, match=r"is not a complete PyTorch file|is refused"):
         checkpoint.load_core(tmp_path / "text.pt")
     for content in (torch.zeros(3), {}, {"model": 3}, {"a": "b"}, [torch.zeros(1)]):
         torch.save(content, tmp_path / "other.pt")

@@ -89,7 +89,7 @@ def test_second_run_skips_everything(first, out):
     before = {path: path.stat().st_mtime_ns for path in out.rglob("chunk-*.tar")}
     again = command("bench", "rpe2d", "--protocol", "smoke", out=out)
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("complete already, skipped") == 3 + 2 * 3  # shards twice, training; then three cells
+    assert again.stdout.count("already complete, skipped") == 3 + 2 * 3  # shards twice, training; then three cells
     assert {path: path.stat().st_mtime_ns for path in out.rglob("chunk-*.tar")} == before
 
 
@@ -110,7 +110,7 @@ def test_a_record_of_code_that_has_been_committed_since_is_made_again(first, out
     for dirty in (True, False):
         monkeypatch.setattr(record, "git_state", lambda *folders, dirty=dirty: (None, dirty))
         stage.run()
-        assert ("complete already, skipped" in capsys.readouterr().out) == dirty
+        assert ("already complete, skipped" in capsys.readouterr().out) == dirty
     after = json.loads(stage.file.read_text())
     assert after["code"] == {"commit": None, "dirty": False}
     assert after["scores"] == before["scores"]
@@ -314,15 +314,15 @@ def test_sweep_trains_shared_checkpoints_once_and_custom_runs_stay_apart(out):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["bench", "rope2d"], "unknown method 'rope2d'; did you mean 'rpe2d'? (there are: "),
+        (["bench", "rope2d"], "unknown method 'rope2d'; did you mean 'rpe2d'? (choose from: "),
         (["bench", "rpe2d", "--protocol", "shapez"], "unknown protocol 'shapez'; did you mean 'shapes'?"),
         (["bench", "rpe2d", "train.stepz=3"], "unknown setting 'train.stepz'; did you mean 'train.steps'?"),
         (
             ["bench", "rpe2d", "options.rpe2d.hmax=3", "--protocol", "smoke"],
             "unknown option of RPE-2D 'hmax'; did you mean 'h_max'?",
         ),
-        (["sample", "rpe2d", "--protocol", "smoke", "--test", "99x99"], "smoke has no cell * -> 99x99 (there are: 16x16 -> "),
-        (["train", "rpe2d", "--protocol", "smoke", "--data", "no/such/folder"], "DATA must stay empty"),
+        (["sample", "rpe2d", "--protocol", "smoke", "--test", "99x99"], "smoke has no cell * -> 99x99 (choose from: 16x16 -> "),
+        (["train", "rpe2d", "--protocol", "smoke", "--data", "no/such/folder"], "DATA must be empty"),
         (["train", "rpe2d", "--protocol", "smoke", "--devices", "many"], "DEVICES must be 'auto' or the number"),
         (
             ["sample", "nope", "--protocol", "smoke"],

@@ -67,7 +67,7 @@ def test_report_and_skip(smoke, uninterrupted, capsys):
     assert report["parameters"] == sum(value.numel() for value in method.parameters())
     again = train.train(Training(smoke, "extrapolation", "16x16", 0), run(uninterrupted.parents[1]))
     assert again == uninterrupted
-    assert "complete already, skipped" in capsys.readouterr().out
+    assert "already complete, skipped" in capsys.readouterr().out
 
 
 def test_ema_is_the_average_of_the_weights(smoke, tmp_path, monkeypatch):
