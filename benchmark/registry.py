@@ -217,6 +217,8 @@ class DetectorFacts:
         flops: operations for one image, at the size that it is reduced to; a test counts them again.
         numbers: how many numbers of an image stay on disk.
         classes: of its logits; 0 where it has none, and then it gives no inception score.
+        bytes: of a number on disk: 4 for float32, 2 for float16, which detectors of many numbers take. What that does to scores:
+            `python -m benchmark.measure.evaluation rest`.
         weights: the weight file, beside benchmark/evaluate/classifier.py or in torch's cache of downloads.
         split_images: images in a split of the inception score; 0 takes FEW_SPLITS splits, however many images there are.
     """
@@ -225,6 +227,7 @@ class DetectorFacts:
     numbers: int
     classes: int = 0
     split_images: int = 0
+    bytes: int = 4
     weights: str = ""
 
     def splits(self, count: int) -> int:

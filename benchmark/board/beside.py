@@ -89,7 +89,7 @@ def switches(board: Table, boards: Tables) -> Grid | None:
     text = (
         "The same checkpoints, sampled again with one switch of the protocol on for every method (a method's own temperature is "
         "off where the switch scales attention). FID ↓ over the seeds that all have, with the change below. Bold: significantly "
-        "lower for these checkpoints, over images and, with several seeds, over seeds. There is no correction for multiple "
+        "lower for these checkpoints, over images and, with three seeds or more, over seeds. There is no correction for multiple "
         "comparisons; about one in forty would be bold by chance. At the training size switches have no effect. Protocols: "
         f"{', '.join(other.protocol.name for other in others)}."
     )

@@ -261,7 +261,8 @@ def _cost(board: Table, style: Mapping[str, Look]) -> Figure | None:
         minutes: dict[int, list[float]] = {}
         for record in row.records:
             hours, training = record.value["hours"], record.value["training"]["hours"]
-            minutes.setdefault(len(trains) + pairs.index(record.pair), []).append(60 * (hours["sample"] + hours["score"]))
+            if hours["sample"]:  # older records say 0 for images that they share with another method's cell
+                minutes.setdefault(len(trains) + pairs.index(record.pair), []).append(60 * (hours["sample"] + hours["score"]))
             if training is not None:
                 minutes.setdefault(trains.index(record.train), []).append(60 * training)
         means = {cell: sum(values) / len(values) for cell, values in sorted(minutes.items()) if sum(values) > 0}

@@ -281,7 +281,11 @@ def centred(entry: Entry) -> dict[int, np.ndarray]:
 def interval(
     statistic: Callable[[np.ndarray], np.ndarray], replicates: list[dict[int, np.ndarray]]
 ) -> tuple[float, float] | None:
-    """The middle 95 % of a statistic over images and seeds, both chosen with replacement (of the seeds that all methods have).
+    """The middle 95 % of a statistic over images and over the seeds that all methods have.
+
+    Images are resampled. Means over seeds vary by a multivariate Student's t with the covariance of the seeds: resampling two
+    or three seeds would cover 56 % or 76 % instead of 95 %. A rank correlation of perturbed values is closer to zero than that of
+    the values, so the interval of a perfect order extends downwards only.
 
     Args:
         statistic: values of the methods [..., M] -> [...].
@@ -300,7 +304,11 @@ def interval(
         return None
     generator = np.random.RandomState(0)  # its stream is frozen, Generator's is not
     images = generator.randint(0, stack.shape[2], RESAMPLES)
-    picks = generator.randint(0, len(seeds), (RESAMPLES, len(seeds)))
-    ours = stack[:, picks, images[:, None]].mean(axis=2).T  # [RESAMPLES, methods]
+    ours = stack[:, :, images].mean(axis=1).T  # [RESAMPLES, methods]
+    if (count := len(seeds)) > 1:
+        apart = stack.mean(axis=2)
+        apart -= apart.mean(axis=1, keepdims=True)  # [methods, seeds]
+        steps = generator.standard_normal((RESAMPLES, count)) / np.sqrt(generator.chisquare(count - 1, (RESAMPLES, 1)))
+        ours = ours + steps @ apart.T / np.sqrt(count)
     low, high = np.quantile(statistic(ours), [0.025, 0.975])
     return float(low), float(high)

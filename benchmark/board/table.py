@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtrit  # what scipy.stats.t.ppf calls; scipy.stats takes more than a second to import
+from scipy.special import gammaincinv, stdtrit  # what scipy.stats' chi2 and t call; to import that takes more than a second
 
 from benchmark import protocol
 from benchmark.protocol import Protocol
@@ -22,7 +22,8 @@ from benchmark.results.verified import Entry as Verified
 
 LEVEL = 0.95
 GROUPS = ("below", "at", "beyond")
-ENOUGH = 3  # seeds, or degrees of freedom, that tell a spread
+ENOUGH = 3  # seeds that tell a row's own spread
+FREEDOM = 2  # degrees of freedom that tell the usual spread of a column
 PAIRED = 5  # common seeds from which two rows are judged by their own differences: with three, Student's t is 4.3
 MARKS = {
     "†": "stale: the code behind some of its numbers has changed since; rerun its cells",
@@ -37,6 +38,11 @@ MARKS = {
 def student(freedom: int) -> float:
     """How many standard errors a two-sided 95 % interval of Student's t reaches to either side."""
     return float(stdtrit(freedom, (1 + LEVEL) / 2))
+
+
+def median_of_spread(freedom: int) -> float:
+    """The median of a sample standard deviation in units of the true one: sqrt(chi2 / freedom)."""
+    return math.sqrt(2 * float(gammaincinv(freedom / 2, 0.5)) / freedom)
 
 
 def group(train: str, test: str) -> str:
@@ -87,8 +93,8 @@ class Entry:
     """What a table shows at one row and column for one measure.
 
     `value` is the mean over seeds, `spread` their standard deviation (two seeds or more), `interval` the bootstrap
-    interval over images (one seed). `by_seed`, `replicates` (seed -> [R]) and `usual`, the median of the column's
-    spreads with its degrees of freedom, are what comparisons need.
+    interval over images (one seed). `by_seed`, `replicates` (seed -> [R]) and `usual`, the typical spread of the
+    column with its degrees of freedom, are what comparisons need.
     """
 
     value: float | None = None
@@ -236,8 +242,8 @@ def different(a: Entry, b: Entry) -> bool:
 
     Images: the paired bootstrap interval of the mean difference, over the seeds that both have, excludes zero.
     Seeds: with five or more common ones, so does the paired Student interval of their differences. With fewer these two alone
-    tell little, so the difference must exceed what the column's usual spread allows for two trainings; where that is not known
-    three have to do.
+    tell little, so the difference must exceed what the spread of trainings allows: the column's usual one, or the row's own
+    where that is larger. If no usual spread is known, three common seeds have to do.
     Where neither is known, the entries' own intervals decide; and where there are none either, any difference counts.
     """
     common = [seed for seed in a.by_seed if seed in b.by_seed]
@@ -257,10 +263,11 @@ def different(a: Entry, b: Entry) -> bool:
     if len(common) >= (PAIRED if usual else ENOUGH):
         differences = [a.by_seed[seed] - b.by_seed[seed] for seed in common]
         return abs(mean(differences)) > student(len(common) - 1) * statistics.stdev(differences) / math.sqrt(len(common))
-    if usual and min(len(seeds_a), len(seeds_b)) < PAIRED:
+    if usual:
         spread, freedom = usual
-        apart = abs(mean(a.by_seed[seed] for seed in seeds_a) - mean(b.by_seed[seed] for seed in seeds_b))
-        return apart > student(freedom) * spread * math.sqrt(1 / len(seeds_a) + 1 / len(seeds_b))
+        values = [[entry.by_seed[seed] for seed in seeds] for entry, seeds in ((a, seeds_a), (b, seeds_b))]
+        errors = [max(spread, entry.spread or 0.0) / math.sqrt(len(own)) for entry, own in zip((a, b), values, strict=True)]
+        return abs(mean(values[0]) - mean(values[1])) > student(freedom) * math.hypot(*errors)
     known = [half for half in (_half(a), _half(b)) if half is not None]
     if known and not paired:  # an entry about which nothing is known is taken to be as uncertain as the other
         return abs(a.value - b.value) > math.hypot(known[0], known[-1])
@@ -292,13 +299,17 @@ def _mark_best(entries: Sequence[Entry], arrow: str) -> None:
 
 
 def _note_usual(entries: Sequence[Entry]) -> None:
-    """Notes on a column's entries how trainings usually spread: the median, since a method that fails varies most."""
-    known = [entry for entry in entries if entry.spread is not None]
-    freedom = sum(len(entry.by_seed) - 1 for entry in known)
-    if freedom >= ENOUGH:
-        usual = statistics.median(entry.spread for entry in known), freedom
+    """Notes on a column's entries how trainings usually spread: the median, since a method that fails varies most.
+
+    The standard deviation of a few seeds is mostly too small (its median is 0.67 of the true one for two, 0.83 for three), so
+    each is divided by that factor. Methods that share images, as training-free ones do at the training size, count once.
+    """
+    distinct = {frozenset(entry.by_seed.items()): entry for entry in entries if entry.spread is not None}
+    freedoms = {key: len(key) - 1 for key in distinct if not any(key < other for other in distinct)}
+    if sum(freedoms.values()) >= FREEDOM:
+        spreads = [distinct[key].spread / median_of_spread(freedom) for key, freedom in freedoms.items()]
         for entry in entries:
-            entry.usual = usual
+            entry.usual = statistics.median(spreads), sum(freedoms.values())
 
 
 def _row(method: str, records: list[Record], cols: list[Column], metrics: list[str]) -> Row:

@@ -32,6 +32,7 @@ from benchmark.protocol import size_hw
 from benchmark.streams import subset
 
 IMAGES, LEVELS = 256, 8
+SPLIT = "heldout"  # the scenes that neither trainings nor references see
 READ = 32  # images that are decoded and encoded at once
 TOKENS = 16384  # of one forward: a function of the grid alone, so that the last bits do not depend on the machine
 POSTERIOR = 0  # the number of the noise that samples an autoencoder's posterior; those of the levels count from 1

@@ -29,7 +29,7 @@ from benchmark.evaluate.detectors import Detector
 from benchmark.evaluate.metrics import FrechetDistance, Moments
 from benchmark.evaluate.samples import DAMAGED_ZIP, file_list_hash, image_files, open_image, open_images
 from benchmark.evaluate.spectrum import log_spectrum
-from benchmark.files import UserError, atomic, file_hash
+from benchmark.files import UserError, atomic, digest, file_hash
 from benchmark.identity import code_key, reference_key
 from benchmark.protocol import size_name
 from benchmark.streams import subset
@@ -79,7 +79,8 @@ class ImageFolder:
         self.path = Path(path)
         self.files = image_files(self.path)
         self.name, self.count = self.path.name, len(self.files)
-        self.hash = file_list_hash(self.path, self.files)
+        # Times too: an edited file may keep its size, and uncompressed pictures of one size always do.
+        self.hash = digest([file_list_hash(self.path, self.files), [file.stat().st_mtime_ns for file in self.files]])
 
     def pictures(self, indices: np.ndarray, size_hw: tuple[int, int]) -> Iterator[tuple[np.ndarray, bool]]:
         return _threaded(lambda i: _cut(open_image(self.files[i]), size_hw), iter(indices.tolist()))
@@ -151,7 +152,7 @@ class Reference:
 
 
 def identity(source: Source, size_hw: tuple[int, int], detector: Detector, count: int, nearest: int) -> str:
-    """The hash of all that decides what a reference holds, up to rounding: the same on every machine."""
+    """The hash of all that decides what a reference holds, up to rounding. A folder of images has its own on every machine."""
     return reference_key(source.name, source.hash, size_name(*size_hw), detector.name, detector.hash, count, nearest)
 
 

@@ -38,7 +38,7 @@ from benchmark.evaluate.samples import Images, Unit, check_layout
 from benchmark.evaluate.spectrum import log_spectrum, spectrum_distance
 from benchmark.files import UserError, atomic
 from benchmark.identity import code_key
-from benchmark.protocol import size_name
+from benchmark.protocol import Protocol, size_name
 from benchmark.streams import balanced_order, subset
 
 # --- Features --------------------------------------------------------------------------------------------------------
@@ -217,6 +217,12 @@ class Options:
     level: float = 0.95  # of the intervals
     infinity: int = 15  # sample sizes from which FID is extrapolated, see `infinity_sizes`; 0 for none
     balanced: bool = True  # labels, where they are known, take turns: every set of samples holds as many of each class
+
+
+def options_of(protocol: Protocol) -> Options:
+    """How a protocol's scores are taken: recall from all samples, as the field's evaluator does; `nearest` counts real images."""
+    balanced = protocol.sample.labels == "balanced"
+    return Options(splits=protocol.splits, nearest=protocol.score.nearest, all_samples=True, balanced=balanced)
 
 
 def uncertainty(options: Options) -> dict[str, Any]:

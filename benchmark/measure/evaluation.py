@@ -22,11 +22,11 @@ from safetensors.numpy import save_file
 
 from benchmark.data import shapes
 from benchmark.evaluate import detectors, reference, score
+from benchmark.evaluate.detectors.base import at_rest
 from benchmark.evaluate.external import score_files
 from benchmark.evaluate.manifold import precision_recall
 from benchmark.evaluate.metrics import FrechetInfluence, Moments, frechet_distance
 from benchmark.evaluate.samples import Images, Unit, export_npz
-from benchmark.run.sample import at_rest
 
 WIDTH = 2048
 
@@ -169,7 +169,7 @@ def rest(count: int = 3000) -> None:
     options = score.Options(resamples=0, infinity=0, all_samples=True)
     for move in (0.0, 0.2):
         exact, found = outputs(move), []
-        for stored, head in ((exact, None), (at_rest(exact, detector), detector.head)):
+        for stored, head in ((exact, None), (at_rest(exact, detector, True), detector.head)):
             with tempfile.TemporaryDirectory() as folder:
                 save_file(stored, score.unit_file(folder, 0), {"stamp": ""})
                 size = score.unit_file(folder, 0).stat().st_size / count

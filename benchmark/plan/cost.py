@@ -19,7 +19,6 @@ from benchmark.registry import detector_facts
 # either half over (height / 8) x (width / 8) places. Counted from diffusers' AutoencoderKL; a test counts again.
 ENCODE_PIXEL, DECODE_PIXEL, MIDDLE = 4_128_642, 9_461_056, 512
 CHECKPOINT = 16  # bytes a weight: float32 raw, average, and AdamW's two moments
-HALF = 1000  # numbers of an image from which on a detector's outputs rest in float16
 PICTURE = 2.0  # bytes a pixel of an image that is kept, as PNG: photographs at 256x256 take 1.8, at 512x512 1.5
 KEPT = 2  # checkpoints of a training that stay; another one is being written beside them
 
@@ -91,17 +90,10 @@ def sampling(protocol: Protocol, test: str, kept: int) -> Cost:
     cost = Cost(**{config.precision: flops * config.count})
     if protocol.data.representation == "latents":
         cost += Cost(tf32=config.count * autoencoder_flops(DECODE_PIXEL, *size_hw(test)))
-    numbers = detector_facts(name).numbers + min(size_hw(test)) // 2  # features and spectrum
-    stays = float(feature_bytes(name)) * config.count * numbers + PICTURE * kept * prod(size_hw(test))
+    facts = detector_facts(name)
+    numbers = facts.numbers + min(size_hw(test)) // 2  # features and spectrum
+    stays = float(facts.bytes) * config.count * numbers + PICTURE * kept * prod(size_hw(test))
     return cost + detecting(protocol, config.count) + Cost(bytes=stays)
-
-
-def feature_bytes(detector: str) -> int:
-    """Bytes of a number in a cell's features: float16 where a detector keeps many, float32 elsewhere.
-
-    What that does to scores: `python -m benchmark.measure.evaluation rest`.
-    """
-    return 2 if detector_facts(detector).numbers >= HALF else 4
 
 
 def detecting(protocol: Protocol, images: int) -> Cost:

@@ -34,7 +34,7 @@ def heldout_images(protocol: Protocol, test: str, run: Run, device: torch.device
     """
     card = load_card(protocol.data.card)
     scenes = card.kind == "shapes" and not folder
-    source = Scenes("heldout") if scenes else Shards(folder or prepared(protocol, run, verbose=False))
+    source = Scenes(denoising.SPLIT) if scenes else Shards(folder or prepared(protocol, run, verbose=False))
     autoencoder = autoencoder_of(card) if protocol.data.representation == "latents" else ""
     return denoising.heldout(source, test, count, autoencoder, device, trained_on=not scenes and not folder)
 

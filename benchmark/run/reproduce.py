@@ -30,7 +30,7 @@ from benchmark.results.verified import IDENTICAL, REPRODUCED, SPREAD
 from benchmark.run import local
 
 METRICS = ("fid", "is")
-LEVEL = 0.95  # of all intervals of a row together: an honest run ends with "differs" in one of twenty rows, not of twenty values
+LEVEL = 0.95  # of all intervals over images of a row together; the seeds' prediction interval has it for each value
 DIFFERS, ABSENT, FAILED = "differs", "no committed record", "failed"
 
 Records = dict[Cell, dict[str, Any]]
@@ -223,7 +223,7 @@ def entry(lines: Sequence[Line], values: Records, committed: Committed, seed: in
     """What leaderboards/verified.yaml would say of this run, but for the name; "" where it does not verify the row."""
     words = {line.word for line in lines}
     same = [item for item in committed.values() if item.seed == seed]
-    if not words <= set(verified.VERDICTS) or any(item.stale for item in same):
+    if not words <= set(verified.VERDICTS) or any(item.stale or item.scores is None for item in same):
         return ""
     worst = max(words, key=verified.VERDICTS.index)
     hardware = next(iter(values.values()))["hardware"]["name"]

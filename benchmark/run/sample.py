@@ -26,7 +26,7 @@ from benchmark.board.real import GAP
 from benchmark.data.card import load_card
 from benchmark.data.latents import autoencoder_identity, autoencoder_of, decoder, to_uint8
 from benchmark.evaluate import detectors
-from benchmark.evaluate.detectors import Detector
+from benchmark.evaluate.detectors.base import at_rest
 from benchmark.evaluate.samples import Images, Unit, chunk_name, chunk_shape, read_chunk, write_chunk
 from benchmark.evaluate.score import features_folder, is_done, outputs_of, unit_file
 from benchmark.files import UserError, atomic, listed, read_fields, read_json, write_json
@@ -110,7 +110,7 @@ def sample(cell: Cell, run: Run) -> Path:
     if base.method != cell.method and same_encodings(cell):
         made = sample(base, run)
         if progress.first_rank():
-            write_json(folder / DONE, read_json(made / DONE) | {"same_as": made.name, "hours": 0.0})
+            write_json(folder / DONE, read_json(made / DONE) | {"same_as": made.name})
         progress.say(f"{title}: encodings are identical to those of {base.method} at this size, so its images are reused")
         return folder
     generate(cell, folder, training, report, title, run)
@@ -150,6 +150,7 @@ def generate(cell: Cell, folder: Path, training: Path, report: dict[str, Any], t
     fabric = launched(run)
     detector = detectors.load(cell.protocol.score.detector, device=fabric.device)
     place, cut = features_folder(folder, detector), units(cell, folder).units
+    half = registry.detector_facts(detector.name).bytes == 2
     with alone(folder, "sampling"):
         missing = lost(cell, folder, place, run.keep)
         kept = kept_images(cell.protocol, run.keep)
@@ -178,22 +179,13 @@ def generate(cell: Cell, folder: Path, training: Path, report: dict[str, Any], t
                         if unit.start < kept:
                             write_chunk(chunk_path(folder, k), images, unit.start)
                     with atomic(unit_file(place, k)) as draft:
-                        save_file(at_rest(outputs_of(images, detector), detector), draft, {"stamp": unit.stamp})
+                        save_file(at_rest(outputs_of(images, detector), detector, half), draft, {"stamp": unit.stamp})
         finally:  # of a run that was stopped, too
             add_hours(folder, fabric.global_rank, (time.monotonic() - began) / 3600)
         fabric.barrier()
         if fabric.is_global_zero:
             finish(cell, folder, place)
         fabric.barrier()
-
-
-def at_rest(outputs: dict[str, np.ndarray], detector: Detector) -> dict[str, np.ndarray]:
-    """What stays of a detector's outputs: no logits that its head makes of the features, and float16 where there are many."""
-    made = {"logits"} if detector.head is not None else set()
-    kept = {name: value for name, value in outputs.items() if name not in made}
-    if cost.feature_bytes(detector.name) == 4:
-        return kept
-    return {name: value.astype(np.float16) if value.ndim == 2 else value for name, value in kept.items()}
 
 
 def check_autoencoder(protocol: Protocol, report: dict[str, Any]) -> None:

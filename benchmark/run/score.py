@@ -90,12 +90,6 @@ def score(stage: Score) -> dict[str, Any]:
     return value
 
 
-def options_of(protocol: Protocol) -> scoring.Options:
-    """How a protocol's scores are taken: recall from all samples, as the field's evaluator does; `nearest` counts real images."""
-    balanced = protocol.sample.labels == "balanced"
-    return scoring.Options(splits=protocol.splits, nearest=protocol.score.nearest, all_samples=True, balanced=balanced)
-
-
 def measured(cell: Cell, folder: Path, detector: Detector, real: Reference) -> tuple[dict[str, Any] | None, UserError | None]:
     """A cell's scores, or why there are none: then its record says so, and holds no numbers."""
     config = cell.protocol.sample
@@ -104,7 +98,7 @@ def measured(cell: Cell, folder: Path, detector: Detector, real: Reference) -> t
     place = scoring.features_folder(folder, detector)
     features = scoring.Features(place, units(cell, folder), detector.head)
     try:
-        return scoring.score(features, real, labels, options_of(cell.protocol), detector.device), None
+        return scoring.score(features, real, labels, scoring.options_of(cell.protocol), detector.device), None
     except UserError as error:
         return None, error
 
@@ -134,7 +128,7 @@ def build(
         reference={"hash": real.hash, "count": real.count},
         detector={"name": detector.name, "hash": detector.hash},
         scores=scores,
-        uncertainty=scoring.uncertainty(options_of(cell.protocol)),
+        uncertainty=scoring.uncertainty(scoring.options_of(cell.protocol)),
         hours={"sample": read_fields(folder / DONE, "hours")["hours"], "score": hours},
         hardware={
             "device": "cuda" if cuda else "cpu",

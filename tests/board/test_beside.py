@@ -41,10 +41,10 @@ def test_agreement_by_every_measure_that_the_paper_prints(rules: protocol.Protoc
     rows = {(name, 0): (1, fid, 1) for name, fid in fids.items()} | {(name, 1): (1, fid, 1) for name, fid in swapped.items()}
     fid, sfid, *_ = texts(beside.by_measure(board_of(rules, rows), published.load()))
     assert sfid[1][1] == ""  # two seeds alone bound nothing
-    assert fid[1][1] == "0.67 to 1.00"
+    assert fid[1][1] == "0.00 to 1.00"  # two seeds: Student's t with one degree of freedom
     more = rows | {(name, 2): row for (name, _), row in rows.items()}
     fid, sfid, *_ = texts(beside.by_measure(board_of(rules, more), published.load()))
-    assert sfid[1][1] == "0.67 to 1.00"
+    assert sfid[1][1] == "0.33 to 1.00"
     few = board_of(rules, {("ledit", 0): (1, 56, 1), ("yarn", 0): (1, 109, 1)})
     assert beside.by_measure(few, published.load()) is None
 

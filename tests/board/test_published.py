@@ -124,3 +124,15 @@ def test_a_broken_file_of_figures_is_refused(tmp_path: Path) -> None:
             published.load(path)
     with pytest.raises(UserError, match="does not exist"):
         published.load(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_the_interval_over_seeds_covers_what_it_says(seeds: int) -> None:
+    """The mean over seeds of a method, whose true mean is 0: the share of trials whose interval holds it."""
+    random, trials, covered = np.random.RandomState(seeds), 200, 0
+    for _ in range(trials):
+        values = random.standard_normal(seeds)
+        replicates = {seed: value + 0.01 * random.standard_normal(20) for seed, value in enumerate(values)}
+        low, high = published.interval(lambda ours: ours[..., 0], [replicates])
+        covered += low <= 0 <= high
+    assert 0.9 < covered / trials < 0.99

@@ -14,6 +14,7 @@ from scipy.stats import chisquare
 
 from benchmark import protocol, registry, streams
 from benchmark.data.latents import to_uint8
+from benchmark.evaluate.detectors.base import at_rest
 from benchmark.evaluate.samples import Images, Unit
 from benchmark.evaluate.score import Features, unit_file
 from benchmark.files import UserError
@@ -165,12 +166,12 @@ def test_guidance_and_shift_change_the_image(method):
 def test_what_stays_of_a_large_detectors_outputs(tmp_path):
     """Half the bytes and no logits, which its head makes again; numbers of an image stay exact. Small detectors keep all."""
     random = np.random.default_rng(0)
-    detector = SimpleNamespace(name="inception", head=torch.from_numpy(random.normal(size=(10, 40)).astype(np.float32)))
+    detector = SimpleNamespace(head=torch.from_numpy(random.normal(size=(10, 40)).astype(np.float32)))
     outputs = {"features": random.gamma(1, 0.4, (6, 40)).astype(np.float32), "predicted": np.arange(4095, 4101, dtype=np.float32)}
     outputs["logits"] = outputs["features"] @ detector.head.numpy().T
-    small = sample.at_rest(outputs, SimpleNamespace(name="shapes", head=None))
+    small = at_rest(outputs, SimpleNamespace(head=None), False)
     assert small == outputs
-    stays = sample.at_rest(outputs, detector)
+    stays = at_rest(outputs, detector, True)
     assert {name: value.dtype for name, value in stays.items()} == {"features": np.float16, "predicted": np.float32}
     save_file(stays, unit_file(tmp_path, 0), {"stamp": "x"})
     images = Images("", (8, 8), [Unit(0, 6, "x", lambda: np.zeros(0))], "")

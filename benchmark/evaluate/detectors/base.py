@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -67,3 +68,10 @@ def exact_float32() -> Iterator[None]:
             yield
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
+
+
+def at_rest(outputs: dict[str, np.ndarray], detector: Detector, half: bool) -> dict[str, np.ndarray]:
+    """What stays on disk of a detector's outputs: no logits that its head computes from the features; float16 with `half`."""
+    made = {"logits"} if detector.head is not None else set()
+    kept = {name: value for name, value in outputs.items() if name not in made}
+    return {name: value.astype(np.float16) if half and value.ndim == 2 else value for name, value in kept.items()}

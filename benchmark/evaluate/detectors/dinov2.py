@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from benchmark.evaluate.detectors.base import Detector
 from benchmark.evaluate.detectors.weights import find_weights, load_into, untrained
 
-FACTS = {"flops": 162.0e9, "numbers": 1024, "weights": "vit_large_patch14_dinov2.lvd142m.safetensors"}  # at 224 x 224
+FACTS = {"flops": 162.0e9, "numbers": 1024, "bytes": 2, "weights": "vit_large_patch14_dinov2.lvd142m.safetensors"}  # at 224 x 224
 
 
 class Dinov2(Detector):

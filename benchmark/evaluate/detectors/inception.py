@@ -12,7 +12,7 @@ from benchmark.evaluate.detectors.weights import find_weights, he_initialise, lo
 
 # Operations at 299 x 299; 2048 features, which give the 1008 logits, and 2023 spatial ones. The evaluator of guided-diffusion
 # takes the inception score of runs of 5,000 images: ten splits of 50,000 samples, two of 10,000.
-FACTS = {"flops": 11.43e9, "numbers": 4071, "classes": 1008, "split_images": 5000,
+FACTS = {"flops": 11.43e9, "numbers": 4071, "bytes": 2, "classes": 1008, "split_images": 5000,
          "weights": "weights-inception-2015-12-05-6726825d.pth"}  # fmt: skip
 
 
