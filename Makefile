@@ -35,7 +35,7 @@ WHERE = $(call opt,PROTOCOL) $(call opt,OUT) $(call opt,DATA)
 ON    = $(call opt,DEVICES) $(call opt,NODES)
 MORE  = $(call opt,SEED) $(if $(KEEP),--keep) $(SET)
 
-# The variables that a command reads. Any other one, or a misspelt one, is an error.
+# The variables that a command reads. Any other one on the command line, or a misspelt one, is an error.
 TAKES_bench        := METHOD PROTOCOL DATA SEED OUT KEEP DEVICES NODES SET
 TAKES_sweep        := METHODS PROTOCOL DATA SEED OUT KEEP DEVICES NODES CLUSTER RESOURCES SET
 TAKES_plan         := METHODS PROTOCOL DATA SEED OUT KEEP DEVICE PRICE SET
@@ -67,7 +67,7 @@ help: ## show this list
 	@echo
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 	@echo
-	@echo 'Variables (an error for commands that do not use them):'
+	@echo 'Variables (on the command line, an error for commands that do not use them):'
 	@echo '  METHOD METHODS="rpe2d yarn" PROTOCOL DATA=folder SEED OUT=runs KEEP=1'
 	@echo '  DEVICES NODES CLUSTER=slurm RESOURCES=file DEVICE=h100 PRICE=2.5'
 	@echo '  AGAINST HELDOUT SET="section.key=value --option ..."'
@@ -84,7 +84,7 @@ $(VENV)/.installed: requirements.txt requirements-uv.txt
 install: $(VENV)/.installed ## set up .venv from the locked, hashed requirements
 
 bench: $(VENV)/.installed ## METHOD: shards, train, sample, score, leaderboard
-	@$(RUN) bench $(METHOD) $(WHERE) $(ON) $(MORE)
+	@$(RUN) bench $(call quote,$(METHOD)) $(WHERE) $(ON) $(MORE)
 
 sweep: $(VENV)/.installed ## METHODS of a PROTOCOL; shared trainings run once
 	@$(RUN) sweep $(call opt,METHODS) $(WHERE) $(ON) $(call opt,CLUSTER) $(call opt,RESOURCES) $(MORE)
@@ -93,13 +93,13 @@ plan: $(VENV)/.installed ## estimate what is missing: DEVICE hours, PRICE, disk
 	@$(RUN) plan $(call quote,$(PROTOCOL)) $(call opt,METHODS) $(call opt,DEVICE) $(call opt,PRICE) $(call opt,OUT) $(call opt,DATA) $(MORE)
 
 reproduce: $(VENV)/.installed ## rerun METHOD's committed row and compare
-	@$(RUN) reproduce $(METHOD) $(WHERE) $(ON) $(MORE)
+	@$(RUN) reproduce $(call quote,$(METHOD)) $(WHERE) $(ON) $(MORE)
 
 submit: $(VENV)/.installed ## copy METHOD's row from OUT into leaderboards/
-	@$(RUN) submit $(METHOD) $(WHERE) $(call opt,SEED)
+	@$(RUN) submit $(call quote,$(METHOD)) $(WHERE) $(call opt,SEED)
 
 loss: $(VENV)/.installed ## METHOD's denoising loss at every test size
-	@$(RUN) loss $(METHOD) $(WHERE) $(call opt,AGAINST) $(call opt,HELDOUT) $(MORE)
+	@$(RUN) loss $(call quote,$(METHOD)) $(WHERE) $(call opt,AGAINST) $(call opt,HELDOUT) $(MORE)
 
 shards: $(VENV)/.installed ## DATA (folders, tars, parquet) -> indexed shards
 	@$(RUN) shards $(WHERE) $(SET)

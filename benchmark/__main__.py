@@ -48,6 +48,9 @@ def common(
     pass
 
 
+CONTINUING = ("bench", "sweep", "reproduce", "shards", "latents", "train", "sample", "score")  # from what is complete
+
+
 def stop(number: int, frame: object) -> NoReturn:
     """Ctrl-C and the like. Files are complete or absent, so leaving is safe everywhere; training puts its own handler on top.
 
@@ -57,7 +60,8 @@ def stop(number: int, frame: object) -> NoReturn:
         return
     for other in ENDINGS:
         signal.signal(other, signal.SIG_IGN)  # a second one would cut short what cleans up after the first
-    raise Stopped("stopped; finished work is kept, run the same command to continue", 128 + number)
+    continues = "; finished work is kept, run the same command to continue" if sys.argv[1:2] and sys.argv[1] in CONTINUING else ""
+    raise Stopped(f"stopped{continues}", 128 + number)
 
 
 RANKS = "POSBENCH_RANKS"  # in the environment: the process whose ranks Lightning starts

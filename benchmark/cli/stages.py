@@ -115,6 +115,9 @@ def show_board(protocol: Protocol, run) -> None:
     folder = stages.records_folder(protocol, run)
     written = boards.board(protocol, run)
     values = [record.read(path, protocol) for path in sorted((folder / protocol.name).glob("*/*.json"))]
+    if not values:
+        progress.say(f"no records of {protocol.name} in {run.out} yet")
+        return
     new: set[str] = set()
     if protocol.ranked and not protocol.custom:
         new = {method for name, method in boards.new_rows(protocol, run) if name == protocol.name}

@@ -42,7 +42,7 @@ def score_files(
 
     Args:
         samples: an .npz with `arr_0`, a folder of images, or a cell's folder.
-        reference_path: a reference (.npz with mu and sigma); or real images, as any of these, or shards, or "shapes".
+        reference_path: a reference (.npz with mu and sigma); or real images, as any of these, or shards.
         device: None for a GPU if there is one.
         keep: a folder for features, so that the next run continues; None for a temporary one.
 
@@ -53,7 +53,7 @@ def score_files(
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     images = open_images(samples)
-    if str(reference_path) != "shapes" and not Path(reference_path).exists():  # before the weights are fetched
+    if not Path(reference_path).exists():  # before the weights are fetched
         raise UserError(f"{reference_path} does not exist")
     detector = detectors.load(detector_name, weights, device)
     real = open_reference(reference_path, detector, images.size_hw, options.nearest, batch, report)

@@ -74,7 +74,8 @@ def open_images(path: Path | str) -> Images:
     if path.suffix == ".npz":
         return _open_npz(path)
     if not path.is_dir():
-        raise UserError(f"{path} does not exist; samples are a cell's folder, an .npz with arr_0, or a folder of images")
+        what = "is neither a folder nor an .npz" if path.exists() else "does not exist"
+        raise UserError(f"{path} {what}; samples are a cell's folder, an .npz with arr_0, or a folder of images")
     done = read_fields(path / "samples.json", "count") if (path / "samples.json").is_file() else {}
     if same := done.get("same_as"):  # a cell whose images are those of another one
         return open_images(below(path.parent, str(same)))

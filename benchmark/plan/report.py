@@ -13,10 +13,21 @@ from benchmark.files import UserError
 from benchmark.model.flops import Device
 from benchmark.model.flops import device as known_device
 from benchmark.plan.cost import Cost, checkpoints, detecting
+from benchmark.plan.place import Run
 from benchmark.plan.stages import MISSING, Sample, Score, Stage, Train
 from benchmark.protocol import Protocol
 
 KINDS = ("shards", "latents", "train", "reference", "sample", "score")
+
+
+def make_bench(protocol: Protocol, method: str, seed: int = 0, run: Run | None = None) -> str:
+    """The command that runs a row, for messages."""
+    words = ["make bench", f"METHOD={method}", f"PROTOCOL={protocol.source}"]
+    words += [f"SEED={seed}"] if seed else []
+    if run is not None:
+        words += [f"OUT={run.out}"] if run.out != Path("runs") else []
+        words += [f"DATA={run.data}"] if run.data else []
+    return " ".join(words + ([f'SET="{" ".join(protocol.overrides)}"'] if protocol.overrides else []))
 
 
 def show_bytes(count: float) -> str:

@@ -16,6 +16,7 @@ from benchmark.files import ROOT, UserError, atomic, listed
 from benchmark.identity import cells_of
 from benchmark.plan.layout import GRID
 from benchmark.plan.place import Run
+from benchmark.plan.report import make_bench
 from benchmark.plan.stages import Sample, graph, records_folder
 from benchmark.protocol import Protocol, size_hw
 from benchmark.results import record, verified
@@ -117,7 +118,7 @@ def submit(protocol: Protocol, method: str, seed: int, run: Run) -> tuple[list[P
     source = records_folder(protocol, run)
     paths = [record.place(protocol.name, method, cell.train, cell.test, seed) for cell in cells_of(protocol, [method], seed)]
     missing = [path.name for path in paths if not (source / path).is_file()]
-    row, bench = f"the row of {method} with seed {seed}", f"run `make bench PROTOCOL={protocol.name}`"
+    row, bench = f"the row of {method} with seed {seed}", f"run `{make_bench(protocol, method, seed, run)}`"
     if missing:
         raise UserError(f"{row} lacks {len(missing)} of {len(paths)} cells in {source}: {bench}")
     values = [record.read(source / path, protocol) for path in paths]

@@ -239,7 +239,7 @@ def recorded_seeds(protocol: Protocol, method: str) -> list[int]:
     seeds = sorted({seed for _, _, seed in committed_of(protocol, method)})
     if not seeds:
         kind = "custom settings" if protocol.custom else f"protocol '{protocol.name}'"
-        bench = "make bench" if protocol.custom else f"make bench PROTOCOL={protocol.name}"
+        bench = plan.make_bench(protocol, method)
         raise UserError(
             f"{method} has no committed record for {kind}, so there is nothing to reproduce; run the row with `{bench}`"
         )

@@ -107,7 +107,10 @@ def sample(cell: Cell, run: Run) -> Path:
         if progress.first_rank():
             (images / DONE).unlink(missing_ok=True)
     base = Cell(cell.protocol, cell.training.method, cell.train, cell.test, cell.seed)
-    if base.method != cell.method and same_encodings(cell):
+    same = base.method != cell.method and same_encodings(cell)
+    if base.method != cell.method and cell.test == cell.train and not same:
+        progress.say(f"{title}: encodings differ from those of {base.method} at the training size, where they should be equal")
+    if same:
         made = sample(base, run)
         if progress.first_rank():
             write_json(folder / DONE, read_json(made / DONE) | {"same_as": made.name})

@@ -133,7 +133,10 @@ def trained(training: Training, run: Run) -> tuple[Path, str]:
     data = DataSet(training.protocol, run).seen_by(training) or open_data(training, run).hash
     folder = training.folder(run.out, data)
     if not is_trained(folder):
-        raise UserError(f"{training} is not trained; run `python -m benchmark train {training.method}` first")
+        words = ["train", training.method, "--protocol", training.protocol.source, "--train", training.size]
+        words += ["--seed", str(training.seed), "--out", str(run.out), *(["--data", run.data] if run.data else [])]
+        command = " ".join([*words, *training.protocol.overrides])
+        raise UserError(f"{training} is not trained; run `python -m benchmark {command}` first")
     return folder, data
 
 
