@@ -49,8 +49,8 @@ No verdict: only one complete row has more than one seed yet.
 Each column is one test size (height x width in pixels) with its ratio to the training size per axis; rows are sorted by mean FID beyond
 the training size. Several seeds: mean ± standard deviation over seeds. One seed: bootstrap interval over images.
 **Bold**: the best value of a column, and every value not significantly different from it. The comparison is paired over noise and
-resamples. Over seeds it is paired if both rows share five or more, and otherwise uses the column's usual spread; if that spread is
-unknown, only the best value is bold.
+resamples. Over seeds it is paired if both rows share five or more, and otherwise uses the column's usual spread, or the row's own if
+that is larger; if the usual spread is unknown, only the best value is bold.
 
 - † stale: the code behind some of its numbers has changed since; rerun its cells
 - ‡ incomplete: a cell or a seed is missing or failed, so there is no mean

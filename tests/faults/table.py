@@ -319,7 +319,7 @@ case(
     "is not one of",
     shards_of(tar(PAIR[0], ("0.cls", b"5")), "kind: folder\nclasses: 2\n"),
 )
-case("tar: two pictures", "has 2 pictures", shards_of(tar(*PAIR, ("0.jpg", picture("JPEG")))))
+case("tar: two pictures", "has 2 images", shards_of(tar(*PAIR, ("0.jpg", picture("JPEG")))))
 case("tar: cut short", "x.tar", shards_of(tar(*PAIR, cut=700)))
 case("tar: nested JSON", "has no label", shards_of(tar(PAIR[0], ("0.json", b"[" * 100_000))))
 case("tar: text", "x.tar", shards_of(lambda data: (data / "x.tar").write_bytes(b"hello" * 1000)))
