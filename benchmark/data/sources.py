@@ -150,6 +150,7 @@ class Folder(Source):
             table, self.classes = {name: label for label, name in enumerate(folders)}, tuple(folders)
         self.files = [(path, table[name], size) for path, name, size in found if name in table]  # (path, label, bytes)
         self.order = shuffled(len(self.files), SHUFFLE)  # files come sorted by class; a shard has to hold many classes
+        self._identity = self._summary()
 
     def _add(self, found: list[tuple[str, str, int]], folder: str, names: list[str], name: str, named: dict[str, str]) -> None:
         for file in sorted(names):
@@ -165,6 +166,10 @@ class Folder(Source):
             found.append((place, named.get(place, name), size))
 
     def identity(self) -> Any:
+        return self._identity
+
+    def _summary(self) -> Any:
+        """Of all files as found: `_look` leaves some out later, and a source has one identity, before that and after it."""
         summary = hashlib.sha256()
         for path, label, size in self.files:
             summary.update(f"{path}\0{label}\0{size}\n".encode("utf-8", "surrogateescape"))
