@@ -139,7 +139,7 @@ def test_data_of_the_wrong_kind(small, autoencoder, tmp_path, monkeypatch):
         train.open_data(Training(small, "rpe2d", "32x32", 0), given)
     with pytest.raises(UserError, match="holds latents of 32x32 images, but latents trains at 64x64"):
         train.open_data(Training(small, "nope", "64x64", 0), given)
-    with pytest.raises(UserError, match="holds latents, smoke trains on pixels"):
+    with pytest.raises(UserError, match="holds latents, but smoke trains on pixels"):
         train.open_data(Training(protocol.load("smoke"), "nope", "16x16", 0), given)
     fewer = dataclasses.replace(small, core=dataclasses.replace(small.core, classes=4))
     with pytest.raises(UserError, match="has 8 classes, but the protocol's core has 4"):
