@@ -6,7 +6,7 @@ import csv
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,11 @@ from benchmark.files import UserError, listed
 SPLITS = {"train": ("train",), "val": ("val", "dev"), "test": ("test",)}
 ANNOTATIONS = "val_annotations.txt"  # Tiny-ImageNet's list of file names and classes, beside val/images
 LABELS = ("label", "labels", "cls", "class")  # columns of parquet files
-GREY = ("1", "L", "LA", "La", "I", "F")  # Pillow's modes without colour
-TOO_SMALL, NO_COLOUR = "too small", "grey"  # how the reasons for leaving out a sound picture begin
+DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")  # Pillow's modes of more than 8 bits, which it would cut off at 255
+GREY = ("1", "L", "LA", "La", *DEEP)  # Pillow's modes without colour
+# How the reasons for leaving out a sound picture begin.
+TOO_SMALL, NO_COLOUR, TOO_DEEP, BESIDE = "too small", "grey", "more than 8 bits a channel", "beside the class folders"
+UNREADABLE = "unreadable"
 
 
 class LeftOut(ValueError):
@@ -95,11 +98,23 @@ class Choice:
         return table, self.names
 
     def check(self, image: Image.Image) -> None:
-        """Raises LeftOut where an opened picture is too small or without colour; its pixels are not read."""
+        """Raises LeftOut where an opened picture is too small, without colour or of more than 8 bits; its pixels are not read."""
         if min(image.size) < self.smallest:
             raise LeftOut(f"{TOO_SMALL}: {image.height} x {image.width} pixels")
         if not self.grey and image.mode in GREY:
             raise LeftOut(f"{NO_COLOUR}: mode {image.mode}")
+        if image.mode in DEEP:
+            raise LeftOut(f"{TOO_DEEP}: mode {image.mode}")
+
+    def told(self, reason: str) -> str:
+        """The beginning of a reason as it stands behind a number of pictures: "5 with a side below 64 pixels"."""
+        return {TOO_SMALL: f"with a side below {self.smallest} pixels", TOO_DEEP: f"with {TOO_DEEP}"}.get(reason, reason)
+
+    def counts(self, reasons: Iterable[str]) -> dict[str, int]:
+        """How many pictures are not taken, by the reasons as they are told; those that could not be read are the first."""
+        begun = Counter(next((r for r in (TOO_SMALL, NO_COLOUR, TOO_DEEP, BESIDE) if why.startswith(r)), "") for why in reasons)
+        told = {self.told(reason): begun[reason] for reason in (TOO_SMALL, NO_COLOUR, TOO_DEEP, BESIDE)}
+        return {UNREADABLE: begun[""], **told}
 
 
 def split_files(paths: list[Path], split: str) -> list[Path]:

@@ -23,7 +23,7 @@ from PIL import Image
 
 from benchmark.data import shapes
 from benchmark.data.card import Card
-from benchmark.data.choice import Choice, LeftOut, annotated, class_names, columns_of, split_files, split_folder
+from benchmark.data.choice import BESIDE, Choice, LeftOut, annotated, class_names, columns_of, split_files, split_folder
 from benchmark.data.images import DAMAGE
 from benchmark.data.pool import parallel
 from benchmark.data.tars import labelled, unique_keys
@@ -53,6 +53,7 @@ class Source:
     """Samples in a fixed order, dealt to shards in slices. `part` gives a picklable iterable of one slice's Items."""
 
     kind: str
+    where: str = ""  # the folder, for messages
     classes: tuple[str, ...] | int
     ignored: int = 0  # files that are no pictures
     dropped: int = 0  # pictures of classes that the card does not name
@@ -128,7 +129,7 @@ class Folder(Source):
     kind = "folder"
 
     def __init__(self, root: Path, choice: Choice = Choice()) -> None:  # noqa: B008 (frozen)
-        self.root, self.choice = root, choice
+        self.root, self.choice, self.where = root, choice, str(root)
         named = annotated(root)
         with os.scandir(root) as entries:
             folders = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
@@ -138,9 +139,20 @@ class Folder(Source):
             for folder, below, names in os.walk(root / name, followlinks=True):
                 below[:] = sorted(f for f in below if not f.startswith("."))
                 self._add(found, folder, names, name, named)
-        if choice.own and not found:
-            folders = [root.name]
-            self._add(found, str(root), os.listdir(root), root.name, named)
+        if choice.own:
+            beside: list[tuple[str, str, int]] = []
+            ignored = self.ignored
+            self._add(beside, str(root), os.listdir(root), root.name, named)
+            if not found:
+                found, folders = beside, [root.name]
+            else:
+                self.ignored = ignored
+                if len(beside) > len(found):
+                    raise UserError(
+                        f"DATA {root} has {len(beside):,} images beside its class folders and {len(found):,} in them: move the "
+                        "images into class folders, or the folders elsewhere"
+                    )
+                self.left_out = tuple((path, BESIDE) for path, _, _ in beside)
         if named:
             folders = sorted(set(named.values()))
         if choice.names is not None:
@@ -150,6 +162,7 @@ class Folder(Source):
             table, self.classes = {name: label for label, name in enumerate(folders)}, tuple(folders)
         self.files = [(path, table[name], size) for path, name, size in found if name in table]  # (path, label, bytes)
         self.order = shuffled(len(self.files), SHUFFLE)  # files come sorted by class; a shard has to hold many classes
+        self._identity = self._summary()
 
     def _add(self, found: list[tuple[str, str, int]], folder: str, names: list[str], name: str, named: dict[str, str]) -> None:
         for file in sorted(names):
@@ -165,6 +178,10 @@ class Folder(Source):
             found.append((place, named.get(place, name), size))
 
     def identity(self) -> Any:
+        return self._identity
+
+    def _summary(self) -> Any:
+        """Of all files as found: `_look` leaves some out later, and a source has one identity, before that and after it."""
         summary = hashlib.sha256()
         for path, label, size in self.files:
             summary.update(f"{path}\0{label}\0{size}\n".encode("utf-8", "surrogateescape"))
@@ -186,7 +203,7 @@ class Folder(Source):
                 left_out.append((path, str(error) if isinstance(error, LeftOut) else f"{type(error).__name__}: {error}"))
             else:
                 kept.append((path, label, size))
-        self.left_out = tuple(left_out)
+        self.left_out += tuple(left_out)
         labels = sorted({label for _, label, _ in kept})
         self.files = [(path, labels.index(label), size) for path, label, size in kept]
         self.classes = tuple(self.classes[label] for label in labels)
@@ -221,7 +238,7 @@ class Tars(Source):
     kind = "tars"
 
     def __init__(self, paths: list[Path], choice: Choice = Choice()) -> None:  # noqa: B008 (frozen)
-        self.paths, self.choice, self.classes = paths, choice, 0
+        self.paths, self.choice, self.classes, self.where = paths, choice, 0, _place(paths)
 
     def identity(self) -> Any:
         return [[path.name, path.stat().st_size] for path in self.paths]
@@ -278,7 +295,7 @@ class Parquet(Source):
     kind = "parquet"
 
     def __init__(self, paths: list[Path], choice: Choice = Choice()) -> None:  # noqa: B008 (frozen)
-        self.paths, self.choice, self.classes = paths, choice, 0
+        self.paths, self.choice, self.classes, self.where = paths, choice, 0, _place(paths)
 
     def identity(self) -> Any:
         return [[path.name, path.stat().st_size] for path in self.paths]
@@ -359,6 +376,11 @@ class _ParquetPart:
         return Item(f"{row:08d}", label, name, data, "" if data is not None else "holds no bytes")
 
 
+def _place(paths: list[Path]) -> str:
+    """What messages call some files: the only one, or their folder."""
+    return str(paths[0] if len(paths) == 1 else paths[0].parent)
+
+
 def source(card: Card, path: str | Path | None = None, split: str = "train") -> Source:
     """Finds out what a path holds.
 
@@ -395,7 +417,9 @@ def source(card: Card, path: str | Path | None = None, split: str = "train") -> 
             below = split_folder(root, split)
             folder = Folder(below, choice)
             if not folder.files:
-                raise UserError(f"DATA {below} holds no images: expected <class>/*.JPEG, *.tar or *.parquet")
+                files, folders = f"image files ({', '.join(ENDINGS)})", "class folders with"
+                expected = f"{files}, plain or in a folder per class" if choice.own else f"{folders} {files}"
+                raise UserError(f"DATA {below} holds no images: expected {expected}, *.tar or *.parquet")
             return folder
     if irregular := [p for p in paths if not is_file(p)]:
         raise UserError(f"DATA {listed(irregular)}: not a regular file")

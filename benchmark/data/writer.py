@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmark.data.card import CLASSES, Card
-from benchmark.data.choice import NO_COLOUR, TOO_SMALL, Choice, LeftOut
+from benchmark.data.choice import NO_COLOUR, TOO_SMALL, UNREADABLE, Choice, LeftOut
 from benchmark.data.images import DAMAGE
 from benchmark.data.index import FORMAT, read_manifest, row_type
 from benchmark.data.pool import parallel
@@ -39,15 +40,21 @@ class Written:
     folder: Path
     fingerprint: str
     count: int
-    failures: int
+    failures: int  # pictures that could not be read
     skipped: bool  # it was complete already
-    left_out: dict[str, int] = field(default_factory=dict)  # reason -> pictures that are sound and not taken, or files
+    left_out: dict[str, int] = field(default_factory=dict)  # reason -> pictures that are not taken, each in the manifest
+    others: dict[str, int] = field(default_factory=dict)  # reason -> pictures or files that are not taken, only counted
 
     def __str__(self) -> str:
         state = "already complete, skipped" if self.skipped else "written"
-        lost = {"unreadable": self.failures, **self.left_out}
-        told = ", ".join(f"{number:,} {reason}" for reason, number in lost.items() if number)
-        return f"{self.folder}: {self.count:,} images {state}{f', left out: {told} (listed in manifest.json)' if told else ''}"
+        lost, others = told(self.left_out), told(self.others)
+        lost = "; ".join([f"{lost} (listed in manifest.json)"] * bool(lost) + [others] * bool(others))
+        return f"{self.folder}: {self.count:,} images {state}{f', left out: {lost}' if lost else ''}"
+
+
+def told(counts: dict[str, int]) -> str:
+    """Reasons with their numbers, in one line, but for those without any."""
+    return ", ".join(f"{number:,} {reason}" for reason, number in counts.items() if number)
 
 
 @dataclass(frozen=True)
@@ -102,12 +109,15 @@ def write(
         UserError: the source is not what the card says or is damaged; `out` holds something else; no space is left.
     """
     if card.kind == "own":
-        tolerance = 1.0  # users' own images: use what is readable, and report what was skipped
-    with _claimed(Path(out), fingerprint(card, source, per_shard), tolerance, progress) as work:
+        tolerance = math.inf  # users' own images: use what is readable, and report what was skipped
+    choice = Choice.of(card)
+    with _claimed(Path(out), fingerprint(card, source, per_shard), tolerance, progress, choice, source.where) as work:
         if work.done:
             return work.done
         source.ready(workers)
         total = len(source)
+        if not total:
+            raise work.empty([list(entry) for entry in source.left_out])
         classes = source.classes if isinstance(source.classes, int) else len(source.classes)
         for found, said, what in ((total, card.count, "images"), (classes, card.class_count, "classes")):
             if found and said and found != said:
@@ -118,7 +128,7 @@ def write(
         names = [f"train-{number:06d}" for number in range(-(-total // per_shard))]
         bounds = [(start, min(start + per_shard, total)) for start in range(0, total, per_shard)]
         missing = work.missing(names, [stop - start for start, stop in bounds])
-        jobs = [_Job(str(work.out), names[i], source.part(*bounds[i]), classes, Choice.of(card)) for i in missing]
+        jobs = [_Job(str(work.out), names[i], source.part(*bounds[i]), classes, choice) for i in missing]
         work.collect(parallel(_write_shard, jobs, workers))
         return work.finish({
             "card": card.name, "kind": "images", "classes": classes,
@@ -128,10 +138,22 @@ def write(
 
 
 class _Work:
-    """A folder being written: which shards are there, how many samples, how many of them unreadable."""
+    """A folder being written: which shards are there, how many samples, how many of them unreadable.
 
-    def __init__(self, out: Path, key: str, tolerance: float, progress: Callable[[int, int], None] | None) -> None:
+    `choice` and `where` are those of the source, for what is said of it.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        key: str,
+        tolerance: float,
+        progress: Callable[[int, int], None] | None,
+        choice: Choice = Choice(),  # noqa: B008 (frozen)
+        where: str = "",
+    ) -> None:
         self.out, self.key, self.tolerance, self.progress = out, key, tolerance, progress
+        self.choice, self.where = choice, where
         self.failures: list[list[str]] = []
         self.names: list[str] = []
         self.count = self.total = 0
@@ -140,7 +162,7 @@ class _Work:
         if manifest is not None:
             self.failures, self.total = manifest["failures"], manifest["samples"]
             self._tolerate()
-            self.done = _written(out, key, manifest, skipped=True)
+            self.done = self._written(manifest, skipped=True)
 
     def missing(self, names: list[str], counts: list[int]) -> list[int]:
         """The numbers of the shards that have yet to be written, of all that there will be."""
@@ -174,7 +196,7 @@ class _Work:
             about_shard = {key: entry[key] for key in ("bytes", "sha256")}
             shards.append({"name": f"{name}.tar", "count": len(entry["samples"]), **about_shard})
         if not rows:
-            raise UserError(f"{self.out}: the source holds no readable image")
+            raise self.empty(failures)
         keys = [row[0].encode("utf-8", "surrogateescape") for row in rows]
         index = np.empty(len(rows), row_type(max(map(len, keys))))
         index["key"] = keys
@@ -188,7 +210,20 @@ class _Work:
             "classes": len(counts), "class_counts": counts.tolist(), "index": file_hash(self.out / "index.npy"),
         }  # fmt: skip
         write_json(self.out / "manifest.json", manifest)
-        return _written(self.out, self.key, manifest, skipped=False)
+        return self._written(manifest, skipped=False)
+
+    def empty(self, failures: list[list[str]]) -> UserError:
+        """What to raise where no picture is left."""
+        if not failures:
+            return UserError(f"{self.where or self.out} holds no images")
+        counts = told(self.choice.counts(trouble for _, trouble in failures))
+        return UserError(f"none of the {len(failures):,} images in {self.where or self.out} can be used: {counts}")
+
+    def _written(self, manifest: dict[str, Any], skipped: bool) -> Written:
+        """What a manifest says in few numbers."""
+        left_out = self.choice.counts(trouble for _, trouble in manifest["failures"])
+        others = {"of other classes": manifest.get("dropped", 0), "of other file types": manifest.get("ignored", 0)}
+        return Written(self.out, self.key, manifest["count"], left_out[UNREADABLE], skipped, left_out, others)
 
     def _tell(self) -> None:
         self._tolerate()
@@ -203,15 +238,6 @@ class _Work:
                 f"{len(unreadable)} of {self.total} images are unreadable so far, more than {self.tolerance:.2%}; "
                 f"the first: {name} ({trouble})"
             )
-
-
-def _written(out: Path, key: str, manifest: dict[str, Any], skipped: bool) -> Written:
-    """What a manifest says in few numbers."""
-    reasons = [trouble for _, trouble in manifest["failures"]]
-    left_out = {reason: sum(trouble.startswith(reason) for trouble in reasons) for reason in (TOO_SMALL, NO_COLOUR)}
-    unreadable = len(reasons) - sum(left_out.values())
-    left_out |= {"of other classes": manifest.get("dropped", 0), "that are no pictures": manifest.get("ignored", 0)}
-    return Written(out, key, manifest["count"], unreadable, skipped, left_out)
 
 
 @contextlib.contextmanager

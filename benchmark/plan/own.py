@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from benchmark import lazy, protocol
 from benchmark.data.card import load_card
 from benchmark.data.index import Index
-from benchmark.files import UserError, is_file, read_fields, shown
+from benchmark.files import UserError, is_file, listed, read_fields, shown
 from benchmark.plan.dataset import DataSet
 from benchmark.plan.place import Run
 from benchmark.protocol import Protocol
@@ -38,7 +40,7 @@ def fitted(name: str, overrides: list[str] | tuple[str, ...], run: Run, write: b
         write: whether shards are written. Without them pictures are only counted, damaged ones that look right included.
 
     Raises:
-        UserError: there are no pictures, or too few for a reference.
+        UserError: there are no pictures, or too few for a reference; or a class has none that can be used.
     """
     rules = protocol.load(name, overrides)
     if load_card(rules.data.card).kind != "own":
@@ -48,13 +50,24 @@ def fitted(name: str, overrides: list[str] | tuple[str, ...], run: Run, write: b
     folder = lazy.module("benchmark.run.train").prepared(rules, run) if write else DataSet(rules, run).images
     count, classes = counted(rules, run) if folder is None else (len(index := Index(folder)), index.classes)
     if count < 4:
-        raise UserError(f"{folder or run.data} has {count} usable images; a reference needs at least 4")
+        raise UserError(f"{run.data} has {count} usable images; a reference needs at least 4")
+    if folder is not None and (empty := without_images(index)):
+        raise UserError(
+            f"{run.data}: no image of {len(empty)} of the {classes} classes can be used ({listed(empty)}), see "
+            f"{folder}/manifest.json: add usable images of these classes, or remove the classes"
+        )
     derived = [f"core.classes={classes}"]
     for key, value in (("score.reference", rules.score.reference), ("score.nearest", rules.score.nearest),
                        ("train.batch", rules.train.batch)):  # fmt: skip
         if value > count:
             derived.append(f"{key}={count}")
     return protocol.load(name, [*derived, *overrides])
+
+
+def without_images(index: Index) -> list[str]:
+    """The classes of which no picture could be used, where that showed only when all its pixels were read."""
+    counts, names = np.bincount(index.rows["label"], minlength=index.classes), index.manifest["class_names"]
+    return [names[label] if names else str(label) for label in np.flatnonzero(counts == 0)]
 
 
 def counted(rules: Protocol, run: Run) -> tuple[int, int]:

@@ -45,6 +45,8 @@ from benchmark.plan.place import Run, check_nodes
 from benchmark.protocol import Protocol, size_hw, size_name
 from benchmark.run.callbacks import Atomic, Keeper, Watch
 
+_told: set[Path] = set()  # shards that this process has already announced
+
 
 def prepared(protocol: Protocol, run: Run, verbose: bool = True) -> Path | str:
     """The protocol's shards: those of `run.data`, or written now from what the card says."""
@@ -65,8 +67,9 @@ def prepared(protocol: Protocol, run: Run, verbose: bool = True) -> Path | str:
             stage.set(done)
 
         written = writer.prepare(data.card, data.source, run.out / "data", workers=workers, progress=report)
-    if verbose:
+    if verbose and not (written.skipped and written.folder in _told):  # every stage of a run asks for them
         progress.say(str(written))
+        _told.add(written.folder)
     return written.folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -15,7 +16,7 @@ from PIL import Image
 from benchmark.data.card import Card, load_card
 from benchmark.data.index import Index
 from benchmark.data.sources import source
-from benchmark.data.writer import prepare
+from benchmark.data.writer import fingerprint, prepare
 from benchmark.files import UserError, read_json
 
 PART = Card("part", "folder", classes=("n02", "n03"), others="dropped", labels=4)
@@ -57,7 +58,7 @@ def test_the_archive_gives_the_named_classes_of_either_split(tmp_path):
     root = archive(tmp_path / "tiny")
     done = prepare(PART, root, tmp_path / "out")
     assert labels(done.folder) == {f"n0{c}/images/n0{c}_{i}": c - 2 for c in (2, 3) for i in range(3)}
-    assert "left out: 6 of other classes, 4 that are no pictures" in str(done)
+    assert str(done).endswith("6 images written, left out: 6 of other classes, 4 of other file types"), "of which it has no list"
     assert str(prepare(PART, root, tmp_path / "out")) == str(done).replace("written", "already complete, skipped")
     held_out = prepare(PART, source(PART, root, "val"), tmp_path / "val")
     assert labels(held_out.folder) == {"images/val_0": 1, "images/val_2": 0, "images/val_3": 1}
@@ -101,7 +102,88 @@ def test_a_bad_folder_of_ones_own(tmp_path):
     done = prepare(OWN, root, tmp_path / "out")
     assert labels(done.folder) == {"b/good": 0, "b/cmyk": 0, "c/good": 1}
     assert read_json(done.folder / "manifest.json")["class_names"] == ["b", "c"], "a class without a usable picture is no class"
-    assert "left out: 2 unreadable, 1 too small, 1 grey, 1 that are no pictures" in str(done)
+    assert str(done).endswith(
+        "left out: 2 unreadable, 1 with a side below 64 pixels, 1 grey (listed in manifest.json); 1 of other file types"
+    )
+    names = [name for name, _ in read_json(done.folder / "manifest.json")["failures"]]
+    assert sorted(names) == ["a/grey.jpg", "b/cut.jpg", "b/small.jpg", "b/text.jpg"]
+
+
+def test_more_images_without_use_than_with(tmp_path):
+    """Of one's own that is no error, when they are written and when they are found there."""
+    texts = {f"a/{number}.jpg": b"<html>404</html>" for number in range(3)}
+    root = put(tmp_path / "in", {"a/good.jpg": jpeg(1), **texts})
+    done = prepare(OWN, root, tmp_path / "out")
+    assert "left out: 3 unreadable (listed in manifest.json)" in str(done)
+    assert str(prepare(OWN, root, tmp_path / "out")) == str(done).replace("written", "already complete, skipped")
+
+
+def test_the_identity_of_a_folder_is_that_of_its_files(tmp_path):
+    """Whether or not it has been read already; of a folder that is used in full it is what it always was."""
+    root = put(tmp_path / "in", {"a/1.jpg": jpeg(1), "b/2.jpg": jpeg(2)})
+    sound = source(OWN, root)
+    before = sound.identity()
+    summary = hashlib.sha256()
+    for label, path in enumerate(("a/1.jpg", "b/2.jpg")):
+        summary.update(f"{path}\0{label}\0{(root / path).stat().st_size}\n".encode())
+    assert before == [2, summary.hexdigest(), ["a", "b"]]
+    sound.ready()
+    assert sound.identity() == before
+    put(root, {"a/small.jpg": jpeg(3, 20, 20), "c/grey.jpg": jpeg(4, mode="L")})
+    found = source(OWN, root)
+    before = found.identity()
+    assert before != sound.identity()
+    done = prepare(OWN, found, tmp_path / "out")
+    assert found.identity() == before
+    assert done.fingerprint == fingerprint(OWN, source(OWN, root)) == fingerprint(OWN, found)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_more_than_eight_bits_are_left_out_beforehand(mode, tmp_path):
+    """Of any card: whether colour is asked for or not."""
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    Image.new(mode, (80, 70)).save(tmp_path / "in" / "deep" / "1.tif")
+    put(tmp_path / "in", {"a/good.jpg": jpeg(1)})
+    for card, reason in ((OWN, f"grey: mode {mode}"), (Card("mine", "own"), f"more than 8 bits a channel: mode {mode}")):
+        done = prepare(card, tmp_path / "in", tmp_path / "out")
+        about = read_json(done.folder / "manifest.json")
+        assert (about["failures"], about["class_names"]) == ([["deep/1.tif", reason]], ["a"])
+        assert f"left out: 1 {reason.partition(':')[0].replace('more', 'with more')} (listed" in str(done)
+
+
+def test_images_beside_class_folders_are_named(tmp_path):
+    classes = {f"{name}/{number}.jpg": jpeg(number) for name in "ab" for number in range(2)}
+    root = put(tmp_path / "in", {**classes, "x.jpg": jpeg(8), "y.JPG": jpeg(9), ".hidden.jpg": jpeg(9), "list.txt": b"-"})
+    done = prepare(OWN, root, tmp_path / "out")
+    assert str(done).endswith("4 images written, left out: 2 beside the class folders (listed in manifest.json)")
+    failures = [[name, "beside the class folders"] for name in ("x.jpg", "y.JPG")]
+    assert read_json(done.folder / "manifest.json")["failures"] == failures
+    put(root, {f"more-{number}.jpg": jpeg(number) for number in range(3)})
+    with pytest.raises(UserError, match="in has 5 images beside its class folders and 4 in them: move"):
+        source(OWN, root)
+    assert len(source(Card("folder", "folder"), root)) == 4, "ImageNet's layout takes class folders alone"
+
+
+def test_nothing_usable_is_told_with_its_reasons(tmp_path):
+    root = put(tmp_path / "in", {f"a/{number}.jpg": jpeg(number, 20, 90) for number in range(3)} | {"b/g.jpg": jpeg(7, mode="L")})
+    with pytest.raises(UserError) as error:
+        prepare(OWN, root, tmp_path / "out")
+    assert str(error.value) == f"none of the 4 images in {root} can be used: 3 with a side below 64 pixels, 1 grey"
+    parquet = tmp_path / "table"
+    parquet.mkdir()
+    pq.write_table(pa.table({"image": [jpeg(1, 20, 20), jpeg(2)[:300]]}), parquet / "a.parquet")
+    with pytest.raises(UserError) as error:
+        prepare(OWN, parquet, tmp_path / "out")
+    told = "can be used: 1 unreadable, 1 with a side below 64 pixels"
+    assert str(error.value) == f"none of the 2 images in {parquet}/a.parquet {told}"
+
+
+def test_a_folder_without_images_is_told_what_is_taken(tmp_path):
+    root = put(tmp_path / "in", {"photo.heic": b"-"})
+    with pytest.raises(UserError, match=r"in holds no images: expected image files \(\.jpg, .*\.pgm\), plain or in a folder"):
+        source(OWN, root)
+    with pytest.raises(UserError, match=r"in holds no images: expected class folders with image files \(\.jpg, "):
+        source(Card("folder", "folder"), root)
 
 
 def test_other_layouts_of_ones_own(tmp_path):
@@ -114,7 +196,7 @@ def test_other_layouts_of_ones_own(tmp_path):
     pq.write_table(pa.table({"image": [jpeg(1), jpeg(2, 20, 20), jpeg(3)]}), unlabelled / "a.parquet")
     done = prepare(OWN, unlabelled, tmp_path / "out")
     assert labels(done.folder) == {"00000000": 0, "00000002": 0}
-    assert "1 too small" in str(done)
+    assert "1 with a side below 64 pixels" in str(done)
     named = tmp_path / "named"
     named.mkdir()
     pq.write_table(pa.table({"image": [jpeg(1), jpeg(2)], "label": ["dog", "cat"]}), named / "a.parquet")

@@ -98,7 +98,7 @@ def test_latents_decode_to_the_pictures_of_the_library(small, autoencoder):
 
 def test_trains_on_latents_whether_stored_or_not(small, autoencoder, tmp_path):
     run = Run(tmp_path / "runs", devices="1")
-    with pytest.raises(UserError, match=r"no latents of .* at 32x32: `make latents`"):
+    with pytest.raises(UserError, match=r"no latents of .* at 32x32: run `make latents`"):
         train.train(Training(small, "extrapolation", "32x32", 0), run)
     encode(small, run, autoencoder)
     encode(small, run, autoencoder, (16, 16))
@@ -137,9 +137,9 @@ def test_data_of_the_wrong_kind(small, autoencoder, tmp_path, monkeypatch):
     assert train.open_data(Training(small, "nope", "32x32", 0), given).index.folder == latents
     with pytest.raises(UserError, match=r"rpe2d augments images before they are encoded.*give the images as DATA"):
         train.open_data(Training(small, "rpe2d", "32x32", 0), given)
-    with pytest.raises(UserError, match="holds latents of 32x32 pictures, latents trains at 64x64"):
+    with pytest.raises(UserError, match="holds latents of 32x32 images, but latents trains at 64x64"):
         train.open_data(Training(small, "nope", "64x64", 0), given)
-    with pytest.raises(UserError, match="holds latents, smoke trains on pixels"):
+    with pytest.raises(UserError, match="holds latents, but smoke trains on pixels"):
         train.open_data(Training(protocol.load("smoke"), "nope", "16x16", 0), given)
     fewer = dataclasses.replace(small, core=dataclasses.replace(small.core, classes=4))
     with pytest.raises(UserError, match="has 8 classes, but the protocol's core has 4"):

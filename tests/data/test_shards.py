@@ -321,9 +321,9 @@ def test_source_must_be_what_the_card_says(tmp_path: Path) -> None:
     root = tree(tmp_path / "in")
     with pytest.raises(UserError, match="needs DATA"):
         source(FOLDER)
-    with pytest.raises(UserError, match="rendered here"):
+    with pytest.raises(UserError, match="are rendered: DATA must be empty"):
         source(DRAWN, root)
-    for card, message in ((Card("c", "folder", count=22), "21 pictures"), (Card("c", "folder", classes=1000), "3 classes")):
+    for card, message in ((Card("c", "folder", count=22), "21 images"), (Card("c", "folder", classes=1000), "3 classes")):
         with pytest.raises(UserError, match=message):
             write(card, source(card, root), tmp_path / "out")
 

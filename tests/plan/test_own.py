@@ -7,9 +7,15 @@ import pytest
 from PIL import Image
 
 from benchmark import protocol
+from benchmark.data.index import Index
 from benchmark.files import UserError
+from benchmark.plan import stages
 from benchmark.plan.own import default_protocol, fitted
 from benchmark.plan.place import Run
+
+TINY = ["core.width=32", "core.depth=1", "core.heads=2", "train.steps=2", "train.warmup=1", "train.precision=float32",
+        "sample.count=4", "sample.batch=4", "sample.steps=2", "sample.precision=float32", "score.detector=shapes",
+        "score.splits=0"]  # fmt: skip
 
 
 def pictures(root, classes: int = 3, each: int = 4):
@@ -34,6 +40,76 @@ def test_what_the_pictures_decide(tmp_path):
     (shards,) = (tmp_path / "runs/data").glob("own-*")
     assert default_protocol(str(shards)) == "folder"
     assert fitted("folder", [], Run(tmp_path / "runs", str(shards))).core.classes == 3
+
+
+def save(path, height: int, width: int, mode: str = "RGB"):
+    path.parent.mkdir(exist_ok=True, parents=True)
+    Image.new(mode, (width, height)).save(path)
+
+
+def test_a_run_with_images_left_out_finds_its_own_shards_and_training(tmp_path, capsys):
+    """The identity of a folder is that of all its files: each stage, and each process, takes it at another moment."""
+    root = pictures(tmp_path / "mine")
+    save(root / "0" / "small.png", 20, 90)
+    save(root / "none" / "grey.png", 70, 90, "L")
+    (root / "empty").mkdir()
+    run = Run(tmp_path / "runs", str(root), "1", 1)
+    planned = fitted("folder", TINY, run, write=False)
+    rules = fitted("folder", TINY, run)
+    assert planned.hash == rules.hash
+    assert fitted("folder", TINY, run, write=False).hash == rules.hash, "with shards"
+    found = stages.graph(rules, ["extrapolation"], 0, run)
+    shards, train, sample = (next(stage for stage in found if stage.kind == kind) for kind in ("shards", "train", "sample"))
+    assert shards.is_complete()
+    shards.run()
+    train.run()
+    sample.run()
+    assert train.is_complete()
+    assert sample.is_complete()
+    assert len(list((tmp_path / "runs/data").iterdir())) == 1
+    said = [line for line in capsys.readouterr().out.splitlines() if "12 images" in line and "left out" in line]
+    assert len(said) == 1, "the shards are announced once"
+    assert "written, left out: 1 with a side below 64 pixels, 1 grey (listed in manifest.json)" in said[0]
+    assert stages.graph(rules, ["extrapolation"], 0, run)[0].is_complete()
+
+
+def test_shards_that_were_there_are_announced_once(tmp_path, capsys):
+    root, out = pictures(tmp_path / "mine"), tmp_path / "runs"
+    fitted("folder", TINY, Run(out, str(root), "1", 1))
+    (out / "data").rename(tmp_path / "earlier")
+    (tmp_path / "again").mkdir()
+    (tmp_path / "earlier").rename(tmp_path / "again" / "data")  # as by an earlier process
+    capsys.readouterr()
+    run = Run(tmp_path / "again", str(root), "1", 1)
+    rules = fitted("folder", TINY, run)
+    found = stages.graph(rules, ["extrapolation"], 0, run)
+    for stage in found:
+        if stage.kind in ("shards", "train"):
+            stage.run()
+    assert capsys.readouterr().out.count("images already complete, skipped") == 1
+
+
+def test_a_class_without_a_usable_image_is_an_error(tmp_path):
+    """Where only its pixels tell: a class without images would take its share of balanced samples."""
+    root = pictures(tmp_path / "mine")
+    whole = (root / "0" / "0.png").read_bytes()
+    (root / "cut").mkdir()
+    (root / "cut" / "0.png").write_bytes(whole[: len(whole) // 2])
+    for _ in "written", "there":
+        with pytest.raises(UserError, match=r"no image of 1 of the 4 classes can be used \(cut\).*remove") as error:
+            fitted("folder", [], Run(tmp_path / "runs", str(root)))
+        assert str(error.value).startswith(str(root))
+    (root / "cut" / "0.png").unlink()
+    assert fitted("folder", [], Run(tmp_path / "runs", str(root))).core.classes == 3
+
+
+def test_a_class_of_images_with_16_bits_is_no_class(tmp_path):
+    root = pictures(tmp_path / "mine")
+    (root / "deep").mkdir()
+    Image.fromarray(np.zeros((70, 90), np.uint16)).save(root / "deep" / "0.png")
+    assert fitted("folder", [], Run(tmp_path / "runs", str(root))).core.classes == 3
+    (shards,) = (tmp_path / "runs/data").iterdir()
+    assert Index(shards).manifest["failures"] == [["deep/0.png", "grey: mode I;16"]]
 
 
 def test_other_protocols_stay_as_they_are(tmp_path):
