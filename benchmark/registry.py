@@ -10,6 +10,7 @@ import functools
 import importlib
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,15 +45,22 @@ def load(name: str) -> type[Method]:
     """The class of a method: the one subclass of Method that its file defines and no other class there derives from.
 
     Raises:
-        UserError: no such file, or not exactly one such class in it.
+        UserError: no such file, not exactly one such class in it, or one that trains otherwise than the file says.
     """
-    module = importlib.import_module(f"methods.{check(name)}")
+    trained_name(name)  # what is wrong with the file as it is read
+    module = importlib.import_module(f"methods.{name}")
     own = [value for value in vars(module).values()
            if isinstance(value, type) and value.__module__ == module.__name__ and _is_method(value)]  # fmt: skip
     leaves = [cls for cls in own if not any(other is not cls and issubclass(other, cls) for other in own)]
     if len(leaves) != 1:
         raise UserError(f"methods/{name}.py must define exactly one Method, it defines {len(leaves)}")
-    return leaves[0]
+    found: type[Method] = leaves[0]
+    if (found.trains_as or None) != (read := attribute(name, "trains_as") or None):
+        raise UserError(
+            f"methods/{name}.py: trains_as is {found.trains_as!r} when it is imported and {read!r} when it is read: "
+            "write it as a literal in the body of the class"
+        )
+    return found
 
 
 def _is_method(cls: type) -> bool:
@@ -61,13 +69,39 @@ def _is_method(cls: type) -> bool:
 
 
 def trained_name(name: str) -> str:
-    """The method whose checkpoint `name` uses. Read without importing torch."""
-    return attribute(name, "trains_as") or name
+    """The method whose checkpoint `name` uses. Read without importing torch.
+
+    Raises:
+        UserError: there is no such method, or it has no checkpoint of its own.
+    """
+    base = attribute(name, "trains_as")
+    if not base:
+        return name
+    where = f"methods/{name}.py: trains_as"
+    if base == name:
+        raise UserError(f"{where} is '{base}', the method itself; leave it out where a method trains its own checkpoint")
+    if base not in names():
+        raise UserError(f"{where}: {unknown('method', base, names())}")
+    if other := attribute(base, "trains_as"):
+        raise UserError(f"{where} is '{base}', which is training-free itself; name the method that both use: '{other}'")
+    return base
 
 
 def shared() -> str:
     """The method whose checkpoint most others use. Read without importing torch."""
-    return Counter(filter(None, (attribute(name, "trains_as") for name in names()))).most_common(1)[0][0]
+    found: Counter[str] = Counter()
+    for name in names():
+        try:
+            found[trained_name(name)] += 1
+        except UserError as error:
+            _warn(str(error))
+    return found.most_common(1)[0][0]
+
+
+@functools.cache
+def _warn(message: str) -> None:
+    """Reports, once, a file of methods/ that is left aside because the command is about other methods."""
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def augments(name: str, options: Mapping[str, Any]) -> bool:
@@ -80,23 +114,39 @@ def augments(name: str, options: Mapping[str, Any]) -> bool:
 
 
 def attribute(name: str, attribute: str) -> Any:
-    """A class attribute of a method as it stands in its file, or in that of the method it derives from; None for neither."""
-    for cls in _classes(name):
-        for item in cls.body:
+    """A class attribute of a method as it stands in its file, or in that of the method it derives from; None for neither.
+
+    Raises:
+        UserError: the file cannot be read, holds no single Method, or has anything but a literal there.
+    """
+    return _value(_classes(name), attribute)
+
+
+NUMBERS = ("year", "revision")  # class attributes that are integers; the others are strings
+
+
+def _value(classes: list[Class], attribute: str) -> Any:
+    """What the first class that assigns an attribute assigns last; None where none does."""
+    kind, words = (int, "an integer") if attribute in NUMBERS else (str, "a string")
+    for file, cls in classes:
+        for item in reversed(cls.body):
             if isinstance(item, ast.Assign | ast.AnnAssign) and item.value is not None:
                 for target in item.targets if isinstance(item, ast.Assign) else [item.target]:
                     names = target.elts if isinstance(target, ast.Tuple) else [target]  # title, kind = "...", "..."
+                    given = item.value.elts if names != [target] and isinstance(item.value, ast.Tuple) else [item.value]
                     for place, known in enumerate(names):
                         if isinstance(known, ast.Name) and known.id == attribute:
-                            value = ast.literal_eval(item.value)
-                            return value[place] if isinstance(target, ast.Tuple) else value
+                            value = given[place] if len(given) == len(names) else item.value
+                            if not isinstance(value, ast.Constant) or not isinstance(value.value, kind | None):
+                                raise UserError(f"methods/{file}.py: {attribute} must be {words} literal")
+                            return value.value
     return None
 
 
 def _options(name: str) -> dict[str, Any]:
     """The defaults of a method's options, as far as they are written as literals."""
     found: dict[str, Any] = {}
-    for cls in reversed(_classes(name)):
+    for _, cls in reversed(_classes(name)):
         for inner in cls.body:
             if isinstance(inner, ast.ClassDef) and inner.name == "Options":
                 for item in inner.body:
@@ -105,24 +155,48 @@ def _options(name: str) -> dict[str, Any]:
     return found
 
 
-def _classes(name: str) -> list[ast.ClassDef]:
-    """A method's class and those of methods/ that it derives from, the method's own first."""
-    tree = _tree(*_state(check(name)))
-    elsewhere = {
-        alias.asname or alias.name: (node.module or "").split(".")[1]
-        for node in tree.body
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("methods.")
-        for alias in node.names
-    }
-    here = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    base = {node.name: node.bases[0].id if node.bases and isinstance(node.bases[0], ast.Name) else "" for node in here.values()}
-    own = [known for known in here if base[known] in {"Method", *elsewhere, *here} and known not in base.values()]
-    found: list[ast.ClassDef] = []
-    current = own[-1] if own else ""
-    while current in here:
-        found.append(here[current])
-        current = base[current]
-    return found + (_classes(elsewhere[current]) if current in elsewhere else [])
+Class = tuple[str, ast.ClassDef]  # the name of a file in methods/, and a class in it
+
+
+def _classes(name: str) -> list[Class]:
+    """A method's class and those of methods/ that it derives from, the method's own first.
+
+    Raises:
+        UserError: not exactly one class of the file is a Method that no other class there derives from.
+    """
+    found = _leaves(check(name))
+    if not found:
+        raise UserError(
+            f"methods/{name}.py defines no Method: its class must name its base as imported by "
+            "`from benchmark.model.method import Method` or `from methods.NAME import Class`"
+        )
+    if len(found) > 1:
+        raise UserError(f"methods/{name}.py must define exactly one Method, it defines {len(found)}")
+    return found[0]
+
+
+def _leaves(name: str) -> list[list[Class]]:
+    """As `_classes`, for each class of a file that is a Method and that no other class there derives from."""
+    own = [classes for classes in _methods_in(name).values() if classes and classes[0][0] == name]
+    bases = [cls for classes in own for _, cls in classes[1:]]
+    return [classes for classes in own if classes[0][1] not in bases]
+
+
+def _methods_in(name: str, above: tuple[str, ...] = ()) -> dict[str, list[Class]]:
+    """The names that stand for Methods at the end of a file, each with that class and those it derives from, as in `_classes`."""
+    known: dict[str, list[Class]] = {"Method": []}
+    others = {other: _methods_in(other, (*above, name)) for other in _imports(*_state(name)) if other not in (*above, name)}
+    for node in _tree(*_state(name)).body:
+        if isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            theirs = {"Method": []} if module == "benchmark.model.method" else others.get(module.removeprefix("methods."), {})
+            known |= {alias.asname or alias.name: theirs[alias.name] for alias in node.names if alias.name in theirs}
+        elif isinstance(node, ast.ClassDef):
+            bases = [known[base.id] for base in node.bases if isinstance(base, ast.Name) and base.id in known]
+            known.pop(node.name, None)
+            if bases:
+                known[node.name] = [(name, node), *(cls for base in bases for cls in base)]
+    return known
 
 
 # What was read of a file is kept while the file stays the same: a table of 2,000 records asks for the same ones over and over.
@@ -132,21 +206,55 @@ State = tuple[str, int, int]
 def _state(name: str) -> State:
     """Shows whether a method's file has changed since it was read: path, size, time."""
     path = f"{FOLDER}/{name}.py"
-    state = os.stat(path)
+    try:
+        state = os.stat(path)
+    except FileNotFoundError:
+        raise UserError(f"there is no methods/{name}.py") from None
     return path, state.st_size, state.st_mtime_ns
 
 
 @functools.cache
 def _tree(path: str, size: int, changed: int) -> ast.Module:
-    return ast.parse(Path(path).read_text(encoding="utf-8"))
+    """The syntax tree of a file.
+
+    Raises:
+        UserError: it is no Python; the message gives file and line.
+    """
+    where = f"methods/{Path(path).name}"
+    try:
+        tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+        compile(tree, path, "exec")  # which finds what the grammar allows, such as `return` outside a function
+    except SyntaxError as error:
+        raise UserError(f"{where}{f', line {error.lineno}' if error.lineno else ''}: {error.msg}") from None
+    except ValueError as error:  # not UTF-8, or with a NUL
+        raise UserError(f"{where} is not Python source: {error}") from None
+    return tree
 
 
 @functools.cache
 def _imports(path: str, size: int, changed: int) -> list[str]:
-    """The files of methods/ that a file imports, functions' imports included."""
-    nodes = ast.walk(_tree(path, size, changed))
-    modules = (node.module or "" for node in nodes if isinstance(node, ast.ImportFrom))
-    return [module.split(".")[1] for module in modules if module.startswith("methods.")]
+    """The files of methods/ that a file imports, functions' imports included.
+
+    Raises:
+        UserError: it imports one that is not there, or in a form that is not followed here and in keys.
+    """
+    found = []
+    for node in ast.walk(_tree(path, size, changed)):
+        if not isinstance(node, ast.Import | ast.ImportFrom):
+            continue
+        modules = [alias.name for alias in node.names]
+        if isinstance(node, ast.ImportFrom):
+            modules = [f"{'.' * node.level}{node.module or ''}"]
+            if modules[0].startswith("methods."):
+                found.append(modules.pop().split(".")[1])
+                if not Path(path).with_name(f"{found[-1]}.py").is_file():
+                    raise UserError(f"methods/{Path(path).name}, line {node.lineno}: there is no methods/{found[-1]}.py")
+        if any(module.split(".")[0] in ("methods", "") for module in modules):
+            raise UserError(
+                f"methods/{Path(path).name}, line {node.lineno}: write `from methods.NAME import Class` instead of "
+                f"`{ast.unparse(node)}`, which is not followed when the file is read"
+            )
+    return found
 
 
 def build(name: str, protocol: Protocol, train: str, seed: int) -> Method:
@@ -172,15 +280,24 @@ def _built_on(name: str) -> list[str]:
 
 
 def revisions(name: str) -> dict[str, int]:
-    """{method: its declared revision} for a method and those of methods/ that it builds on. Read without importing torch."""
-    found = _built_on(name)
-    return dict(zip(found, _revisions(tuple(found), tuple(map(_state, found))), strict=True))
+    """{method: its declared revision} for a method and those of methods/ that it builds on. Read without importing torch.
+
+    Of a file that cannot be read it is 0, which no record has: tables of other methods do not wait until it is mended.
+    """
+    check(name)
+    try:
+        found = _built_on(name)
+        return dict(zip(found, _revisions(tuple(found), tuple(map(_state, found))), strict=True))
+    except UserError as error:
+        _warn(str(error))
+        return {name: 0}
 
 
 @functools.cache
 def _revisions(names: tuple[str, ...], states: tuple[State, ...]) -> list[int]:
-    """The declared revisions of methods, in files whose state is known."""
-    return [attribute(name, "revision") or 1 for name in names]
+    """The declared revisions of methods, in files whose state is known; 1 for a file of helpers."""
+    leaves = map(_leaves, names)
+    return [(_value(found[0], "revision") if len(found) == 1 else None) or 1 for found in leaves]
 
 
 @dataclass(frozen=True)
@@ -190,20 +307,29 @@ class About:
     title: str
     paper: str  # an address, or ""
     year: int | None
-    kind: str  # "trained" or "training-free", or what the class says
+    kind: str  # "trained" or "training-free"; BROKEN of a file that cannot be read
     trains_as: str
 
 
+BROKEN = "broken"
+
+
 def about(name: str) -> About:
-    """What a method's file says of itself. Read without importing torch."""
-    paper = str(attribute(name, "paper") or "")
+    """What a method's file says of itself. Read without importing torch; one that cannot be read is BROKEN, with a warning."""
+    check(name)
+    try:
+        title, paper, year = (attribute(name, key) for key in ("title", "paper", "year"))
+        trains_as = trained_name(name)
+    except UserError as error:
+        _warn(str(error))
+        return About(name, "", None, BROKEN, name)
+    paper = paper or ""
     number = re.search(r"\d{4}\.\d{4,5}(v\d+)?", paper)
     if not paper.startswith("https://"):
         paper = f"https://arxiv.org/abs/{number[0]}" if number else ""
-    year = attribute(name, "year") or (2000 + int(number[0][:2]) if number else None)
-    trains_as = trained_name(name)
+    year = year or (2000 + int(number[0][:2]) if number else None)
     kind = "trained" if trains_as == name else "training-free"
-    return About(str(attribute(name, "title") or name), paper, year, kind, trains_as)
+    return About(title or name, paper, year, kind, trains_as)
 
 
 # --- Detectors -------------------------------------------------------------------------------------------------------

@@ -15,9 +15,10 @@ import math
 import torch
 from torch import Tensor
 
+from benchmark.files import UserError, shown
 from benchmark.model.draws import Draws
 from benchmark.model.encoding import Encoding, frequencies, rotary
-from benchmark.model.method import Method
+from benchmark.model.method import Method, is_finite
 
 
 class Extrapolation(Method):
@@ -67,7 +68,26 @@ class Extrapolation(Method):
         return 1.0
 
     def encode(self, grid_hw: tuple[int, int], *, time: float | None = None, draws: Draws | None = None) -> Encoding:
-        thetas = [self.theta(trained, tested, time) for trained, tested in zip(self.train_grid, grid_hw, strict=True)]
+        thetas = [
+            self._checked(self.theta(trained, tested, time), trained, tested, draws is None)
+            for trained, tested in zip(self.train_grid, grid_hw, strict=True)
+        ]
         stretch = max(1.0, *(tested / trained for trained, tested in zip(self.train_grid, grid_hw, strict=True)))
         scale = 1.0 if self.scaled_by_protocol else self.temperature(stretch)
         return Encoding(rotary=rotary(*(torch.arange(n, device=self.device) for n in grid_hw), *thetas, scale))
+
+    def _checked(self, theta: Tensor, trained: int, tested: int, sampling: bool) -> Tensor:
+        """What `theta` returned, if it has the right shape and is finite (in sampling: training would wait for a GPU)."""
+        wanted = (self.axis_width // 2,)
+        if not isinstance(theta, Tensor):
+            problem = shown(theta)
+        elif theta.shape != wanted:
+            problem = f"one of shape {list(theta.shape)}"
+        elif sampling and not is_finite(theta):
+            problem = "one with NaN or infinity"
+        else:
+            return theta
+        raise UserError(
+            f"{self.file}: theta must return a finite tensor of shape [d/2] = {list(wanted)}, not {problem} "
+            f"(an axis of {trained} tokens in training, {tested} now)"
+        )

@@ -88,8 +88,90 @@ def test_a_file_is_read_once_until_it_changes(folder: Path, monkeypatch: pytest.
     (folder / "base.py").write_text("from methods.other import Other\n\n\nclass Base(Other):\n    title = 'y'\n")
     assert registry.revisions("child") == {"base": 7, "child": 7, "other": 7}
     (folder / "base.py").unlink()
-    with pytest.raises(FileNotFoundError):
-        registry.revisions("child")
+    with pytest.raises(UserError, match=r"^there is no methods/base\.py$"):
+        registry.sources("child")
+
+
+METHOD = "from benchmark.model.method import Method\n\n\n"
+GOOD = f"{METHOD}class Good(Method):\n    title = 'Good'\n"
+OTHER = "from methods.good import Good\n\n\nclass Other(Good):\n    title = 'Other'\n    trains_as = 'good'\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"{METHOD}x = 1\n\n\ndef f()\n    pass\n", "methods/bad.py, line 7: expected ':'"),
+        ("return 1\n", "methods/bad.py, line 1: 'return' outside function"),
+        ("\0", "methods/bad.py"),
+        ('"""A docstring alone."""\n', "methods/bad.py defines no Method: its class must name its base as imported by "
+         "`from benchmark.model.method import Method` or `from methods.NAME import Class`"),
+        ("class Bad(Absent):\n    pass\n", "methods/bad.py defines no Method"),
+        ("import methods.good as g\n\n\nclass Bad(g.Good):\n    trains_as = 'good'\n",
+         "methods/bad.py, line 1: write `from methods.NAME import Class` instead of `import methods.good as g`"),
+        ("from methods import good\n\n\nclass Bad(good.Good):\n    pass\n",
+         "methods/bad.py, line 1: write `from methods.NAME import Class` instead of `from methods import good`"),
+        ("from .good import Good\n\n\nclass Bad(Good):\n    pass\n", "instead of `from .good import Good`"),
+        ("from benchmark.model import method\n\n\nclass Bad(method.Method):\n    pass\n", "methods/bad.py defines no Method"),
+        ("from methods.absent import Absent\n\n\nclass Bad(Absent):\n    pass\n",
+         "methods/bad.py, line 1: there is no methods/absent.py"),
+        (f"{METHOD}class One(Method):\n    pass\n\n\nclass Two(Method):\n    pass\n",
+         "methods/bad.py must define exactly one Method, it defines 2"),
+        (f"BASE = 'good'\n{OTHER}    trains_as = BASE\n", "methods/bad.py: trains_as must be a string literal"),
+        (f"{OTHER}    note, trains_as = NAMES\n", "methods/bad.py: trains_as must be a string literal"),
+        (f"{OTHER}    trains_as = 3\n", "methods/bad.py: trains_as must be a string literal"),
+        (f"{OTHER}    trains_as = 'god'\n", "methods/bad.py: trains_as: unknown method 'god'; did you mean 'good'?"),
+        (f"{OTHER}    trains_as = 'other'\n",
+         "methods/bad.py: trains_as is 'other', which is training-free itself; name the method that both use: 'good'"),
+        (f"{OTHER}    trains_as = 'bad'\n", "methods/bad.py: trains_as is 'bad', the method itself; leave it out"),
+        (f"{OTHER}    year = str(2024)\n", "methods/bad.py: year must be an integer literal"),
+    ],
+)  # fmt: skip
+def test_a_broken_file_is_named_and_leaves_the_others_alone(
+    text: str, said: str, folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for name, content in (("good", GOOD), ("other", OTHER), ("bad", text)):
+        (folder / f"{name}.py").write_text(content)
+    if "year" not in said:
+        for refused in (registry.trained_name, registry.load):
+            with pytest.raises(UserError) as error:
+                refused("bad")
+            assert said in str(error.value)
+            assert "\n" not in str(error.value)
+    registry._warn.cache_clear()
+    assert registry.about("bad") == registry.About("bad", "", None, registry.BROKEN, "bad")
+    assert registry.shared() == "good"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: ")
+    assert said in line
+    assert registry.about("other") == registry.About("Other", "", None, "training-free", "good")
+    assert registry.revisions("other") == {"good": 1, "other": 1}
+
+
+def test_records_of_a_broken_file_are_stale(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    (folder / "good.py").write_text("class\n")
+    (folder / "other.py").write_text(OTHER)
+    registry._warn.cache_clear()
+    assert registry.revisions("other") == {"other": 0}
+    assert capsys.readouterr().err == "warning: methods/good.py, line 1: invalid syntax\n"
+
+
+def test_a_class_is_found_through_what_the_file_imports(folder: Path) -> None:
+    (folder / "good.py").write_text(f"{GOOD}\n\nclass Slot(Module):\n    title = 'no method'\n")
+    (folder / "_helpers.py").write_text(f"{METHOD}class Shared(Method):\n    year = 2020\n")
+    (folder / "other.py").write_text(
+        "from methods._helpers import Shared as Base\nfrom methods.good import Good, Slot\n\n\n"
+        "class Mine(Slot):\n    title = 'no method'\n\n\nclass Good(Mixin, Good, Base):\n    trains_as = 'good'\n"
+    )
+    assert registry.about("other") == registry.About("Good", "", 2020, "training-free", "good")
+    assert registry.revisions("other") == {"_helpers": 1, "good": 1, "other": 1}
+    assert registry.names() == ["good", "other"]
+
+
+def test_a_class_trains_as_its_file_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    cls = registry.load("yarn")
+    monkeypatch.setattr(cls, "trains_as", None)
+    with pytest.raises(UserError, match=r"methods/yarn\.py: trains_as is None when it is imported and 'extrapolation' when"):
+        registry.load("yarn")
 
 
 def test_what_is_no_method_is_not_listed(folder: Path) -> None:

@@ -6,6 +6,7 @@ A file in methods/ holds one or a few such classes; the contract every one of th
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -138,6 +139,11 @@ class Method(LightningModule):
         return self.augmentation_of(self.options)
 
     @property
+    def file(self) -> str:
+        """The method's file, for messages."""
+        return f"methods/{type(self).__module__.rpartition('.')[2]}.py"
+
+    @property
     def head_width(self) -> int:
         """K, the channels of one attention head; a rotary axis turns half of them."""
         return self.protocol.core.width // self.protocol.core.heads
@@ -150,14 +156,40 @@ class Method(LightningModule):
     def encoding(self, grid_hw: tuple[int, int], time: float | None = None) -> Encoding:
         """`encode` for sampling, made once a grid (and noise level), with the protocol's attention scale."""
         key = (grid_hw, time if self.timed else None, self.device)
-        if self.learns_positions or key not in self._encodings:
+        new = key not in self._encodings
+        if self.learns_positions or new:
             if self.timed or self.learns_positions:
                 self._encodings.clear()
             encoding = self.encode(grid_hw, time=time if self.timed else None)
             tokens, trained = (h * w for h, w in (grid_hw, self.train_grid))
             scale = attention_scale(self.protocol.switches.attention_scale, tokens, trained)
-            self._encodings[key] = dataclasses.replace(encoding, logit_scale=encoding.logit_scale * scale)
+            encoding = dataclasses.replace(encoding, logit_scale=encoding.logit_scale * scale)
+            if new:
+                self.check_finite(encoding, grid_hw)
+            self._encodings[key] = encoding
         return self._encodings[key]
+
+    def check_finite(self, encoding: Encoding, grid_hw: tuple[int, int]) -> None:
+        """Checks an encoding, once a grid and before anything is computed with it: its fault must not look like the training's.
+
+        Raises:
+            UserError: it holds NaN or infinity; the message gives the field and the grid.
+        """
+        pairs = encoding.rotary if isinstance(encoding.rotary, list) else [encoding.rotary or ()]
+        biases: Any = encoding.bias or ()  # of a list each tensor once; a sequence may make them when they are asked for
+        fields = {
+            "add": [encoding.add],
+            "rotary": [table for pair in pairs for table in pair],
+            "bias": {id(bias): bias for bias in biases}.values() if isinstance(biases, list) else biases,
+        }
+        wrong = [name for name, tables in fields.items() if not all(map(is_finite, tables))]
+        wrong += [] if math.isfinite(encoding.logit_scale) else ["logit_scale"]
+        if wrong:
+            learned = ", unless its training diverged" if self.learns_positions else ""
+            raise UserError(
+                f"{self.file}: the encoding of {grid_hw[0]} x {grid_hw[1]} tokens contains NaN or infinity "
+                f"({', '.join(wrong)}); correct the method{learned}"
+            )
 
     def once(self, name: str, grid_hw: tuple[int, int], make: Callable[[], Any]) -> Any:
         """What `make` returns, made once a grid and device: masks and biases, which every step of a training needs again."""
@@ -193,6 +225,7 @@ class Method(LightningModule):
         uniform, noise = draws.uniform(), draws.normal(*data.shape[1:])
         grid_hw = (data.shape[-2] // self.core.patch, data.shape[-1] // self.core.patch)
         encoding = self.encode(grid_hw, draws=draws)
+        self.once("finite", grid_hw, lambda: self.check_finite(encoding, grid_hw))
 
         def predict(x: Tensor, time: Tensor) -> Tensor:
             return self.predict(x, time, label, encoding, batch["crop"])
@@ -301,3 +334,10 @@ class Method(LightningModule):
         grid_hw = self.protocol.grid(size)
         steered = diffusion.guided(self.predictor(size), label, core.classes, config.guidance, config.guidance_channels)
         return self.objective.sample(steered, noise, config, self.sampling_shift(grid_hw), generators, progress)
+
+
+def is_finite(tensor: Tensor | None) -> bool:
+    """Whether a tensor holds neither NaN nor infinity; smallest and largest value tell, without a second tensor of its size."""
+    if tensor is None or tensor.device.type == "meta":
+        return True
+    return math.isfinite(sum(end.item() for end in torch.aminmax(tensor.detach())))

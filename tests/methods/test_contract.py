@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import re
 import sys
+import types
 
 import pytest
 import small
@@ -92,10 +93,53 @@ def test_says_where_it_was_published(name):
     else:
         assert re.match(r"https://\S+$", cls.paper), f"an arXiv number or a URL, not '{cls.paper}'"
         assert 2017 <= cls.year <= 2026
-    # A strategy of another paper than the one whose file it builds on says so itself.
-    folder = ROOT / "methods"
-    told = [folder / f"{base.__module__.split('.')[1]}.py" for base in cls.__mro__ if base.__module__.startswith("methods.")]
-    assert any(cls.paper in path.read_text(encoding="utf-8").split('"""')[1] for path in told), "the docstring names it"
+    # A method of another paper than the one whose file it builds on says so itself.
+    if problem := unsourced(cls):
+        pytest.fail(problem)
+
+
+def unsourced(cls: type[Method]) -> str:
+    """What is wrong with where a method's paper and year come from; "" for nothing.
+
+    Its own class gives both; or it is of the paper of the method that it derives from, and its docstring names that method's
+    file. That is never `extrapolation`, from which rotary methods of any paper derive.
+    """
+    file = module_of(cls)
+    paper, year = (next(module_of(base) for base in cls.__mro__ if key in vars(base)) for key in ("paper", "year"))
+    docs = {
+        module_of(base): sys.modules[base.__module__].__doc__ or ""
+        for base in cls.__mro__
+        if base.__module__.startswith("methods.")
+    }
+    if paper != year or (paper != file and (paper == registry.shared() or f"methods/{paper}.py" not in docs[file])):
+        return (
+            f"methods/{file}.py: give `paper` and `year` in its own class, now inherited from {paper} and {year}; or, if it is "
+            "of the same paper as a base, name that file in the docstring"
+        )
+    return "" if any(cls.paper in doc for doc in docs.values()) else f"methods/{file}.py: the docstring does not name the paper"
+
+
+def module_of(cls: type) -> str:
+    return cls.__module__.rpartition(".")[2]
+
+
+@pytest.mark.parametrize(
+    ("base", "doc", "body", "said"),
+    [
+        ("extrapolation", "Mine (2400.00001).", {"paper": "2400.00001", "year": 2024}, ""),
+        ("extrapolation", "Mine.", {}, "methods/mine.py: give `paper` and `year` in its own class"),
+        ("extrapolation", "Mine, as methods/extrapolation.py.", {}, "methods/mine.py: give `paper` and `year` in its own class"),
+        ("extrapolation", "Mine (2400.00001).", {"paper": "2400.00001"}, "methods/mine.py: give `paper` and `year`"),
+        ("yarn", "Mine.", {}, "methods/mine.py: give `paper` and `year` in its own class, now inherited from yarn and yarn"),
+        ("yarn", "Mine, an option of methods/yarn.py.", {}, ""),
+        ("yarn", "Mine.", {"paper": "2400.00001", "year": 2024}, "methods/mine.py: the docstring does not name the paper"),
+    ],
+)
+def test_a_paper_is_not_inherited_unseen(base, doc, body, said, monkeypatch):
+    module = types.ModuleType("methods.mine", doc)
+    monkeypatch.setitem(sys.modules, "methods.mine", module)
+    found = unsourced(type("Mine", (registry.load(base),), {"__module__": "methods.mine", **body}))
+    assert found.startswith(said) if said else not found
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -126,10 +170,12 @@ def test_refuses_options_out_of_their_range(name, option, wrong):
 @pytest.mark.parametrize("name", METHODS)
 def test_is_in_the_table_of_contents(name):
     cls = registry.load(name)
-    (row,) = (
-        line for line in (ROOT / "methods" / "README.md").read_text(encoding="utf-8").splitlines() if f"| `{name}` |" in line
-    )
-    assert all(f"{part}" in row for part in (f"| {cls.title} |", cls.kind, cls.trains_as or "", cls.paper, cls.year))
+    lines = (ROOT / "methods" / "README.md").read_text(encoding="utf-8").splitlines()
+    row = [line for line in lines if f"| `{name}` |" in line]
+    assert row, f"add a row for {name} to the table in methods/README.md"
+    assert len(row) == 1, f"{name} has {len(row)} rows in methods/README.md"
+    for part in (f"| {cls.title} |", cls.kind, cls.trains_as or "", cls.paper, cls.year):
+        assert f"{part}" in row[0], f"the row of {name} in methods/README.md does not say {part}"
 
 
 def test_titles_differ():
