@@ -69,21 +69,21 @@ class Extrapolation(Method):
 
     def encode(self, grid_hw: tuple[int, int], *, time: float | None = None, draws: Draws | None = None) -> Encoding:
         thetas = [
-            self._checked(self.theta(trained, tested, time), trained, tested, draws is None)
+            self._checked(self.theta(trained, tested, time), trained, tested, draws is None and not self.timed)
             for trained, tested in zip(self.train_grid, grid_hw, strict=True)
         ]
         stretch = max(1.0, *(tested / trained for trained, tested in zip(self.train_grid, grid_hw, strict=True)))
         scale = 1.0 if self.scaled_by_protocol else self.temperature(stretch)
         return Encoding(rotary=rotary(*(torch.arange(n, device=self.device) for n in grid_hw), *thetas, scale))
 
-    def _checked(self, theta: Tensor, trained: int, tested: int, sampling: bool) -> Tensor:
-        """What `theta` returned, if it has the right shape and is finite (in sampling: training would wait for a GPU)."""
+    def _checked(self, theta: Tensor, trained: int, tested: int, values: bool) -> Tensor:
+        """What `theta` returned, if it has the right shape and, with `values`, is finite: asking in every step would stall a GPU."""
         wanted = (self.axis_width // 2,)
         if not isinstance(theta, Tensor):
             problem = shown(theta)
         elif theta.shape != wanted:
             problem = f"one of shape {list(theta.shape)}"
-        elif sampling and not is_finite(theta):
+        elif values and not is_finite(theta):
             problem = "one with NaN or infinity"
         else:
             return theta

@@ -156,16 +156,14 @@ class Method(LightningModule):
     def encoding(self, grid_hw: tuple[int, int], time: float | None = None) -> Encoding:
         """`encode` for sampling, made once a grid (and noise level), with the protocol's attention scale."""
         key = (grid_hw, time if self.timed else None, self.device)
-        new = key not in self._encodings
-        if self.learns_positions or new:
+        if self.learns_positions or key not in self._encodings:
             if self.timed or self.learns_positions:
                 self._encodings.clear()
             encoding = self.encode(grid_hw, time=time if self.timed else None)
             tokens, trained = (h * w for h, w in (grid_hw, self.train_grid))
             scale = attention_scale(self.protocol.switches.attention_scale, tokens, trained)
             encoding = dataclasses.replace(encoding, logit_scale=encoding.logit_scale * scale)
-            if new:
-                self.check_finite(encoding, grid_hw)
+            self.once("finite sampling", grid_hw, lambda: self.check_finite(encoding, grid_hw))  # not at every noise level
             self._encodings[key] = encoding
         return self._encodings[key]
 

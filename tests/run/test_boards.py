@@ -48,7 +48,8 @@ def test_an_incomplete_row_is_refused_before_anything_is_copied(committed, tmp_p
     shapes, run = protocol.load("shapes"), Run(tmp_path / "runs", devices="1")
     write_row(run, "ntk", shapes.pairs()[:-2])
     before = files(committed)
-    with pytest.raises(UserError, match=r"the row of ntk with seed 0 lacks 2 of 5 cells .*: run `make bench METHOD=ntk PROTOCOL=shapes OUT=.*`"):
+    bench = "make bench METHOD=ntk PROTOCOL=shapes OUT="
+    with pytest.raises(UserError, match=f"the row of ntk with seed 0 lacks 2 of 5 cells .*: run `{bench}.*`"):
         boards.submit(shapes, "ntk", 0, run)
     with pytest.raises(UserError, match="the row of ntk with seed 1 lacks 5 of 5 cells"):
         boards.submit(shapes, "ntk", 1, run)
