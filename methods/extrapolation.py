@@ -77,7 +77,7 @@ class Extrapolation(Method):
         return Encoding(rotary=rotary(*(torch.arange(n, device=self.device) for n in grid_hw), *thetas, scale))
 
     def _checked(self, theta: Tensor, trained: int, tested: int, values: bool) -> Tensor:
-        """What `theta` returned, if it has the right shape and, with `values`, is finite: asking in every step would stall a GPU."""
+        """What `theta` returned, if its shape is right and, with `values`, it is finite: each step would stall a GPU."""
         wanted = (self.axis_width // 2,)
         if not isinstance(theta, Tensor):
             problem = shown(theta)

@@ -302,7 +302,7 @@ def _measure(board: Table, methods: Sequence[Method], metric: str) -> Measure:
 
 
 def _front(board: Table, methods: Sequence[Method], most: int = 8) -> Grid | None:
-    """The best rows with few columns: the training size and the square sizes beyond it."""
+    """The best rows with few columns: the training size and the square sizes beyond it. Rows with one seed only fill it up."""
     if "fid" not in board.metrics:
         return None
     columns = sorted((c for c in board.pairs if c.is_square and c.group in ("at", "beyond")), key=lambda c: c.ratio)
@@ -310,12 +310,14 @@ def _front(board: Table, methods: Sequence[Method], most: int = 8) -> Grid | Non
     one = len(board.protocol.cells) == 1
     heads += [Head(f"FID ↓ {c.ratio_label}", c.test if one else c.words[1]) for c in columns] + [Head("Seeds")]
     places = _places(board, "fid")
-    rows = []
-    for row, item in list(zip(board.rows, methods, strict=True))[:most]:
+    rows, known = [], list(zip(board.rows, methods, strict=True))
+    several = [pair for pair in known if len(pair[0].seeds) > 1]
+    chosen, which = (several, "methods with several seeds") if len(several) >= most else (known, "methods")
+    for row, item in chosen[:most]:
         entries = [shown(row.entries["fid", column], places) for column in columns]
         cells = [Cell(cell.text, best=cell.best) for cell in entries]
         rows.append(Line([Cell(item.title, link=item.paper, marks=item.marks), Cell(item.kind), *cells, _seeds(item)]))
-    return Grid("", heads, rows)
+    return Grid("", heads, rows, f"the best {most} of {len(chosen)} {which}" if len(chosen) > most else "")
 
 
 def _about(methods: Sequence[Method]) -> Grid:

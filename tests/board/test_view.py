@@ -37,6 +37,21 @@ def test_a_verdict_names_rows_of_several_seeds_only(rules: protocol.Protocol) ->
     assert view.verdict(board_of(rules, {("a", 0): (1, 2, None), ("a", 1): (1, 2, 3)})) == ""
 
 
+def test_the_front_table_prefers_rows_of_several_seeds(rules: protocol.Protocol) -> None:
+    """One seed, however good, takes no place from a row that is judged; it fills up a table that has room."""
+    several = {(name, seed): (1, fid + seed, fid) for fid, name in enumerate(("a", "b", "c"), 20) for seed in range(2)}
+    board = board_of(rules, several | {("lucky", 0): (1, 1, 1)})
+    methods = view._methods(board, {})
+
+    def front(most: int) -> tuple[list[str], str]:
+        grid = view._front(board, methods, most)
+        return [line.cells[0].text for line in grid.rows], grid.text
+
+    assert front(3) == (["a", "b", "c"], "")
+    assert front(2) == (["a", "b"], "the best 2 of 3 methods with several seeds")
+    assert front(4) == (["lucky", "a", "b", "c"], "")
+
+
 def test_a_rehearsal_says_what_it_is_and_follows_its_contest(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In its verdict; it is held against no paper's order, and comes after what it rehearses though its name is first."""
     short = TINY + "rehearses: shapes-tiny\n"
