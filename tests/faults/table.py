@@ -328,10 +328,10 @@ case("tar: a folder", "not a regular file", shards_of(lambda data: (data / "x.ta
 case("tar: a pipe as the tar", "not a regular file", shards_of(lambda data: os.mkfifo(data / "x.tar")))
 case("parquet: text", "parquet file", shards_of(lambda data: (data / "x.parquet").write_bytes(b"hello" * 1000)))
 for pattern, said in (("x-{0..999999999}.tar", "more than"), ("x-{0..", "valid brace"), ("{" * 3000, ""), ("x-{a,b", ""),
-                      ("x-{a,b}{c,d}.tar", "not there"), ("{0..99999}{0..99999}.tar", "more than"), ("y" * 5000, "not there"),
+                      ("x-{a,b}{c,d}.tar", "does not"), ("{0..99999}{0..99999}.tar", "more than"), ("y" * 5000, "does not"),
                       ("x-{" + "9" * 400 + ".." + "1" * 400 + "}.tar", "more than"),
                       ("{" + ",".join("ab" * 3000) + "}", "more than"),
-                      ("x-{0..5..0}.tar", ""), ("file.txt", "not there")):  # fmt: skip
+                      ("x-{0..5..0}.tar", ""), ("file.txt", "does not")):  # fmt: skip
     case(f"DATA {pattern[:24]}", said, shards_of(lambda data, pattern=pattern: str(data / pattern)))
 case("DATA of a drawn data set", "must be empty", [*TRAIN, "--data", "/tmp"])
 
@@ -466,7 +466,7 @@ case("npz: too small for the detector", "", npz(arr_0=IMAGES[:, :4, :4]))
 case("npz: text", "damaged", raw(b"hello"))
 case("npz: empty", "damaged", raw(b""))
 case("npz: a header that lies", "damaged", raw(zipped(b"\x93NUMPY\x01\x00\x10\x00{'descr': 'evil'}")))
-case("samples: not there", "not there", scored(Path("/nowhere.npz")))
+case("samples: not there", "does not exist", scored(Path("/nowhere.npz")))
 
 
 def unreferenced(folder: Path) -> list[str]:
