@@ -25,7 +25,7 @@ def make_bench(protocol: Protocol, method: str, seed: int = 0, run: Run | None =
     words = ["make bench", f"METHOD={method}", f"PROTOCOL={protocol.source}"]
     words += [f"SEED={seed}"] if seed else []
     if run is not None:
-        words += [f"OUT={run.out}"] if run.out != Path("runs") else []
+        words += [f"OUT={run.out}"] if run.out != Run.out else []
         words += [f"DATA={run.data}"] if run.data else []
     return " ".join(words + ([f'SET="{" ".join(protocol.overrides)}"'] if protocol.overrides else []))
 

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import pickle
+import shlex
 import shutil
 import signal
 import warnings
@@ -38,7 +39,7 @@ from benchmark.identity import Training
 from benchmark.model import checkpoint
 from benchmark.model.method import Method
 from benchmark.model.precision import averaging, precision
-from benchmark.plan import cost, needs
+from benchmark.plan import cost, needs, stages
 from benchmark.plan.dataset import DataSet
 from benchmark.plan.layout import CHECKPOINTS, REPORT, WEIGHTS, is_trained, saved
 from benchmark.plan.place import Run, check_nodes
@@ -136,9 +137,7 @@ def trained(training: Training, run: Run) -> tuple[Path, str]:
     data = DataSet(training.protocol, run).seen_by(training) or open_data(training, run).hash
     folder = training.folder(run.out, data)
     if not is_trained(folder):
-        words = ["train", training.method, "--protocol", training.protocol.source, "--train", training.size]
-        words += ["--seed", str(training.seed), "--out", str(run.out), *(["--data", run.data] if run.data else [])]
-        command = " ".join([*words, *training.protocol.overrides])
+        command = shlex.join(stages.Train(context=stages.Context(training.protocol, run), training=training).command())
         raise UserError(f"{training} is not trained; run `python -m benchmark {command}` first")
     return folder, data
 
