@@ -334,7 +334,7 @@ def _about(methods: Sequence[Method]) -> Grid:
 # Samples
 
 
-def _picture(folder: Path, name: str) -> str:
+def picture(folder: Path, name: str) -> str:
     """The picture of that name, whatever its format; "" where there is none."""
     return next((f"{name}{ending}" for ending in PICTURES if (folder / f"{name}{ending}").is_file()), "")
 
@@ -342,7 +342,7 @@ def _picture(folder: Path, name: str) -> str:
 def _real(rules: Protocol, size: str, grids: Path) -> str:
     """The picture of real images at a test size: one that `generate` writes, else one added by hand, or ""."""
     name = f"{rules.name}/{real.FOLDER}/{size}"
-    return f"{name}.png" if real.is_rendered(rules) else _picture(grids, name)
+    return f"{name}.png" if real.is_rendered(rules) else picture(grids, name)
 
 
 def picture_size(path: Path) -> tuple[int, int]:
@@ -362,7 +362,7 @@ def _gallery(board: Table, methods: Sequence[Method], grids: Path) -> Gallery | 
         for column in columns:
             size = f"{column.train}-{column.test}"
             for seed in item.seeds:
-                if name := _picture(grids, f"{rules.name}/{item.method}/{size}-s{seed}"):
+                if name := picture(grids, f"{rules.name}/{item.method}/{size}-s{seed}"):
                     found.setdefault(item.method, {}).setdefault(size, {})[seed] = name
     sizes = []
     for column in columns:

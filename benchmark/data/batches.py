@@ -125,6 +125,7 @@ def _random_resize_crop(
 Augmentation = Callable[..., tuple[Image.Image, Crop]]
 AUGMENTATIONS: dict[str, Augmentation] = {"center_crop": _center_crop, "random_resize_crop": _random_resize_crop}
 DRAWS = 5  # uniform numbers for one sample: the flip, and four for its augmentation
+KEPT_BYTES = 2**30  # of decoded pictures that a process keeps at most
 
 
 @dataclass(frozen=True)
@@ -155,8 +156,12 @@ class Transform:
             if name not in known:
                 raise unknown(f"option of {self.augmentation}", name, known)
 
+    def prepared(self, image: Image.Image) -> Image.Image:
+        """What comes before all randomness, so that it may be done once: a plain reading is cropped the same way every time."""
+        return center_crop(image, self.size_hw) if AUGMENTATIONS[self.augmentation] is _center_crop else image
+
     def __call__(self, image: Image.Image, draws: np.ndarray) -> tuple[np.ndarray, Crop]:
-        """(uint8 [h, w, 3], crop record) from DRAWS uniform numbers."""
+        """(uint8 [h, w, 3], crop record) from DRAWS uniform numbers; the image may be a prepared one."""
         picture, crop = AUGMENTATIONS[self.augmentation](image, self.size_hw, draws[1:], **self.options)
         if self.flip and draws[0] < 0.5:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -171,7 +176,8 @@ class Transform:
 class Batches(Dataset):
     """Batches by global step: `batches[step]` is this rank's part of that step's batch, a function of the arguments alone.
 
-    A batch is a dict:
+    Decoded pictures stay in memory, in each process that decodes, where all of them are likely to fit into KEPT_BYTES. A batch is
+    a dict:
         image  float32 [B, C, h, w] in [-1, 1]; of latents: their mean, scaled, with `std` of the same shape beside it
         label  int64 [B]
         crop   float32 [B, 6]: original (h, w), the crop's (top, left) in it, target (h, w), in pixels after resizing
@@ -218,9 +224,10 @@ class Batches(Dataset):
         self.transform, self.flip, self.on_corrupt = transform, flip, on_corrupt
         self.epoch_steps = len(index) // batch
         self._order: tuple[int, np.ndarray] | None = None
+        self._kept: dict[int, tuple[str, int, Image.Image]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_order": None}  # each process makes its own
+        return {**self.__dict__, "_order": None, "_kept": {}}  # each process makes its own
 
     def order(self, epoch: int) -> np.ndarray:
         """The samples of an epoch, int64 [N]; the latest is kept."""
@@ -271,8 +278,11 @@ class Batches(Dataset):
 
     def _sample(self, number: int, epoch: int) -> tuple[str, int, np.ndarray, Crop]:
         """(key, label, pixels or latents, crop record)."""
-        sample = self.index[number]
         draws = uniforms(self.seed, epoch, number, DRAWS)
+        if number in self._kept:
+            key, label, image = self._kept[number]
+            return key, label, *self.transform(image, draws)
+        sample = self.index[number]
         try:
             if self.transform is None:
                 pair = np.load(io.BytesIO(sample.data), allow_pickle=False)  # [mirrored or not, mean or std, C, h, w]
@@ -282,6 +292,9 @@ class Batches(Dataset):
         except DAMAGE as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise Damaged(f"{self.index.folder}/{sample.shard}: sample '{sample.key}' is damaged ({reason})") from None
+        image = self.transform.prepared(image)
+        if 4 * image.width * image.height * len(self.index) <= KEPT_BYTES:  # Pillow has 4 bytes for a pixel of RGB
+            self._kept[number] = sample.key, sample.label, image
         return sample.key, sample.label, *self.transform(image, draws)
 
     def loader(self, start: int = 0, stop: int | None = None, workers: int = 0, **options: Any) -> Loader:

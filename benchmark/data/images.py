@@ -52,6 +52,8 @@ def center_crop(image: Image.Image, size_hw: tuple[int, int]) -> Image.Image:
     the central window. For squares this is ADM's rule; covering instead of "shorter side" extends it to rectangles.
     """
     height, width = size_hw
+    if image.size == (width, height):
+        return image
     image = halved(image, size_hw)
     scale = max(height / image.height, width / image.width)
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)

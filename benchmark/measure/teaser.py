@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from benchmark import progress, protocol, registry, streams
 from benchmark.board import real
+from benchmark.board.view import picture
 from benchmark.data import shapes
 from benchmark.files import ROOT, UserError, atomic, exit_code
 from benchmark.protocol import size_hw
@@ -27,10 +28,10 @@ ROWS, SCALE, GAP, LABEL = 4, 2, 8, 34  # images of a column; screen pixels of on
 
 def samples(method: str, count: int) -> list[np.ndarray]:
     """The first images of a method's committed grid, uint8 [h, w, 3]."""
-    path = FOLDER / "grids" / PROTOCOL / method / f"{TRAIN}-{TEST}-s{SEED}.png"
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: the image is made from committed sample grids")
-    with Image.open(path) as sheet:
+    name, grids = f"{PROTOCOL}/{method}/{TRAIN}-{TEST}-s{SEED}", FOLDER / "grids"
+    if not (path := picture(grids, name)):
+        raise UserError(f"{grids / name} does not exist: the image is made from committed sample grids")
+    with Image.open(grids / path) as sheet:
         whole = np.asarray(sheet.convert("RGB"))
     height, width = size_hw(TEST)
     return [whole[:height, k * (width + real.GAP) : k * (width + real.GAP) + width] for k in range(count)]

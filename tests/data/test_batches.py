@@ -168,6 +168,23 @@ def test_an_epoch_visits_each_sample_once_and_drops_another_rest(index: Index) -
 # --- Batches --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("augmentation", ["center_crop", "random_resize_crop"])
+def test_kept_pictures_do_not_change_a_batch(index: Index, augmentation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are decoded once where all of them fit into memory; flips, crops and damage are as if they were read anew."""
+    kept, anew = (Batches(index, 16, 3, transform=Transform((24, 32), augmentation)) for _ in range(2))
+    read, opened = Index.__getitem__, []
+    monkeypatch.setattr(Index, "__getitem__", lambda self, number: opened.append(number) or read(self, number))
+    first = [kept[step] for step in range(2 * kept.epoch_steps)]
+    assert len(opened) == len(set(opened)), "no picture was decoded twice"
+    monkeypatch.setattr(batches, "KEPT_BYTES", 0)
+    for step, batch in enumerate(first):
+        again = anew[step]
+        assert batch["key"] == again["key"] and torch.equal(batch["crop"], again["crop"])
+        assert torch.equal(batch["image"], again["image"])
+    assert not anew._kept and len(opened) > 2 * len(first)
+    assert not pickle.loads(pickle.dumps(kept))._kept
+
+
 def test_what_a_batch_holds(index: Index) -> None:
     batches = Batches(index, 10, seed=5, transform=Transform((12, 8), flip=False))
     batch = batches[17]
