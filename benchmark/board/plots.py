@@ -33,7 +33,8 @@ CAPTIONS = {
 NOTES = {
     "tradeoff": "Further left: better at the training size. Further down: better beyond it. On the dashed line both are equal; "
     "the higher above the line, the more a method loses at larger sizes.",
-    "cost": "Sampling and scoring take longer at larger sizes for every method; one above the others in a column costs more.",
+    "cost": "Sampling and scoring take longer at larger sizes for every method; one above the others in a column costs more. "
+    "Trainings may have run on other machines.",
 }
 BY_RATIO = "Dashed: the training size. Bars: ± one standard deviation over seeds; with one seed, the 95 % interval over images."
 INK = "#010203"  # stands for currentColor while matplotlib draws
@@ -279,7 +280,7 @@ def _cost(board: Table, style: Mapping[str, Look]) -> Figure | None:
     axes.set_ylabel("minutes")
     machines = sorted({record.value["hardware"]["name"] for record in board.records})
     where = machines[0] if len(machines) == 1 else f"{len(machines)} machine types"
-    axes.set_title(f"N = {board.protocol.sample.count:,}, on {where if len(where) <= 40 else where[:39] + '…'}")
+    axes.set_title(f"N = {board.protocol.sample.count:,}, sampled on {where if len(where) <= 40 else where[:39] + '…'}")
     canvas.legend(board.rows)
     return canvas.figure
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,16 @@ def gpus() -> int:
 def device() -> str:
     """What a stage of one process computes on."""
     return "cuda" if gpus() else "cpu"
+
+
+def machine() -> str:
+    """The name of the GPU, or of the processor as the operating system gives it."""
+    if gpus():
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
 def processors() -> int:

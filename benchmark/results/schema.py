@@ -119,6 +119,7 @@ class _Training(TypedDict):
     hours: Hours | None
     loss: float | None
     lowest: NotRequired[float]  # of that running loss over the training; absent from older records
+    machine: NotRequired[Title]  # that it ended on; absent from older records
 
 
 @with_config(STRICT)

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from benchmark import progress
 from benchmark.board import published, table
-from benchmark.files import UserError, read_json
+from benchmark.files import UserError, listed, read_json
 from benchmark.identity import Cell, cells_of
 from benchmark.plan import report as plan
 from benchmark.plan.place import Run
@@ -246,6 +246,17 @@ def recorded_seeds(protocol: Protocol, method: str) -> list[int]:
     return seeds
 
 
+def spent(committed: Committed, seed: int) -> str:
+    """The hours of a committed row, and the machines, which need not be the same for its training and its cells."""
+    row = [item.value for item in committed.values() if item.seed == seed]
+    training, cells = row[0]["training"], sum(value["hours"]["sample"] + value["hours"]["score"] for value in row)
+    told = f"{plan.show_hours(cells)} to sample and score on {listed(sorted({value['hardware']['name'] for value in row}))}"
+    if not training["hours"]:
+        return told
+    where = f" on {training['machine']}" if "machine" in training else ""
+    return f"{plan.show_hours(training['hours'])} to train{where} and {told}"
+
+
 def reproduce(protocol: Protocol, method: str, seed: int | None, run: Run) -> list[Line]:
     """Runs or resumes a row and prints the comparison.
 
@@ -263,11 +274,7 @@ def reproduce(protocol: Protocol, method: str, seed: int | None, run: Run) -> li
     if seed not in seeds:
         raise UserError(f"{method} has committed records for seed {', '.join(map(str, seeds))}, but none for {seed}")
     committed = committed_of(protocol, method)
-    took = [item.value["hours"] for item in committed.values() if item.seed == seed]
-    trained = next(item.value["training"]["hours"] for item in committed.values() if item.seed == seed) or 0.0
-    hours = trained + sum(cell["sample"] + cell["score"] for cell in took)
-    machine = next(item.value["hardware"]["name"] for item in committed.values() if item.seed == seed)
-    progress.say(f"{method}, seed {seed}: the committed records took {plan.show_hours(hours)} on {machine}")
+    progress.say(f"{method}, seed {seed}: the committed row took {spent(committed, seed)}")
     there = all(stage.is_complete() for stage in graph(protocol, [method], seed, run) if stage.kind in ("train", "sample"))
     values, failures = run_row(protocol, method, seed, run)
     lines = compare_row(protocol, values, cells_of(protocol, [method], seed), committed, published.load())

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from benchmark import progress, registry, streams
 from benchmark.evaluate import detectors
@@ -19,7 +15,7 @@ from benchmark.files import UserError, read_fields, read_json, sweep, write_text
 from benchmark.identity import Cell
 from benchmark.plan import needs
 from benchmark.plan.layout import DONE, REPORT
-from benchmark.plan.place import Run, device
+from benchmark.plan.place import Run, device, machine
 from benchmark.plan.stages import Context, Score, records_folder
 from benchmark.protocol import Protocol, size_hw
 from benchmark.results import record
@@ -33,8 +29,8 @@ TRAINED = (
     "parameters",
     "hours",
     "loss",
-    "lowest",
-)  # what a record says of its training; the last since 0.2.0
+)  # what a record says of its training
+ADDED = ("lowest", "machine")  # the same, since 0.2.0: a training may be older
 COMPARED = ("fid", "is", "loss")  # scores whose replicates are kept, for comparisons in pairs; the others keep their interval
 
 
@@ -109,8 +105,7 @@ def build(
     """The record of a scored cell."""
     cls = registry.load(cell.method)
     training, data_hash = trained(cell.training, run)
-    report = read_fields(training / REPORT, *TRAINED[:-1])
-    cuda = torch.cuda.is_available()
+    report = read_fields(training / REPORT, *TRAINED)
     return record.build(
         cell.protocol,
         method={
@@ -123,7 +118,7 @@ def build(
         train=cell.train,
         test=cell.test,
         seed=cell.seed,
-        training={key: report[key] for key in TRAINED if key in report},
+        training={key: report[key] for key in (*TRAINED, *ADDED) if key in report},
         data_hash=data_hash,
         reference={"hash": real.hash, "count": real.count},
         detector={"name": detector.name, "hash": detector.hash},
@@ -131,16 +126,8 @@ def build(
         uncertainty=scoring.uncertainty(scoring.options_of(cell.protocol)),
         hours={"sample": read_fields(folder / DONE, "hours")["hours"], "score": hours},
         hardware={
-            "device": "cuda" if cuda else "cpu",
-            "name": torch.cuda.get_device_name() if cuda else processor(),
+            "device": device(),
+            "name": machine(),
             "count": run.count * run.nodes,
         },
     )
-
-
-def processor() -> str:
-    """The processor's name, as the operating system gives it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"

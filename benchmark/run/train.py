@@ -42,7 +42,7 @@ from benchmark.model.precision import averaging, precision
 from benchmark.plan import cost, needs, stages
 from benchmark.plan.dataset import DataSet
 from benchmark.plan.layout import CHECKPOINTS, REPORT, WEIGHTS, is_trained, saved
-from benchmark.plan.place import Run, check_nodes
+from benchmark.plan.place import Run, check_nodes, machine
 from benchmark.protocol import Protocol, size_hw, size_name
 from benchmark.run.callbacks import Atomic, Keeper, Watch
 
@@ -324,6 +324,7 @@ def save(method: Method, folder: Path, key: str, name: str, source: Source, watc
         "lowest": watched["lowest"],
         "skipped": watched["skipped"],
         "autoencoder": source.autoencoder,
+        "machine": machine(),
     }
     write_json(folder / REPORT, report)
 

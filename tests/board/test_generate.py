@@ -182,6 +182,16 @@ def test_the_index_says_what_there_is(home: Path, rules: protocol.Protocol) -> N
     assert row in (home / "README.md").read_text().splitlines()
 
 
+def test_the_main_protocol_comes_first_then_its_rehearsal_then_the_switches() -> None:
+    names = ["shapes-timestep-shift", "shapes", "shapes-attention-jin", "shapes-long"]
+    records = []
+    for name in names:
+        rules = protocol.load(name)
+        records.append(record.from_value(value_of(rules, "yarn", rules.pairs()[0], 0), rules))
+    tables = generate.tables_of(records, published.load())
+    assert list(tables)[:4] == ["shapes-long", "shapes", "shapes-attention-jin", "shapes-timestep-shift"]
+
+
 def test_the_projects_readme_shows_the_current_table(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     contests(home.parent / "protocols", monkeypatch, shapes=TINY)
     rules = protocol.load("shapes")

@@ -136,6 +136,23 @@ def test_another_seed_is_held_against_the_spread():
         assert line.verdict.difference == pytest.approx(offset)
 
 
+def test_what_a_committed_row_took_names_each_machine():
+    shapes, committed = protocol.load("shapes"), {}
+    for number, pair in enumerate(shapes.pairs()):
+        value = value_of(shapes, "yarn", pair, 1)
+        value["hours"] = {"sample": 0.1, "score": 0.02}
+        value["hardware"] |= {"name": "A card" if number else "A processor"}
+        value["training"] |= {"hours": 2.0}
+        committed[*pair, 1] = record.from_value(value, shapes)
+    cells = "36 min to sample and score on A card, A processor"
+    assert reproduce.spent(committed, 1) == f"2.0 h to train and {cells}"
+    first = next(iter(committed.values())).value["training"]
+    first["machine"] = "Another card"
+    assert reproduce.spent(committed, 1) == f"2.0 h to train on Another card and {cells}"
+    first["hours"] = None
+    assert reproduce.spent(committed, 1) == cells
+
+
 def test_a_row_that_was_reproduced_prints_its_entry_for_the_verified_ones():
     shapes = protocol.load("shapes")
     committed = committed_row(shapes, "yarn", seeds=(0, 1, 2))

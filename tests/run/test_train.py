@@ -26,7 +26,7 @@ from benchmark.identity import Training
 from benchmark.model import flops
 from benchmark.model.method import Method
 from benchmark.plan import layout, stages
-from benchmark.plan.place import Run
+from benchmark.plan.place import Run, machine
 from benchmark.run import callbacks, train
 from benchmark.run.callbacks import Atomic
 
@@ -62,6 +62,7 @@ def test_report_and_skip(smoke, uninterrupted, capsys):
     report = json.loads((uninterrupted / train.REPORT).read_text())
     assert report["steps"] == STEPS
     assert report["method"] == "extrapolation"
+    assert report["machine"] == machine()
     assert 0 < report["loss"] < 3
     method = registry.build("extrapolation", smoke, "16x16", 0)
     assert report["parameters"] == sum(value.numel() for value in method.parameters())
