@@ -17,6 +17,7 @@ embedded data set have generators of their own, which are part of what a scene i
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 
 import numpy as np
@@ -105,10 +106,17 @@ def balanced_order(classes: np.ndarray) -> np.ndarray:
 
 def uniforms(seed: int, epoch: int, number: int, count: int) -> np.ndarray:
     """Uniform numbers in [0, 1), float64 [count]: what is random about a sample in an epoch."""
-    _start["state"]["key"][:] = (seed << BITS) | epoch, number
-    _philox.state = _start  # a third of the time of a new generator
-    return (_philox.random_raw(count) >> np.uint64(11)) * 2.0**-53
+    _philox.start["state"]["key"][:] = (seed << BITS) | epoch, number
+    _philox.generator.state = _philox.start  # a third of the time of a new generator
+    return (_philox.generator.random_raw(count) >> np.uint64(11)) * 2.0**-53
 
 
-_philox = np.random.Philox(key=0)
-_start = _philox.state
+class _Philox(threading.local):
+    """A generator for each thread, and the state that it starts from."""
+
+    def __init__(self) -> None:
+        self.generator = np.random.Philox(key=0)
+        self.start = self.generator.state
+
+
+_philox = _Philox()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from benchmark.data.images import DAMAGE, center_crop, decoded, resized
 from benchmark.data.index import Damaged, Index
@@ -125,7 +125,7 @@ def _random_resize_crop(
 Augmentation = Callable[..., tuple[Image.Image, Crop]]
 AUGMENTATIONS: dict[str, Augmentation] = {"center_crop": _center_crop, "random_resize_crop": _random_resize_crop}
 DRAWS = 5  # uniform numbers for one sample: the flip, and four for its augmentation
-KEPT_BYTES = 2**30  # of decoded pictures that a process keeps at most
+KEPT_BYTES = 2**32  # of decoded pictures that the processes which decode for one rank keep at most
 
 
 @dataclass(frozen=True)
@@ -176,8 +176,8 @@ class Transform:
 class Batches(Dataset):
     """Batches by global step: `batches[step]` is this rank's part of that step's batch, a function of the arguments alone.
 
-    Decoded pictures stay in memory, in each process that decodes, where all of them are likely to fit into KEPT_BYTES. A batch is
-    a dict:
+    A decoded picture stays in memory, in each process that decodes, if as many of its size as the set holds would fit into
+    KEPT_BYTES in all of these processes. A batch is a dict:
         image  float32 [B, C, h, w] in [-1, 1]; of latents: their mean, scaled, with `std` of the same shape beside it
         label  int64 [B]
         crop   float32 [B, 6]: original (h, w), the crop's (top, left) in it, target (h, w), in pixels after resizing
@@ -293,7 +293,9 @@ class Batches(Dataset):
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise Damaged(f"{self.index.folder}/{sample.shard}: sample '{sample.key}' is damaged ({reason})") from None
         image = self.transform.prepared(image)
-        if 4 * image.width * image.height * len(self.index) <= KEPT_BYTES:  # Pillow has 4 bytes for a pixel of RGB
+        workers = worker.num_workers if (worker := get_worker_info()) else 1
+        if 4 * image.width * image.height * len(self.index) * workers <= KEPT_BYTES:  # Pillow has 4 bytes for a pixel of RGB
+            image.info = {}  # profiles and other metadata can be larger than a picture
             self._kept[number] = sample.key, sample.label, image
         return sample.key, sample.label, *self.transform(image, draws)
 

@@ -66,7 +66,7 @@ def plain(folder: Path, size: tuple[int, int], batch: int) -> float:
 
 
 def ours(folder: Path, size: tuple[int, int], batch: int) -> tuple[float, float]:
-    """Samples per second in the first epoch, and in the third, when pictures that fit into memory have all been decoded."""
+    """Samples per second in the first epoch, and in the third, when nearly all pictures that fit into memory are there."""
     batches = Batches(Index(folder), batch, transform=Transform(size, flip=False))
     found = []
     for epoch in range(3):  # every epoch drops another rest

@@ -22,6 +22,7 @@ from benchmark.protocol import Protocol, size_hw
 from benchmark.results import record, verified
 
 BOARDS = ROOT / "leaderboards"
+WEBP_SIDE = 16383  # pixels that the format can have
 
 
 def board(protocol: Protocol, run: Run) -> list[Path]:
@@ -93,7 +94,9 @@ def keep_grids(protocol: Protocol, records: Sequence[record.Record], run: Run, t
         height = real.ROWS * (size_hw(cell.test)[0] + real.GAP) - real.GAP
         with Image.open(source) as sheet, atomic(path) as draft:
             first = sheet.convert("RGB").crop((0, 0, sheet.width, min(height, sheet.height)))
-            first.save(draft, format="WEBP", quality=90, method=6)  # at 75 the seams between patches would be smoothed away
+            while max(first.size) > WEBP_SIDE:
+                first = first.reduce(2)
+            first.save(draft, format="WEBP", quality=90)  # at 75 the seams between patches would be smoothed away
         written.append(path)
     if without:
         progress.say(f"no sample grid for {listed(without)}: the samples are not in {run.out}")

@@ -5,6 +5,8 @@ import math
 import multiprocessing
 import os
 import pickle
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +147,18 @@ def test_order_is_fixed_for_ever(index: Index) -> None:
     np.testing.assert_allclose(uniforms(0, 0, 0, 4), UNIFORMS, rtol=0, atol=0)
 
 
+def test_uniforms_of_several_threads_do_not_mix() -> None:
+    wanted = [uniforms(0, 1, number, 5).tolist() for number in range(300)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            found = list(pool.map(lambda number: uniforms(0, 1, number % 300, 5).tolist(), range(30_000)))
+    finally:
+        sys.setswitchinterval(before)
+    assert all(values == wanted[number % 300] for number, values in enumerate(found))
+
+
 def test_uniforms_are_uniform_and_unrelated() -> None:
     values = np.array([uniforms(seed, epoch, number, 4) for seed in (0, 1) for epoch in (0, 1) for number in range(500)])
     assert values.min() >= 0
@@ -183,6 +197,7 @@ def test_kept_pictures_do_not_change_a_batch(index: Index, augmentation: str, mo
         assert torch.equal(batch["crop"], again["crop"])
         assert torch.equal(batch["image"], again["image"])
     assert not anew._kept
+    assert not any(image.info for _, _, image in kept._kept.values())
     assert len(opened) > 2 * len(first)
     assert not pickle.loads(pickle.dumps(kept))._kept
 
