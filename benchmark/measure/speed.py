@@ -7,7 +7,6 @@ rounds' ratios.
 from __future__ import annotations
 
 import contextlib
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from benchmark.model import checkpoint
 from benchmark.model.dit import Core
 from benchmark.model.encoding import Encoding, sincos_table, token_yx
 from benchmark.model.flops import recognised
+from benchmark.plan.place import processor
 from benchmark.protocol import Core as CoreConfig
 from benchmark.protocol import Data, Protocol
 
@@ -53,7 +53,7 @@ def measure(
     if rounds < 2 or batch < 1:
         raise UserError("speed needs at least 2 rounds (the first is a warm-up) and a batch of at least 1")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name() if device == "cuda" else processor()
     result: dict[str, Any] = {
         "size": size, "batch": batch, "rounds": rounds, "device": device, "name": name, "threads": torch.get_num_threads(),
         "torch": torch.__version__, "core": {}, "methods": {}}  # fmt: skip

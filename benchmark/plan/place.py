@@ -101,9 +101,12 @@ def device() -> str:
 
 
 def machine() -> str:
-    """The name of the GPU, or of the processor as the operating system gives it."""
-    if gpus():
-        return torch.cuda.get_device_name()
+    """The name of what a stage of one process computes on: the GPU's, or else the processor's with its cores."""
+    return torch.cuda.get_device_name() if gpus() else processor()
+
+
+def processor() -> str:
+    """The processor's name, as the operating system gives it, and its cores."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -85,7 +85,7 @@ def keep_grids(protocol: Protocol, records: Sequence[record.Record], run: Run, t
         cell = stage.cell
         if (cell.method, cell.train, cell.test, cell.seed) not in wanted:
             continue
-        path = target / "grids" / protocol.name / cell.method / f"{cell.train}-{cell.test}-s{cell.seed}{view.PICTURES[0]}"
+        path = target / "grids" / protocol.name / cell.method / f"{cell.train}-{cell.test}-s{cell.seed}.webp"
         for ending in view.PICTURES:  # an older one may have another format
             path.with_suffix(ending).unlink(missing_ok=True)
         if not (stage.is_complete() and (source := stage.images / GRID).is_file()):
