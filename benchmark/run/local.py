@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +41,10 @@ def bench(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> li
 
 
 def run_all(stages: Iterable[Stage]) -> list[tuple[Stage, str]]:
-    """Runs stages in their order; who needs one that failed is passed over."""
+    """Runs stages in their order; who needs one that failed is passed over.
+
+    An exception that no one expected ends its own stage only, after its traceback: a method's fault costs the others nothing.
+    """
     failures: list[tuple[Stage, str]] = []
     lost: set[int] = set()
     for stage in stages:
@@ -49,10 +53,16 @@ def run_all(stages: Iterable[Stage]) -> list[tuple[Stage, str]]:
             continue
         try:
             run_one(stage)
-        except UserError as error:
+        except (Stopped, OSError):  # a full disk fails whatever comes next
+            raise
+        except Exception as error:
+            reason = str(error)
+            if not isinstance(error, UserError):  # a fault in the code, most often a new method's
+                traceback.print_exc()
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
             lost.add(id(stage))
-            failures.append((stage, str(error)))
-            progress.say(f"failed: {stage}: {error}")
+            failures.append((stage, reason))
+            progress.say(f"failed: {stage}: {reason}")
     return failures
 
 
@@ -178,4 +188,4 @@ def raise_for(failures: Sequence[tuple[Stage, str]]) -> None:
         for stage, reason in failures:
             reasons.setdefault(reason, []).append(str(stage))
         told = "; ".join(f"{listed(stages)}: {reason}" for reason, stages in list(reasons.items())[:5])
-        raise UserError(f"{len(failures)} stages failed: {told}")
+        raise UserError(f"{len(failures)} stage{'s' * (len(failures) > 1)} failed: {told}")

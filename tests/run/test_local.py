@@ -1,0 +1,59 @@
+"""Stages one after another: what fails takes along only what needs it."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmark import protocol
+from benchmark.files import Stopped, UserError
+from benchmark.plan.place import Run
+from benchmark.plan.stages import Stage, Train, graph
+from benchmark.run import local
+
+
+def stages_of(tmp_path) -> list[Stage]:
+    return graph(protocol.load("smoke"), ["yarn", "sincos"], 0, Run(tmp_path))
+
+
+def failing(monkeypatch, error: Exception) -> list[Stage]:
+    """Fails the training that YaRN uses; returns a list that fills with the stages that ran."""
+    ran: list[Stage] = []
+
+    def run_one(stage: Stage) -> None:
+        if isinstance(stage, Train) and stage.training.method == "extrapolation":
+            raise error
+        ran.append(stage)
+
+    monkeypatch.setattr(local, "run_one", run_one)
+    return ran
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "traced"),
+    [
+        (UserError("the loss is nan"), "the loss is nan", False),
+        (TypeError("encode() takes\n2 arguments"), "TypeError: encode() takes 2 arguments", True),
+        (RuntimeError("CUDA error: an illegal memory access"), "RuntimeError: CUDA error: an illegal memory access", True),
+    ],
+)
+def test_a_method_that_fails_leaves_the_others_alone(error, reason, traced, monkeypatch, tmp_path, capsys):
+    stages = stages_of(tmp_path)
+    ran = failing(monkeypatch, error)
+    ((failed, told),) = local.run_all(stages)
+    assert (failed.kind, told) == ("train", reason)
+    output = capsys.readouterr()
+    assert f"failed: {failed}: {reason}" in output.out + output.err
+    assert ("Traceback" in output.err) == traced, "the method's author needs to see where"
+    assert {stage.cell.method for stage in ran if stage.kind == "score"} == {"sincos"}
+    assert {stage.training.method for stage in ran if stage.kind == "train"} == {"sincos"}
+    with pytest.raises(UserError, match="1 stage failed: "):
+        local.raise_for([(failed, told)])
+
+
+@pytest.mark.parametrize("error", [Stopped("stopped"), OSError(28, "No space left on device")])
+def test_a_stop_and_a_full_disk_end_everything(error, monkeypatch, tmp_path):
+    stages = stages_of(tmp_path)
+    ran = failing(monkeypatch, error)
+    with pytest.raises(type(error)):
+        local.run_all(stages)
+    assert not [stage for stage in ran if stage.kind == "score"]
