@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-import yaml
 from rich import box
 from rich.table import Table
 
@@ -29,7 +29,8 @@ from benchmark.cli.options import (
     load,
     load_with_data,
 )
-from benchmark.files import ROOT, UserError, unknown
+from benchmark.data.card import card_names, load_card
+from benchmark.files import UserError, read_fields, unknown
 from benchmark.identity import SCORING, code_key
 from benchmark.plan import layout
 
@@ -307,10 +308,12 @@ def list_(out: Out = RUNS) -> None:
         rows.append([name, found.title, found.hash, str(len(found.pairs())), str(sampled or "")])
     shown.print(_table("protocols", ["name", "title", "hash", "cells", "sampled"], rows))
     rows = []
-    for path in sorted((ROOT / "datasets").glob("*.yaml")):
-        card = yaml.safe_load(path.read_text(encoding="utf-8"))
-        written = [str(found.parent) for found in out.glob(f"data/{path.stem}-*/manifest.json")]
-        rows.append([path.stem, str(card.get("description", "")), ", ".join(sorted(written))])
+    written: dict[str, list[str]] = {}
+    for path in sorted(out.glob("data/*/manifest.json")):
+        with contextlib.suppress(UserError):
+            written.setdefault(read_fields(path, "card")["card"], []).append(str(path.parent))
+    for name in card_names():
+        rows.append([name, load_card(name).description, ", ".join(written.get(name, []))])
     shown.print(_table("data sets", ["name", "description", "shards"], rows))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -97,3 +98,14 @@ def load_card(name: str) -> Card:
     if card.others == "dropped" and not isinstance(card.classes, tuple):
         raise UserError(f"{path}: `others: dropped` needs `classes` as a list of names, of which the source has more")
     return card
+
+
+def autoencoder_of(card: Card) -> str:
+    """Whose latents stand for a data set's pictures: a name on the Hugging Face hub, or a folder.
+
+    The environment's AUTOENCODER takes precedence: it names where the same weights lie on a machine without network.
+    """
+    name = os.environ.get("AUTOENCODER") or card.autoencoder
+    if not name:
+        raise UserError(f"card {card.name} has no autoencoder; give one as AUTOENCODER=folder")
+    return name

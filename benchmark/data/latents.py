@@ -10,7 +10,6 @@ import hashlib
 import io
 import itertools
 import json
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmark.data.card import Card, load_card
+from benchmark.data.card import autoencoder_of, load_card
 from benchmark.data.images import center_crop, decoded
 from benchmark.data.index import FORMAT, Index, Sample, read_manifest
 from benchmark.data.pool import _DEVICE, parallel
@@ -170,21 +169,13 @@ def encoded(root: Path, images: str, size_hw: tuple[int, int]) -> list[Index]:
     """The folders under `root` with latents of the pictures whose fingerprint is `images`, at one size."""
     found = []
     for path in sorted(root.glob("*/manifest.json")):
-        about = read_manifest(path)
+        try:
+            about = read_manifest(path)
+        except UserError:  # of another data set, or none: what is missing is told by who asks
+            continue
         if about["kind"] == "latents" and about["images"] == images and tuple(about["size"]) == size_hw:
             found.append(Index(path.parent))
     return found
-
-
-def autoencoder_of(card: Card) -> str:
-    """Whose latents stand for a data set's pictures: a name on the Hugging Face hub, or a folder.
-
-    The environment's AUTOENCODER takes precedence: it names where the same weights lie on a machine without network.
-    """
-    name = os.environ.get("AUTOENCODER") or card.autoencoder
-    if not name:
-        raise UserError(f"card {card.name} has no autoencoder; give one as AUTOENCODER=folder")
-    return name
 
 
 @functools.cache

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmark.files import UserError, atomic, digest, file_hash, is_full
@@ -17,7 +17,7 @@ from benchmark.files import UserError, atomic, digest, file_hash, is_full
 
 
 REMOTE = re.compile(r"pipe:|[a-z0-9+]+://")
-CACHE = Path("runs/cache")
+CACHE = "runs/cache"  # unless the environment's SHARD_CACHE names another folder
 CACHE_BYTES = 64 << 30
 
 
@@ -34,8 +34,8 @@ class Remote:
     """
 
     location: str
-    cache: Path
-    limit: int
+    cache: Path = field(default_factory=lambda: Path(os.environ.get("SHARD_CACHE") or CACHE))
+    limit: int = CACHE_BYTES
     tries: int = 4
     pause: float = 1.0
 
@@ -67,7 +67,9 @@ class Remote:
                     return path
                 except self._errors() as error:
                     if is_full(error):
-                        raise UserError(f"no space left for {self.cache}: lower the cache's limit or free some") from None
+                        raise UserError(
+                            f"no space left for {self.cache}: free some, or set SHARD_CACHE to a folder on another disk"
+                        ) from None
                     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{name} cannot be read from {self.location} after {self.tries} tries ({reason})")
 

@@ -56,8 +56,6 @@ def has_bf16() -> bool:
     """Whether this machine multiplies in bfloat16: a GPU since Ampere, or a processor with AVX512-BF16 or AMX."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)  # older ones only emulate it
-    if torch.backends.mps.is_available():
-        return False
     capability = torch.backends.cpu.get_cpu_capability()
     return "AVX512" in capability and torch.cpu._is_avx512_bf16_supported()
 

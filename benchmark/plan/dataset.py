@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from functools import cached_property
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from benchmark import lazy, registry
 from benchmark.data import shapes, sources, writer
-from benchmark.data.card import Card, load_card
+from benchmark.data.card import Card, autoencoder_of, load_card
 from benchmark.data.index import folder_name, manifest_path, read_manifest
 from benchmark.data.remote import REMOTE
 from benchmark.files import UserError, is_file
@@ -61,7 +62,8 @@ class DataSet:
     def _manifests(self) -> dict[Path | str, dict]:
         found: dict[Path | str, dict] = {}
         for path in sorted((self.run.out / "data").glob("*/manifest.json")):
-            found[path.parent] = read_manifest(path)
+            with contextlib.suppress(UserError):  # another data set's may be broken, and what is ours is written anew
+                found[path.parent] = read_manifest(path)
         if self.given:
             found[self.given] = read_manifest(manifest_path(self.given))
         return found
@@ -139,8 +141,13 @@ class DataSet:
         if self.protocol.data.representation == "pixels":
             return self.fingerprint
         found = self.latents.get(training.size, [])
-        if len(found) == 1:  # those encoded on the way have the identity of the stored ones
-            return self._manifests[found[0]]["fingerprint"]
+        if len(found) == 1:
+            manifest = self._manifests[found[0]]
+            stored = manifest["fingerprint"]
+            # Those encoded on the way have the identity of the stored ones, if by the same autoencoder.
+            same = not self.augments(training.method) or manifest["autoencoder"]["name"] == autoencoder_of(self.card)
+            if same or training.folder(self.run.out, stored).is_dir():
+                return stored
         begun = any((self.run.out / "trainings").glob(f"{training.method}-{training.size}-s{training.seed}-*"))
         if not begun or not (found or (self.images and self.augments(training.method))):
             return None

@@ -8,6 +8,7 @@ alone, so this file knows neither torch nor methods.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -164,8 +165,9 @@ def rounded(value: Any) -> Any:
 CODE = ("benchmark", "methods", "datasets")  # folders that numbers depend on
 
 
+@functools.cache  # of the code that this process has loaded: a commit or an edit of a later hour is not of its records
 def git_state(*folders: str) -> tuple[str | None, bool]:
-    """(commit, whether tracked or new files in `folders` differ from it); (None, False) outside a repository."""
+    """(commit, whether tracked or new files in `folders` differ from it) when first asked; (None, False) outside a repository."""
 
     def git(*arguments: str) -> str | None:
         try:

@@ -51,7 +51,8 @@ class Watch(Callback):
         self.pending.append((batch["step"], outputs["loss"].detach(), batch["key"]))
         if len(self.pending) >= self.every or trainer.global_step >= module.protocol.train.steps:
             self.read()
-            speed = self.stage.speed * module.protocol.train.batch
+            steps = trainer.global_step - self.stage.start
+            speed = steps / max(self.stage.elapsed, 1e-9) * module.protocol.train.batch
             module.log("images_per_second", speed)
             shown = [f"loss {self.loss:.4f}"]
             if self.peak:

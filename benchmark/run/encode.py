@@ -7,6 +7,7 @@ from pathlib import Path
 
 from benchmark import progress
 from benchmark.data import latents
+from benchmark.data.card import autoencoder_of
 from benchmark.data.index import Index
 from benchmark.plan.dataset import DataSet
 from benchmark.plan.place import Run, device
@@ -23,7 +24,7 @@ def encode(protocol: Protocol, run: Run, sizes: Iterable[str], batch: int = 16) 
     Returns:
         the folders of shards.
     """
-    name = latents.autoencoder_of(DataSet(protocol, run).card)
+    name = autoencoder_of(DataSet(protocol, run).card)
     index = Index(prepared(protocol, run))
     kind = device()
     places = [f"{kind}:{number}" if kind == "cuda" else kind for number in range(run.count)]

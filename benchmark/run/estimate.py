@@ -88,7 +88,7 @@ def measure(protocol: Protocol, where: str) -> Speed:
         with torch.inference_mode(), autocast(protocol.sample.precision, kind):
             method.predict(noise, at, classes, encoding, None)
 
-    return Speed(3 * forward * images / seconds(train, where), forward * sampled / seconds(sample, where))
+    return Speed(training_flops(protocol, size) * images / seconds(train, where), forward * sampled / seconds(sample, where))
 
 
 def seconds(work: Callable[[], None], where: str) -> float:

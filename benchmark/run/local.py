@@ -19,6 +19,7 @@ from benchmark.plan.place import Run, check_nodes, gpus, processors
 from benchmark.plan.stages import Stage, Train, graph
 from benchmark.protocol import Protocol
 from benchmark.registry import trained_name
+from benchmark.results import record
 
 estimate = lazy.module("benchmark.run.estimate")  # torch: what is refused before any work need not wait for it
 
@@ -45,6 +46,7 @@ def run_all(stages: Iterable[Stage]) -> list[tuple[Stage, str]]:
 
     An exception that no one expected ends its own stage only, after its traceback: a method's fault costs the others nothing.
     """
+    record.git_state(*record.CODE)  # now, before hours in which someone may commit
     failures: list[tuple[Stage, str]] = []
     lost: set[int] = set()
     for stage in stages:

@@ -12,8 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmark import progress, registry
-from benchmark.data.card import load_card
-from benchmark.data.latents import autoencoder_of
+from benchmark.data.card import autoencoder_of, load_card
 from benchmark.evaluate import denoising
 from benchmark.evaluate.denoising import HeldOut
 from benchmark.evaluate.reference import Scenes, Shards

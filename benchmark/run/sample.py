@@ -23,8 +23,8 @@ from safetensors.numpy import save_file
 
 from benchmark import progress, registry
 from benchmark.board.real import GAP
-from benchmark.data.card import load_card
-from benchmark.data.latents import autoencoder_identity, autoencoder_of, decoder, to_uint8
+from benchmark.data.card import autoencoder_of, load_card
+from benchmark.data.latents import autoencoder_identity, decoder, to_uint8
 from benchmark.evaluate import detectors
 from benchmark.evaluate.detectors.base import at_rest
 from benchmark.evaluate.samples import Images, Unit, chunk_name, chunk_shape, read_chunk, write_chunk
@@ -35,7 +35,7 @@ from benchmark.model.method import Method
 from benchmark.model.precision import autocast
 from benchmark.plan import cost, needs
 from benchmark.plan.layout import CHUNKS, DONE, GRID, REPORT
-from benchmark.plan.place import Run, check_nodes
+from benchmark.plan.place import Run, check_nodes, device
 from benchmark.plan.stages import KEPT_IMAGES, images_folder, is_sampled
 from benchmark.plan.stages import features_folder as planned_features
 from benchmark.protocol import Protocol, size_hw
@@ -61,7 +61,7 @@ def units(cell: Cell, folder: Path) -> Images:
 
 def kept_images(protocol: Protocol, keep: bool) -> int:
     """How many images of a cell stay on disk, but for the rest of their batch."""
-    return protocol.sample.count if keep else KEPT_IMAGES
+    return protocol.sample.count if keep else min(KEPT_IMAGES, protocol.sample.count)
 
 
 def has_chunk(path: Path, unit: Unit, size_hw: tuple[int, int]) -> bool:
@@ -203,7 +203,7 @@ def launched(run: Run) -> Fabric:
     quieten()
     # A process that is done early waits for the slowest, for longer than the half hour after which torch would give it up.
     strategy = DDPStrategy(timeout=timedelta(days=1)) if run.several else "auto"
-    fabric = Fabric(accelerator="auto", devices=run.count, num_nodes=run.nodes, strategy=strategy)
+    fabric = Fabric(accelerator=device(), devices=run.count, num_nodes=run.nodes, strategy=strategy)
     fabric.launch()
     return fabric
 

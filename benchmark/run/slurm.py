@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +46,16 @@ class Task:
 
     Attributes:
         kind: data, latents, train, reference, cell or end; the last runs however the others ended.
-        commands: arguments of `python -m benchmark`; the first runs in as many processes as the stage has devices,
-            the others in one.
+        commands: arguments of `python -m benchmark`.
         needs: names of tasks.
+        spread: whether the first command runs in as many processes as the run has devices; the others run in one.
     """
 
     name: str
     kind: str
     commands: tuple[tuple[str, ...], ...]
     needs: tuple[str, ...] = ()
+    spread: bool = False
 
 
 def tasks(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> list[Task]:
@@ -65,10 +66,10 @@ def tasks(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> li
     for stage in stages:
         name = names[id(stage)]
         kind = {"shards": "data", "sample": "cell", "score": "cell"}.get(stage.kind, stage.kind)
-        before = found.get(name, Task(name, kind, ()))
+        before = found.get(name, Task(name, kind, (), spread=stage.spread))  # of a cell's stages the first one's
         needs = [*before.needs, *(names[id(need)] for need in stage.needs if id(need) in names)]
         needs = tuple(need for need in dict.fromkeys(needs) if need != name)
-        found[name] = Task(name, kind, (*before.commands, tuple(stage.command())), needs)
+        found[name] = replace(before, commands=(*before.commands, tuple(stage.command())), needs=needs)
     where = ["--out", str(run.out), *(["--data", run.data] if run.data else [])]
     about = [*protocol.overrides, "--methods", ",".join(methods), "--seed", str(seed), *where]
     board = ["board", "--protocol", protocol.source, *protocol.overrides, *where]
@@ -139,7 +140,7 @@ def resources(file: Path | str | None) -> dict[str, dict[str, Any]]:
     """
     content: Any = {}
     if file:
-        try:
+        try:  # not read_yaml, which refuses what belongs here: aliases, and ${...} in slurm_setup
             content = yaml.load(Path(file).read_text(encoding="utf-8"), Loader) or {}
         except FileNotFoundError:
             raise UserError(f"{file} does not exist") from None
@@ -181,26 +182,29 @@ class Queue:
     devices: int = 1
     nodes: int = 1
     gpus: bool = False
-    executor: Any = field(init=False)
 
     def __post_init__(self) -> None:
+        self.executor()  # a cluster that is not there is said before any work
+
+    def executor(self) -> submitit.AutoExecutor:
+        """A new one: what has been set in an executor stays, and one kind's parameters would hold for the next."""
         if self.cluster not in CLUSTERS:
             raise unknown("cluster", self.cluster, CLUSTERS)
         try:
-            self.executor = submitit.AutoExecutor(
+            return submitit.AutoExecutor(
                 folder=self.folder, cluster=self.cluster, local_max_num_timeout=REQUEUES, slurm_max_num_timeout=REQUEUES
             )
         except RuntimeError as error:
             raise UserError(f"cannot submit to {self.cluster}: {error}") from None
 
     def submit(self, group: Sequence[Task], after: str = "") -> list[Any]:
-        """Submits tasks of one kind together, as an array where there are several.
+        """Submits tasks of one kind, all spread or none, together: as an array where there are several.
 
         Args:
             after: SLURM's dependency, such as "afterok:17:18_0".
         """
         kind = group[0].kind
-        chosen = {"name": f"posbench-{kind}", **self.placement(kind), **self.parameters[kind]}
+        chosen = {"name": f"posbench-{kind}", **self.placement(group[0]), **self.parameters[kind]}
         if self.cluster == "slurm":
             extra = {**chosen.get("slurm_additional_parameters", {})}
             if after:
@@ -211,20 +215,21 @@ class Queue:
             if not isinstance(given, list):
                 raise UserError(f"resources for {kind} jobs: slurm_srun_args is a list, such as [--mpi=pmix]")
             chosen["slurm_srun_args"] = [*given, "--kill-on-bad-exit=1"]
+        executor = self.executor()
         try:
-            self.executor.update_parameters(**chosen)
+            executor.update_parameters(**chosen)
         except (NameError, AssertionError, ValueError) as error:
             raise UserError(f"resources for {kind} jobs: {' '.join(str(error).split())}") from None
-        return self.executor.submit_array([Commands(command_lines(task)) for task in group])
+        return executor.submit_array([Commands(command_lines(task)) for task in group])
 
-    def placement(self, kind: str) -> dict[str, int]:
+    def placement(self, task: Task) -> dict[str, int]:
         """Nodes, processes and GPUs of a job: what uses several devices gets a process for each, as Lightning expects."""
-        if kind in ("data", "end"):
+        if task.kind in ("data", "end"):
             return {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": 0}
-        if kind == "reference":
-            return {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": int(self.gpus)}
-        if kind == "latents" or self.cluster == "local":  # they start their own processes
+        if task.kind == "latents" or (task.spread and self.cluster == "local"):  # they start their own processes
             return {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": self.devices if self.gpus else 0}
+        if not task.spread:
+            return {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": int(self.gpus)}
         return {"nodes": self.nodes, "tasks_per_node": self.devices, "gpus_per_node": self.devices if self.gpus else 0}
 
 
@@ -265,10 +270,10 @@ def start(
 
 
 def groups(todo: Sequence[Submitted]) -> list[list[Submitted]]:
-    """Tasks of one kind that need the same others, in an order in which everything comes after what it needs."""
-    found: dict[tuple[str, tuple[str, ...]], list[Submitted]] = {}
+    """Tasks of one kind that need the same others, spread alike, in an order in which everything comes after what it needs."""
+    found: dict[tuple[str, tuple[str, ...], bool], list[Submitted]] = {}
     for item in todo:
-        found.setdefault((item.task.kind, tuple(sorted(item.task.needs))), []).append(item)
+        found.setdefault((item.task.kind, tuple(sorted(item.task.needs)), item.task.spread), []).append(item)
     return sorted(found.values(), key=lambda group: KINDS.index(group[0].task.kind))
 
 

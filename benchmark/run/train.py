@@ -19,7 +19,7 @@ import shutil
 import signal
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,9 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from benchmark import progress, registry
 from benchmark.data import batches, sources, writer
-from benchmark.data.card import load_card
+from benchmark.data.card import autoencoder_of, load_card
 from benchmark.data.index import Index
-from benchmark.data.latents import Encoder, autoencoder_identity, autoencoder_of, encoded, latents_fingerprint
+from benchmark.data.latents import Encoder, autoencoder_identity, encoded, latents_fingerprint
 from benchmark.files import Stopped, UserError, atomic, listed, read_fields, sweep, write_json
 from benchmark.identity import Training
 from benchmark.model import checkpoint
@@ -42,7 +42,7 @@ from benchmark.model.precision import averaging, precision
 from benchmark.plan import cost, needs, stages
 from benchmark.plan.dataset import DataSet
 from benchmark.plan.layout import CHECKPOINTS, REPORT, WEIGHTS, is_trained, saved
-from benchmark.plan.place import Run, check_nodes, machine
+from benchmark.plan.place import Run, check_nodes, device, machine
 from benchmark.protocol import Protocol, size_hw, size_name
 from benchmark.run.callbacks import Atomic, Keeper, Watch
 
@@ -60,7 +60,8 @@ def prepared(protocol: Protocol, run: Run, verbose: bool = True) -> Path | str:
     workers = run.decoders * run.count
     if data.images is None:
         data.source.ready(workers)
-        needs.check_disk(data.count * data.picture_bytes, f"shards {data.card.name}, {data.count:,} images", run.out)
+        there = sum(path.stat().st_size for path in Path(data.folder).glob("*.tar"))  # of an interrupted run
+        needs.check_disk(data.count * data.picture_bytes - there, f"shards {data.card.name}, {data.count:,} images", run.out)
     with progress.stage(f"shards {data.card.name}", 1, "image") as stage:
 
         def report(done: int, total: int) -> None:
@@ -213,7 +214,7 @@ def _fit(method: Method, training: Training, source: Source, folder: Path, run: 
         trainer = Trainer(
             max_steps=config.steps,
             max_epochs=-1,
-            accelerator="auto",
+            accelerator=device(),  # "auto" would also take what the rest does not know, such as MPS
             devices=run.count,
             num_nodes=run.nodes,
             strategy="ddp" if run.several else "auto",
@@ -231,8 +232,11 @@ def _fit(method: Method, training: Training, source: Source, folder: Path, run: 
         loader = batches.Reader(method, source.index, resumed[1], run.decoders)
         if run.compile:
             method.core.compile()
-        with deterministic(run.deterministic):
-            trainer.fit(method, loader, ckpt_path=resumed[0], weights_only=True)
+        try:
+            with deterministic(run.deterministic):
+                trainer.fit(method, loader, ckpt_path=resumed[0], weights_only=True)
+        finally:
+            finish(trainer.loggers)
     if keeper.stopped:
         reason = f"stopped at step {trainer.global_step} of {config.steps}; run the same command to continue"
         raise Stopped(reason, 128 + (keeper.asked or signal.SIGTERM))
@@ -282,6 +286,13 @@ def loggers(folder: Path, key: str) -> list[Logger]:
     if os.environ.get("WANDB_PROJECT") and importlib.util.find_spec("wandb"):
         found.append(WandbLogger(name=folder.name, id=key, resume="allow", save_dir=folder))
     return found
+
+
+def finish(used: Sequence[Logger]) -> None:
+    """Ends the runs of Weights & Biases: left open, one would take in the logs of the next training of this process."""
+    for logger in used:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
 
 
 def newest(folder: Path, key: str) -> tuple[str | None, int]:

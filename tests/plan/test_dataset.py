@@ -103,3 +103,25 @@ def test_a_manifest_that_was_edited_is_told(tmp_path):
     write_json(tmp_path / "manifest.json", {"format": FORMAT})
     with pytest.raises(UserError, match="lacks card"):
         own.default_protocol(str(tmp_path))
+
+
+def test_a_broken_manifest_of_another_data_set_is_passed_over(tmp_path):
+    smoke, run = protocol.load("smoke"), Run(tmp_path)
+    write_json(tmp_path / "data" / "other" / "manifest.json", {"format": 0})
+    assert DataSet(smoke, run).images is None
+    written = writer.prepare(DataSet(smoke, run).card, None, tmp_path / "data", workers=1)
+    assert DataSet(smoke, run).images == written.folder
+
+
+def test_pictures_encoded_on_the_way_are_those_of_this_autoencoder(tmp_path, monkeypatch):
+    """An augmenting training by another autoencoder than that of the stored latents is found where it was trained."""
+    rules, run = protocol.load("imagenet-256-s2"), Run(tmp_path, str(tmp_path / "data" / "pictures"))
+    manifests(tmp_path / "data")
+    training = Training(rules, "rpe2d", "256x256", 0)
+    monkeypatch.setenv("AUTOENCODER", "small")
+    assert DataSet(rules, run).seen_by(training) == RIGHT
+    monkeypatch.setenv("AUTOENCODER", "another")
+    assert DataSet(rules, run).seen_by(training) is None, "known once that one has been loaded"
+    assert DataSet(rules, run).seen_by(Training(rules, "nope", "256x256", 0)) == RIGHT
+    training.folder(tmp_path, RIGHT).mkdir(parents=True)
+    assert DataSet(rules, run).seen_by(training) == RIGHT, "begun by the first one, where its variable is not set"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -300,3 +301,21 @@ def test_many_refusals_are_one_short_line(rules: protocol.Protocol, tmp_path: Pa
     with pytest.raises(UserError, match=r"30 refused: .*; and 25 more") as caught:
         record.read_all(tmp_path / "records")
     assert "\n" not in str(caught.value)
+
+
+def test_the_code_of_a_record_is_that_which_the_process_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit in the hours of a sweep is not what made its later cells."""
+    monkeypatch.setattr(record.files, "ROOT", tmp_path)
+    record.git_state.cache_clear()
+
+    def git(*arguments: str) -> None:
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=tmp_path, check=True)
+
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "first")
+    before = record.git_state("methods")
+    git("commit", "-q", "--allow-empty", "-m", "second")
+    assert record.git_state("methods") == before
+    record.git_state.cache_clear()
+    assert record.git_state("methods") != before
+    record.git_state.cache_clear()

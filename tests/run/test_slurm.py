@@ -18,7 +18,9 @@ import pytest
 from benchmark import protocol
 from benchmark.files import ROOT, UserError
 from benchmark.identity import cells_of
+from benchmark.plan import stages
 from benchmark.plan.place import Run
+from benchmark.plan.stages import COMPLETE, MISSING
 from benchmark.run import slurm
 from benchmark.run.slurm import Commands, Submitted, Task
 
@@ -142,6 +144,8 @@ def test_slurm_gets_arrays_with_dependencies(fake_slurm, tmp_path):
     pytest.importorskip("submitit")
     file = tmp_path / "cluster.yaml"
     file.write_text("all: {slurm_partition: gpu, timeout_min: 600}\ncell: {timeout_min: 60, slurm_qos: short}\n")
+    with file.open("a") as more:
+        more.write("train: {slurm_constraint: h100, mem_gb: 200}\n")
     run = Run(tmp_path / "runs", "", "2", 1)
     done = slurm.start(protocol.load("smoke"), SMOKE, 3, run, "slurm", file)
     assert {item.state for item in done} == {"submitted"}
@@ -157,6 +161,9 @@ def test_slurm_gets_arrays_with_dependencies(fake_slurm, tmp_path):
     assert scripts["101"]["ntasks-per-node"] == "2"
     assert scripts["101"]["gpus-per-node"] == "2"
     assert scripts["101"]["time"] == "600"
+    assert (scripts["101"]["constraint"], scripts["101"]["mem"]) == ("h100", "200GB")
+    others = {name: told for name, told in scripts.items() if name != "101"}
+    assert not any({"constraint", "mem"} & told.keys() for told in others.values()), "what is asked for trainings is theirs alone"
     assert re.search(r"^srun .*--kill-on-bad-exit=1 ", (fake_slurm / "101.sh").read_text(), flags=re.M)
     cell = jobs["cell yarn 16x16 -> 32x24"]
     assert cell.split("_")[0] == jobs["cell extrapolation 16x16 -> 32x24"].split("_")[0], "one array"
@@ -170,6 +177,20 @@ def test_slurm_gets_arrays_with_dependencies(fake_slurm, tmp_path):
     assert last["dependency"].startswith("afterany:")
     assert set(last["dependency"].split(":")[1:]) == set(jobs.values()) - {jobs["end"]}
     slurm.print_summary(done)
+
+
+def test_a_cell_that_has_its_samples_is_scored_once(fake_slurm, tmp_path, monkeypatch):
+    """The processes that share the sampling of a cell would each score it, and write over each other's records."""
+    monkeypatch.setattr(stages.Sample, "state", lambda self: COMPLETE if self.cell.test == "32x24" else MISSING)
+    done = slurm.start(protocol.load("smoke"), SMOKE, 3, Run(tmp_path / "runs", "", "2", 1), "slurm")
+    scripts = {path.stem: asked(path) for path in fake_slurm.glob("*.sh")}
+    for item in done:
+        if item.task.kind == "cell":
+            sampled = item.task.name.endswith("32x24")
+            assert [command[0] for command in item.task.commands] == (["score"] if sampled else ["sample", "score"])
+            told = scripts[item.job.job_id.split("_")[0]]
+            count = "1" if sampled else "2"
+            assert (told["ntasks-per-node"], told["gpus-per-node"]) == (count, count)
 
 
 def test_without_slurm_it_says_so(tmp_path, monkeypatch):

@@ -25,7 +25,8 @@ from benchmark.files import ROOT, Stopped, UserError
 from benchmark.identity import Training
 from benchmark.model import flops
 from benchmark.model.method import Method
-from benchmark.plan import layout, stages
+from benchmark.plan import layout, needs, stages
+from benchmark.plan.dataset import DataSet
 from benchmark.plan.place import Run, machine
 from benchmark.run import callbacks, train
 from benchmark.run.callbacks import Atomic
@@ -377,3 +378,14 @@ def test_a_signal_to_one_of_two_processes_ends_both_at_the_same_step(tmp_path):
     newest, before = (layout.step_of(path) for path in layout.saved(next(tmp_path.glob("trainings/*/checkpoints"))))
     assert newest == int(found[1])
     assert before % 16 == 0
+
+
+def test_interrupted_shards_need_room_for_the_rest_alone(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(needs, "check_disk", lambda size, what, folder: asked.append(size))
+    smoke, run = protocol.load("smoke"), Run(tmp_path)
+    folder = Path(DataSet(smoke, run).folder)
+    folder.mkdir(parents=True)
+    (folder / "shard-00000.tar").write_bytes(b"a" * 1000)
+    train.prepared(smoke, run)
+    assert asked == [DataSet(smoke, Run(tmp_path / "elsewhere")).picture_bytes * 64 - 1000]
