@@ -387,5 +387,6 @@ def test_interrupted_shards_need_room_for_the_rest_alone(tmp_path, monkeypatch):
     folder = Path(DataSet(smoke, run).folder)
     folder.mkdir(parents=True)
     (folder / "shard-00000.tar").write_bytes(b"a" * 1000)
-    train.prepared(smoke, run)
+    with pytest.raises(UserError, match="tars from elsewhere"):  # no shards of this source, but asked before
+        train.prepared(smoke, run)
     assert asked == [DataSet(smoke, Run(tmp_path / "elsewhere")).picture_bytes * 64 - 1000]
