@@ -1,4 +1,4 @@
-"""RPE-2D: positions drawn at random, in order, from a range as large as any test grid, so no test position is new.
+"""RPE-2D: positions drawn at random, in order, from a range as large as any test grid, so that none at test lies outside it.
 
 Source: arXiv 2503.18719. Only its abstract could be read, and no code is public: this is REIMPLEMENTED FROM THE ABSTRACT.
 Read there: positions are drawn independently for y and x over an expanded range in training, so that the model learns the
