@@ -15,7 +15,7 @@ import pydantic
 from annotated_types import Interval, Len
 from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
 
-from benchmark.data.remote import REMOTE, Remote
+from benchmark.data.remote import CACHE_BYTES, REMOTE, Remote, cache_folder
 from benchmark.files import UserError, read_json
 from benchmark.inputs import STRICT, matching, reason
 
@@ -97,7 +97,11 @@ class Sample:
 
 def manifest_path(folder: Path | str) -> Path:
     """The manifest of a folder of shards, or a copy of a remote one's."""
-    return Remote(str(folder)).fetch("manifest.json") if REMOTE.match(str(folder)) else Path(folder) / "manifest.json"
+    return (
+        Remote(str(folder), cache_folder(), CACHE_BYTES).fetch("manifest.json")
+        if REMOTE.match(str(folder))
+        else Path(folder) / "manifest.json"
+    )
 
 
 def folder_name(folder: Path | str, manifest: dict[str, Any] | None) -> str:
@@ -112,6 +116,8 @@ class Index:
 
     Args:
         folder: what `write` or `latents` has written; or where such a folder lies remotely (see Remote).
+        cache: local folder for remote shards; default: `cache_folder`.
+        cache_bytes: how much of them it may hold.
 
     Raises:
         UserError: the folder is missing, empty, without index, or a shard is missing or not as long as its index says.
@@ -119,9 +125,9 @@ class Index:
 
     OPEN_FILES = 64
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, cache: str | Path = "", cache_bytes: int = CACHE_BYTES) -> None:
         remote = REMOTE.match(str(folder))
-        self.remote = Remote(str(folder)) if remote else None
+        self.remote = Remote(str(folder), Path(cache or cache_folder()), cache_bytes) if remote else None
         self.folder = str(folder) if remote else Path(folder)
         again = "write it with `python -m benchmark shards`"
         if self.remote:

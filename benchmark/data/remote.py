@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmark.files import UserError, atomic, digest, file_hash, is_full
@@ -17,8 +17,12 @@ from benchmark.files import UserError, atomic, digest, file_hash, is_full
 
 
 REMOTE = re.compile(r"pipe:|[a-z0-9+]+://")
-CACHE = "runs/cache"  # unless the environment's SHARD_CACHE names another folder
 CACHE_BYTES = 64 << 30
+
+
+def cache_folder() -> Path:
+    """The local folder for remote shards: the one that the environment's SHARD_CACHE names, else runs/cache."""
+    return Path(os.environ.get("SHARD_CACHE") or "runs/cache")
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,8 @@ class Remote:
     """
 
     location: str
-    cache: Path = field(default_factory=lambda: Path(os.environ.get("SHARD_CACHE") or CACHE))
-    limit: int = CACHE_BYTES
+    cache: Path
+    limit: int
     tries: int = 4
     pause: float = 1.0
 
