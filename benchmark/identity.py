@@ -19,7 +19,8 @@ from benchmark.protocol import Protocol
 # What the numbers of a training and of a cell's images run through, besides the method's own file.
 TRAINING = ("benchmark.model.method", "benchmark.model.precision", "benchmark.data.batches", "benchmark.data.latents")
 SAMPLING = ("benchmark.model.method", "benchmark.model.precision", "benchmark.data.latents")
-SCORING = ("benchmark.evaluate.score", "benchmark.evaluate.reference", "benchmark.evaluate.denoising")
+REFERENCE = "benchmark.evaluate.reference"
+SCORING = ("benchmark.evaluate.score", REFERENCE, "benchmark.evaluate.denoising")
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,31 @@ def reference_key(source: str, content: str, size: str, detector: str, weights: 
         count, nearest: images in the statistics, and how many of them keep their features.
     """
     return digest([source, content, size, detector, weights, count, nearest])
+
+
+def detector_module(name: str) -> str:
+    """The file of a detector: its code is part of what features, references and records depend on."""
+    return f"benchmark.evaluate.detectors.{name}"
+
+
+def features_folder(cell: Path | str, detector: str, weights: str) -> Path:
+    """Where the features of samples are below a cell's folder: its name says of which weights and code they are.
+
+    Args:
+        detector, weights: its name, and the hash of its weights.
+    """
+    code = code_key(detector_module(detector), "benchmark.evaluate.spectrum")
+    return Path(cell) / "features" / f"{detector}-{weights}-{code[:6]}"
+
+
+def scoring_code(detector: str) -> str:
+    """The hash of the code that scores run through, the detector's included."""
+    return code_key(*SCORING, detector_module(detector))
+
+
+def reference_ending(key: str, detector: str) -> str:
+    """How the file name of reference statistics ends: their key, and the code that made them."""
+    return f"-{key}-{code_key(REFERENCE, detector_module(detector))[:6]}.npz"
 
 
 # --- Code ------------------------------------------------------------------------------------------------------------

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import pydantic
 import yaml
 from pydantic import StringConstraints
 
 from benchmark.files import UserError, read_text, shown, unknown
+
+T = TypeVar("T")
 
 # What every declared model says: no conversions, no unknown fields, and numbers that are finite.
 STRICT = pydantic.ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -148,3 +153,26 @@ def reason(error: pydantic.ValidationError, known: tuple[str, ...] = (), whole: 
     else:
         expected = EXPECTED.get(kind, "").format(**context) or first["msg"].lower().removeprefix("input should be ")
     return f"{where} must be {expected}, not {shown(value)}"
+
+
+def fitted(model: pydantic.TypeAdapter[T], values: Any, where: str, known: tuple[str, ...] = (), whole: str = "it",
+           wanted: Mapping[str, str] = MappingProxyType({})) -> T:  # fmt: skip
+    """What plain values, as of YAML, stand for.
+
+    Args:
+        model: the declared type; strict.
+        where: begins the message.
+        known, whole: as in `reason`.
+        wanted: what fields must be, where their types say it badly.
+
+    Raises:
+        UserError: a value is not of its type or out of its range, or is none that JSON knows.
+    """
+    try:
+        return model.validate_json(json.dumps(values))  # of JSON, strict validation takes objects for sections
+    except pydantic.ValidationError as error:
+        field = next(iter(error.errors()[0]["loc"]), None)
+        said = f"{field} must be {wanted[field]}" if field in wanted else reason(error, known, whole)
+        raise UserError(f"{where}: {said}") from None
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: {str(error).splitlines()[0]}") from None

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 import re
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from annotated_types import Interval, Len
 
 from benchmark import registry
 from benchmark.files import UserError, checked_name, digest, file_hash, is_file, shown, unknown
-from benchmark.inputs import STRICT, matching, read_yaml, reason, yaml_value
+from benchmark.inputs import STRICT, fitted, matching, read_yaml, yaml_value
 
 FOLDER = Path(__file__).parent / "protocols"
 
@@ -323,12 +322,7 @@ def _model() -> pydantic.TypeAdapter[Protocol]:
 
 def _fitted(values: dict[str, Any], name: str) -> Protocol:
     """The protocol that plain values stand for; every field is of its type and in its range."""
-    try:
-        return _model().validate_json(json.dumps(values))  # of JSON, strict validation takes objects for sections
-    except pydantic.ValidationError as error:
-        raise UserError(f"protocol {name}: {reason(error, SETTINGS, 'the protocol')}") from None
-    except (TypeError, ValueError) as error:  # of a value that JSON does not know
-        raise UserError(f"protocol {name}: {str(error).splitlines()[0]}") from None
+    return fitted(_model(), values, f"protocol {name}", SETTINGS, "the protocol")
 
 
 def _layers(path: Path) -> list[dict[str, Any]]:

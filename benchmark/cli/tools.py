@@ -31,7 +31,7 @@ from benchmark.cli.options import (
 )
 from benchmark.data.card import card_names, load_card
 from benchmark.files import UserError, read_fields, unknown
-from benchmark.identity import SCORING, code_key
+from benchmark.identity import reference_ending
 from benchmark.plan import layout
 
 boards, local, losses, training = (lazy.module(f"benchmark.run.{name}") for name in ("boards", "local", "loss", "train"))
@@ -167,8 +167,7 @@ def reference(
     with progress.stage(f"reference {source} {size}", count, "image") as stage:
         made = references.make(found, size_hw, loaded, count, nearest, folder, report=lambda done, _: stage.set(done))
     enlarged = f", {made.meta['upsampled']} of them enlarged" if made.meta["upsampled"] else ""
-    code = code_key(SCORING[1], type(loaded).__module__)[:6]  # as the name of the file has it
-    for file in folder.glob(f"*-{made.hash}-{code}.npz"):
+    for file in folder.glob(f"*{reference_ending(made.hash, loaded.name)}"):
         progress.say(f"reference of {made.count} images{enlarged} in {file}")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import pydantic
 from annotated_types import Interval, Len
 
 from benchmark.files import ROOT, UserError, checked_name, is_file, unknown
-from benchmark.inputs import STRICT, matching, read_yaml, reason
+from benchmark.inputs import STRICT, fitted, matching, read_yaml
 from benchmark.protocol import SIDE
 
 CARDS = ROOT / "datasets"
@@ -85,14 +84,8 @@ def load_card(name: str) -> Card:
     checked_name(path.stem, "the name of a card's file")  # and records call the data set by its file
     if "kind" not in values:
         raise UserError(f"{path}: lacks kind (one of {', '.join(KINDS)})")
-    try:
-        card = _model().validate_json(json.dumps(values))
-    except pydantic.ValidationError as error:
-        if error.errors()[0]["loc"][:1] == ("classes",):
-            raise UserError(f"{path}: classes must be a list of names in one line each, or a number up to {CLASSES}") from None
-        raise UserError(f"{path}: {reason(error, tuple(Card.__dataclass_fields__), 'the card')}") from None
-    except (TypeError, ValueError) as error:  # of a value that JSON does not know
-        raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
+    wanted = {"classes": f"a list of names in one line each, or a number up to {CLASSES}"}
+    card = fitted(_model(), values, str(path), tuple(Card.__dataclass_fields__), "the card", wanted)
     if isinstance(card.classes, tuple) and len(set(card.classes)) < len(card.classes):
         raise UserError(f"{path}: a class is listed twice")
     if card.others == "dropped" and not isinstance(card.classes, tuple):

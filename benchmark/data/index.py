@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import tarfile
@@ -78,6 +79,15 @@ def read_manifest(path: Path | str) -> dict[str, Any]:
     except pydantic.ValidationError as error:
         raise UserError(f"{path} was edited: {reason(error, whole='the manifest')}") from None
     return value
+
+
+def manifests(root: Path) -> dict[Path | str, dict[str, Any]]:
+    """{folder: manifest} of the complete shards below `root`; a broken manifest is passed over, as if it were not there."""
+    found: dict[Path | str, dict[str, Any]] = {}
+    for path in sorted(root.glob("*/manifest.json")):
+        with contextlib.suppress(UserError):
+            found[path.parent] = read_manifest(path)
+    return found
 
 
 class Damaged(UserError):

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from benchmark.data.card import autoencoder_of, load_card
 from benchmark.data.images import center_crop, decoded
-from benchmark.data.index import FORMAT, Index, Sample, read_manifest
+from benchmark.data.index import FORMAT, Index, Sample, manifests
 from benchmark.data.pool import _DEVICE, parallel
 from benchmark.data.tars import write_tar
 from benchmark.data.writer import Written, _claimed
@@ -167,15 +167,11 @@ class _EncodeJob:
 
 def encoded(root: Path, images: str, size_hw: tuple[int, int]) -> list[Index]:
     """The folders under `root` with latents of the pictures whose fingerprint is `images`, at one size."""
-    found = []
-    for path in sorted(root.glob("*/manifest.json")):
-        try:
-            about = read_manifest(path)
-        except UserError:  # of another data set, or none: what is missing is told by who asks
-            continue
-        if about["kind"] == "latents" and about["images"] == images and tuple(about["size"]) == size_hw:
-            found.append(Index(path.parent))
-    return found
+    return [
+        Index(folder)
+        for folder, about in manifests(root).items()
+        if about["kind"] == "latents" and about["images"] == images and tuple(about["size"]) == size_hw
+    ]
 
 
 @functools.cache

@@ -16,8 +16,9 @@ from benchmark.evaluate import detectors, reference
 from benchmark.evaluate.detectors import Detector
 from benchmark.evaluate.reference import Reference
 from benchmark.evaluate.samples import CHUNK_ENDING, open_images
-from benchmark.evaluate.score import Features, Options, check_size, extract, features_folder, score, uncertainty
+from benchmark.evaluate.score import Features, Options, check_size, extract, score, uncertainty
 from benchmark.files import UserError
+from benchmark.identity import features_folder
 from benchmark.protocol import size_name
 
 # The field's evaluator: all samples for recall, and splits of as many images as it takes with the detector (splits=0).
@@ -61,7 +62,7 @@ def score_files(
     splits = options.splits or registry.detector_facts(detector_name).splits(images.count)
     options = dataclasses.replace(options, splits=splits, balanced=False)  # the classes of these images are unknown
     with tempfile.TemporaryDirectory() as scratch:
-        folder = features_folder(keep or scratch, detector)
+        folder = features_folder(keep or scratch, detector.name, detector.hash)
         extraction = extract(images, detector, folder, batch=batch, report=report)
         scores = score(Features(folder, images), real, None, options, device)
     return {

@@ -30,7 +30,7 @@ from benchmark.evaluate.metrics import FrechetDistance, Moments
 from benchmark.evaluate.samples import DAMAGED_ZIP, file_list_hash, image_files, open_image, open_images
 from benchmark.evaluate.spectrum import log_spectrum
 from benchmark.files import UserError, atomic, digest, file_hash
-from benchmark.identity import code_key, reference_key
+from benchmark.identity import reference_ending, reference_key
 from benchmark.protocol import size_name
 from benchmark.streams import subset
 
@@ -189,9 +189,8 @@ def make(
     key = identity(source, size_hw, detector, count, nearest)
     path = None
     if folder is not None:
-        code = code_key(__name__, type(detector).__module__)[:6]
-        name = f"{source.name}-{size_name(*size_hw)}-{detector.name}-{count}-{key}-{code}.npz"
-        path = Path(folder) / name
+        name = f"{source.name}-{size_name(*size_hw)}-{detector.name}-{count}"
+        path = Path(folder) / (name + reference_ending(key, detector.name))
         if path.is_file():
             return load(path, detector)
     indices = np.arange(count) if source.count is None else subset(source.count, count)

@@ -37,17 +37,10 @@ from benchmark.evaluate.reference import Reference
 from benchmark.evaluate.samples import Images, Unit, check_layout
 from benchmark.evaluate.spectrum import log_spectrum, spectrum_distance
 from benchmark.files import UserError, atomic
-from benchmark.identity import code_key
 from benchmark.protocol import Protocol, size_name
 from benchmark.streams import balanced_order, subset
 
 # --- Features --------------------------------------------------------------------------------------------------------
-
-
-def features_folder(out: Path | str, detector: Detector) -> Path:
-    """Where the features of samples lie below a cell's folder: a name for the weights and the code behind them."""
-    code = code_key(type(detector).__module__, "benchmark.evaluate.spectrum")
-    return Path(out) / "features" / f"{detector.name}-{detector.hash}-{code[:6]}"
 
 
 @dataclass(frozen=True)
@@ -73,7 +66,7 @@ def extract(
     """Writes the outputs of the detector for every unit k with k mod world = rank; units that are there already are skipped.
 
     Args:
-        folder: of the features, one file per unit; see `features_folder`.
+        folder: of the features, one file per unit; see `identity.features_folder`.
         batch: images per forward.
         report: called with (images done, images in all), of this rank's.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 from functools import cached_property
@@ -11,7 +10,7 @@ from pathlib import Path
 from benchmark import lazy, registry
 from benchmark.data import shapes, sources, writer
 from benchmark.data.card import Card, autoencoder_of, load_card
-from benchmark.data.index import folder_name, manifest_path, read_manifest
+from benchmark.data.index import folder_name, manifest_path, manifests, read_manifest
 from benchmark.data.remote import REMOTE
 from benchmark.files import UserError, is_file
 from benchmark.identity import Training
@@ -60,10 +59,7 @@ class DataSet:
 
     @cached_property
     def _manifests(self) -> dict[Path | str, dict]:
-        found: dict[Path | str, dict] = {}
-        for path in sorted((self.run.out / "data").glob("*/manifest.json")):
-            with contextlib.suppress(UserError):  # another data set's may be broken, and what is ours is written anew
-                found[path.parent] = read_manifest(path)
+        found = manifests(self.run.out / "data")
         if self.given:
             found[self.given] = read_manifest(manifest_path(self.given))
         return found

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmark import lazy, registry, revision
 from benchmark.files import digest, read_fields
-from benchmark.identity import SCORING, Cell, Training, cells_of, code_key, reference_key
+from benchmark.identity import Cell, Training, cells_of, features_folder, reference_ending, reference_key, scoring_code
 from benchmark.plan import cost
 from benchmark.plan.cost import Cost
 from benchmark.plan.dataset import DataSet
@@ -237,8 +237,8 @@ class Reference(Stage):
         return reference_key(*self.context.data.real(), self.test, score.detector, weights, score.reference, nearest)
 
     def state(self) -> str:
-        key, code = self.key(), code_key(SCORING[1], detector_module(self.protocol))[:6]
-        found = key and any((self.context.run.out / "references").glob(f"*-{key}-{code}.npz"))
+        key, folder = self.key(), self.context.run.out / "references"
+        found = key and any(folder.glob(f"*{reference_ending(key, self.protocol.score.detector)}"))
         return COMPLETE if found else MISSING
 
     def full_cost(self) -> Cost:
@@ -300,7 +300,7 @@ class Sample(Stage):
 
     def made(self) -> int:
         """Images whose features are there, but for those of a batch that is not complete."""
-        config, place = self.protocol.sample, features_folder(self.folder, self.protocol) if self.folder else None
+        config, place = self.protocol.sample, features_of(self.folder, self.protocol) if self.folder else None
         return min(len(list(place.glob("unit-*.safetensors"))) * config.batch, config.count) if place else 0
 
     def state(self) -> str:
@@ -315,8 +315,7 @@ class Sample(Stage):
     def full_cost(self) -> Cost:
         if self.shared:
             return Cost()
-        kept = self.protocol.sample.count if self.context.run.keep else min(KEPT_IMAGES, self.protocol.sample.count)
-        return cost.sampling(self.protocol, self.cell.test, kept)
+        return cost.sampling(self.protocol, self.cell.test, kept_images(self.protocol, self.context.run.keep))
 
     def run(self) -> None:
         sampling.sample(self.cell, self.context.run)
@@ -345,7 +344,7 @@ class Score(Stage):
         weights = registry.detector_weights(self.protocol.score.detector)
         if weights is None:
             return None
-        code = code_key(*SCORING, detector_module(self.protocol))
+        code = scoring_code(self.protocol.score.detector)
         return digest([self.protocol.hash, weights, code, self.context.run.data, revision.current(self.cell.method)])
 
     @property
@@ -375,19 +374,15 @@ def images_folder(folder: Path) -> Path:
     return folder.parent / same if same else folder
 
 
-def detector_module(protocol: Protocol) -> str:
-    """The file of a protocol's detector: its code is part of what features, references and records depend on."""
-    return f"benchmark.evaluate.detectors.{protocol.score.detector}"
+def features_of(folder: Path, protocol: Protocol) -> Path | None:
+    """The folder of a cell's features; None while the detector's weights are not there."""
+    weights = registry.detector_weights(protocol.score.detector)
+    return features_folder(folder, protocol.score.detector, weights) if weights else None
 
 
-def features_folder(folder: Path, protocol: Protocol) -> Path | None:
-    """Where a cell's features are, as evaluate/score.py names it; None while the detector's weights are not there."""
-    name = protocol.score.detector
-    weights = registry.detector_weights(name)
-    if weights is None:
-        return None
-    code = code_key(detector_module(protocol), "benchmark.evaluate.spectrum")
-    return folder / "features" / f"{name}-{weights}-{code[:6]}"
+def kept_images(protocol: Protocol, keep: bool) -> int:
+    """How many images of a cell stay on disk, but for the rest of their batch."""
+    return protocol.sample.count if keep else min(KEPT_IMAGES, protocol.sample.count)
 
 
 def is_sampled(folder: Path, protocol: Protocol, keep: bool) -> bool:
@@ -395,11 +390,11 @@ def is_sampled(folder: Path, protocol: Protocol, keep: bool) -> bool:
     if not (folder / DONE).is_file():
         return False
     folder, config = images_folder(folder), protocol.sample
-    place = features_folder(folder, protocol)
+    place = features_of(folder, protocol)
     if place is None:
         return False
     batches = math.ceil(config.count / config.batch)
-    chunks = batches if keep else min(batches, math.ceil(KEPT_IMAGES / config.batch))
+    chunks = math.ceil(kept_images(protocol, keep) / config.batch)
     there = len(list(place.glob("unit-*.safetensors"))), len(list((folder / CHUNKS).glob("chunk-*.tar")))
     return (folder / DONE).is_file() and there[0] >= batches and there[1] >= chunks
 

@@ -19,7 +19,7 @@ from typing import Annotated
 import pydantic
 
 from benchmark.files import UserError, digest, unknown
-from benchmark.inputs import STRICT, matching, read_yaml, reason
+from benchmark.inputs import STRICT, fitted, matching, read_yaml
 from benchmark.results.record import Record
 from benchmark.results.schema import Hash, Natural, Title
 
@@ -66,13 +66,7 @@ def read(path: Path, records: Sequence[Record], left_out: Collection[tuple[str, 
     """
     if not path.is_file():
         return {}
-    values = read_yaml(path)
-    try:
-        listed = _model().validate_json(json.dumps(values))
-    except pydantic.ValidationError as error:
-        raise UserError(f"{path}: {reason(error, tuple(Entry.__dataclass_fields__))}") from None
-    except (TypeError, ValueError) as error:  # of a value that JSON does not know
-        raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
+    listed = fitted(_model(), read_yaml(path), str(path), tuple(Entry.__dataclass_fields__))
     rows: dict[tuple[str, str], dict[int, list[Record]]] = {}
     for item in records:
         rows.setdefault((item.protocol, item.method), {}).setdefault(item.seed, []).append(item)

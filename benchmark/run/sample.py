@@ -28,16 +28,15 @@ from benchmark.data.latents import autoencoder_identity, decoder, to_uint8
 from benchmark.evaluate import detectors
 from benchmark.evaluate.detectors.base import at_rest
 from benchmark.evaluate.samples import Images, Unit, chunk_name, chunk_shape, read_chunk, write_chunk
-from benchmark.evaluate.score import features_folder, is_done, outputs_of, unit_file
+from benchmark.evaluate.score import is_done, outputs_of, unit_file
 from benchmark.files import UserError, atomic, listed, read_fields, read_json, write_json
-from benchmark.identity import Cell
+from benchmark.identity import Cell, features_folder
 from benchmark.model.method import Method
 from benchmark.model.precision import autocast
 from benchmark.plan import cost, needs
 from benchmark.plan.layout import CHUNKS, DONE, GRID, REPORT
 from benchmark.plan.place import Run, check_nodes, device
-from benchmark.plan.stages import KEPT_IMAGES, images_folder, is_sampled
-from benchmark.plan.stages import features_folder as planned_features
+from benchmark.plan.stages import features_of, images_folder, is_sampled, kept_images
 from benchmark.protocol import Protocol, size_hw
 from benchmark.run.train import alone, load_weights, quieten, trained
 
@@ -57,11 +56,6 @@ def units(cell: Cell, folder: Path) -> Images:
         for k, first in enumerate(starts)
     ]
     return Images(folder.name, size_hw(cell.test), found, folder.name)
-
-
-def kept_images(protocol: Protocol, keep: bool) -> int:
-    """How many images of a cell stay on disk, but for the rest of their batch."""
-    return protocol.sample.count if keep else min(KEPT_IMAGES, protocol.sample.count)
 
 
 def has_chunk(path: Path, unit: Unit, size_hw: tuple[int, int]) -> bool:
@@ -101,7 +95,7 @@ def sample(cell: Cell, run: Run) -> Path:
     title = f"sample {cell.method} {cell.train} -> {cell.test}"
     if is_sampled(folder, cell.protocol, run.keep):
         images = images_folder(folder)
-        if not lost(cell, images, planned_features(images, cell.protocol), run.keep):
+        if not lost(cell, images, features_of(images, cell.protocol), run.keep):
             progress.say(f"{title}: already complete, skipped ({folder})")
             return folder
         if progress.first_rank():
@@ -152,7 +146,7 @@ def generate(cell: Cell, folder: Path, training: Path, report: dict[str, Any], t
     needs.check_memory(needs.sampling(cell.protocol, cell.test), title_)
     fabric = launched(run)
     detector = detectors.load(cell.protocol.score.detector, device=fabric.device)
-    place, cut = features_folder(folder, detector), units(cell, folder).units
+    place, cut = features_folder(folder, detector.name, detector.hash), units(cell, folder).units
     half = registry.detector_facts(detector.name).bytes == 2
     with alone(folder, "sampling"):
         missing = lost(cell, folder, place, run.keep)

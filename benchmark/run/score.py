@@ -12,7 +12,7 @@ from benchmark.evaluate import score as scoring
 from benchmark.evaluate.detectors import Detector
 from benchmark.evaluate.reference import Reference, Scenes, make, open_source
 from benchmark.files import UserError, read_fields, read_json, sweep, write_text
-from benchmark.identity import Cell
+from benchmark.identity import Cell, features_folder
 from benchmark.plan import needs
 from benchmark.plan.layout import DONE, REPORT
 from benchmark.plan.place import Run, device, machine
@@ -91,7 +91,7 @@ def measured(cell: Cell, folder: Path, detector: Detector, real: Reference) -> t
     config = cell.protocol.sample
     labels = streams.labels(config.labels, cell.seed, range(config.count), cell.protocol.core.classes)
     # Outside of what is caught: a lost file is no result.
-    place = scoring.features_folder(folder, detector)
+    place = features_folder(folder, detector.name, detector.hash)
     features = scoring.Features(place, units(cell, folder), detector.head)
     try:
         return scoring.score(features, real, labels, scoring.options_of(cell.protocol), detector.device), None

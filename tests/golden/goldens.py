@@ -28,6 +28,7 @@ from benchmark.data.card import Card
 from benchmark.data.index import Index
 from benchmark.evaluate import detectors, reference, score
 from benchmark.evaluate.samples import open_images, write_chunk
+from benchmark.identity import features_folder
 from benchmark.model import method
 from benchmark.model.draws import Draws
 
@@ -148,7 +149,7 @@ def scores() -> dict[str, Any]:
         (Path(folder) / "chunks").mkdir()
         write_chunk(Path(folder) / "chunks" / "chunk-00000.tar", images, 0)
         opened = open_images(folder)
-        place = score.features_folder(folder, network)
+        place = features_folder(folder, network.name, network.hash)
         score.extract(opened, network, place)
         options = score.Options(splits=4, nearest=96, all_samples=True, resamples=5)
         found = score.score(score.Features(place, opened), real, np.arange(96) % 8, options)

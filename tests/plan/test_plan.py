@@ -101,7 +101,7 @@ def test_totals_before_any_work_and_with_part_of_it_done(tmp_path):
         write_json(one.folder(tmp_path, data) / name, {})
     write_json(other.folder(tmp_path, data) / CHECKPOINTS / "step=10.ckpt", {})
     cell = Cell(smoke, "extrapolation", "16x16", "32x32", 0).folder(tmp_path, one.key(data))
-    write_json(unit_file(stages.features_folder(cell, smoke), 0), {})
+    write_json(unit_file(stages.features_of(cell, smoke), 0), {})
     found = graph(smoke, methods, tmp_path)
     text = printed(smoke, found, cells=True)
     assert rows(text) == {

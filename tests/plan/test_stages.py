@@ -10,13 +10,13 @@ import pytest
 import test_dataset
 from PIL import Image
 
-from benchmark import protocol, registry
+from benchmark import identity, protocol, registry
 from benchmark.data import writer
 from benchmark.data.card import load_card
 from benchmark.evaluate import detectors, reference
-from benchmark.evaluate.score import features_folder, unit_file
+from benchmark.evaluate.score import unit_file
 from benchmark.files import UserError, write_json
-from benchmark.identity import Cell, Training, cells_of, methods_of
+from benchmark.identity import Cell, Training, cells_of, detector_module, features_folder, methods_of
 from benchmark.plan import cost, own, stages
 from benchmark.plan.layout import CHECKPOINTS, DONE, REPORT, WEIGHTS
 from benchmark.plan.place import Run
@@ -110,7 +110,7 @@ def test_what_is_there_is_found(tmp_path):
     cell = Cell(smoke, "extrapolation", "16x16", "16x16", 0).folder(tmp_path, training.key(written.fingerprint))
     assert states()["sample 16x16"] == MISSING
     all_of_it = left("sample")
-    place = features_folder(cell, detectors.load("shapes"))
+    place = stages.features_of(cell, smoke)
     place.mkdir(parents=True)
     unit_file(place, 0).touch()
     assert states()["sample 16x16"] == "16 of 32 images"
@@ -165,8 +165,8 @@ def test_the_detectors_code_is_part_of_what_is_made_with_it(tmp_path, monkeypatc
     score = next(s for s in stages.graph(smoke, ["nope"], 0, run) if s.kind == "score")
     stage.run()
     assert stage.state() == COMPLETE, "its name is that of the file which `make` writes"
-    before, real = score.key(), stages.code_key
-    monkeypatch.setattr(stages, "code_key", lambda *names: real(*[n for n in names if "detectors" not in n]))
+    before, real = score.key(), identity.code_key
+    monkeypatch.setattr(identity, "code_key", lambda *names: real(*[n for n in names if "detectors" not in n]))
     assert stage.state() == MISSING
     assert score.key() != before
 
@@ -174,7 +174,7 @@ def test_the_detectors_code_is_part_of_what_is_made_with_it(tmp_path, monkeypatc
 def test_only_the_first_images_are_asked_for_without_keep(tmp_path, monkeypatch):
     smoke = protocol.load("smoke")
     folder = tmp_path / "cell"
-    place = stages.features_folder(folder, smoke)
+    place = stages.features_of(folder, smoke)
     place.mkdir(parents=True)
     (folder / "chunks").mkdir()
     write_json(folder / DONE, {"count": 32})
@@ -195,8 +195,11 @@ def test_only_the_first_images_are_asked_for_without_keep(tmp_path, monkeypatch)
 
 
 def test_features_lie_where_scoring_looks_for_them(tmp_path):
+    """The plan knows the weights by the file's hash, without loading them."""
     detector = detectors.load("shapes")
-    assert stages.features_folder(tmp_path, protocol.load("smoke")) == features_folder(tmp_path, detector)
+    place = features_folder(tmp_path, detector.name, detector.hash)
+    assert stages.features_of(tmp_path, protocol.load("smoke")) == place
+    assert type(detector).__module__ == detector_module(detector.name)
 
 
 def test_encoding_on_the_way_is_counted_for_those_who_augment(tmp_path):

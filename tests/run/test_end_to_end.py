@@ -187,8 +187,7 @@ def test_only_the_first_images_stay_and_scores_are_the_same(first, out, monkeypa
     complete, score = content(cell), stage_of("rpe2d", "16x16", out)
     scores = json.loads(score.file.read_text())["scores"]
     this = Cell(protocol.load("smoke"), "rpe2d", "16x16", "16x16", 0)
-    for module in (stages, sample):
-        monkeypatch.setattr(module, "KEPT_IMAGES", 16)
+    monkeypatch.setattr(stages, "KEPT_IMAGES", 16)
     monkeypatch.setattr(sample, "GRID_IMAGES", 16)
     hidden = cell.rename(out / "hidden")
     sample.sample(this, Run(out))
