@@ -125,7 +125,7 @@ def below(root: Path | str, *parts: str) -> Path:
 def atomic(path: Path | str) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it is flushed to disk and renamed onto it, on failure removed.
 
-    The block writes a file (or creates a folder) at the yielded path. Readers see the old state or the new one, never half.
+    The block writes a file at the yielded path. Readers see the old state or the new one, never half.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,11 +134,8 @@ def atomic(path: Path | str) -> Iterator[Path]:
     inner = draft / path.name
     try:
         yield inner
-        if inner.is_file():
-            with open(inner, "rb") as file:
-                os.fsync(file.fileno())
-        elif path.is_dir():
-            shutil.rmtree(path)
+        with open(inner, "rb") as file:
+            os.fsync(file.fileno())
         os.replace(inner, path)
     finally:
         shutil.rmtree(draft, ignore_errors=True)

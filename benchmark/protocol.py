@@ -357,12 +357,6 @@ def _assigned(assignment: str) -> dict[str, Any]:
     return {section: value}
 
 
-def validate(protocol: Protocol) -> None:
-    """Raises UserError where a field is out of its range, or the rules contradict each other."""
-    _fitted(dataclasses.asdict(protocol), protocol.name)
-    _check_relations(protocol)
-
-
 def _check_relations(protocol: Protocol) -> None:
     """What fields say of each other; ranges of single ones stand with them."""
 

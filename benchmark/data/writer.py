@@ -256,19 +256,14 @@ def _claimed(out: Path, key: str, *options: Any) -> Iterator[_Work]:
         try:
             if not _belongs(out, key):
                 write_json(out / "source.json", {"fingerprint": key, "format": FORMAT})
-            _sweep(out)
+            sweep(out)  # of a killed process
             yield _Work(out, key, *options)
         except OSError as error:
             if is_full(error):
                 raise UserError(f"no space left for {out}: free some and run the same command to continue") from None
             raise
         finally:
-            _sweep(out)
-
-
-def _sweep(out: Path) -> None:
-    """Removes what a killed process left half-written."""
-    sweep(out)
+            sweep(out)
 
 
 def _belongs(out: Path, key: str) -> bool:

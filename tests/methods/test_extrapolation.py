@@ -44,7 +44,7 @@ def test_heads_that_do_not_divide_into_two_axes_of_pairs_are_refused():
     from benchmark import protocol
 
     with pytest.raises(UserError, match="head width 18 is not divisible by 4"):
-        protocol.validate(small.contest(core={"width": 36, "heads": 2}))
+        protocol.load("smoke", ["core.width=36", "core.heads=2"])
 
 
 @pytest.mark.parametrize(
