@@ -120,12 +120,12 @@ def reference_key(source: str, content: str, size: str, detector: str, weights: 
 
 
 def detector_module(name: str) -> str:
-    """The file of a detector: its code is part of what features, references and records depend on."""
+    """The module of a detector: its code is part of what features, references and records depend on."""
     return f"benchmark.evaluate.detectors.{name}"
 
 
 def features_folder(cell: Path | str, detector: str, weights: str) -> Path:
-    """Where the features of samples are below a cell's folder: its name says of which weights and code they are.
+    """The folder of the features below `cell`, a folder of samples; its name identifies the weights and the code.
 
     Args:
         detector, weights: its name, and the hash of its weights.

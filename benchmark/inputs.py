@@ -155,18 +155,18 @@ def reason(error: pydantic.ValidationError, known: tuple[str, ...] = (), whole: 
     return f"{where} must be {expected}, not {shown(value)}"
 
 
-def fitted(model: pydantic.TypeAdapter[T], values: Any, where: str, known: tuple[str, ...] = (), whole: str = "it",
+def parsed(model: pydantic.TypeAdapter[T], values: Any, where: str, known: tuple[str, ...] = (), whole: str = "it",
            wanted: Mapping[str, str] = MappingProxyType({})) -> T:  # fmt: skip
-    """What plain values, as of YAML, stand for.
+    """Plain values, such as those of a YAML file, as an instance of the model.
 
     Args:
         model: the declared type; strict.
         where: begins the message.
         known, whole: as in `reason`.
-        wanted: what fields must be, where their types say it badly.
+        wanted: what fields must be, for those whose types give a poor message.
 
     Raises:
-        UserError: a value is not of its type or out of its range, or is none that JSON knows.
+        UserError: a value is not of its type or out of its range, or cannot be written as JSON.
     """
     try:
         return model.validate_json(json.dumps(values))  # of JSON, strict validation takes objects for sections

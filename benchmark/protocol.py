@@ -18,7 +18,7 @@ from annotated_types import Interval, Len
 
 from benchmark import registry
 from benchmark.files import UserError, checked_name, digest, file_hash, is_file, shown, unknown
-from benchmark.inputs import STRICT, fitted, matching, read_yaml, yaml_value
+from benchmark.inputs import STRICT, matching, parsed, read_yaml, yaml_value
 
 FOLDER = Path(__file__).parent / "protocols"
 
@@ -293,7 +293,8 @@ def load(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Protocol:
         if key in values:
             raise UserError(f"protocol {path.stem}: {key} cannot be set in a file; it follows from how a protocol is loaded")
     about = {"name": path.stem, "custom": bool(overrides) or outside, "source": name, "overrides": list(overrides)}
-    protocol = _fitted({"title": "", **values, **about}, path.stem)
+    values = {"title": "", **values, **about}
+    protocol = parsed(_model(), values, f"protocol {path.stem}", SETTINGS, "the protocol")
     _check_relations(protocol)
     given = [assignment for assignment in overrides if assignment.startswith("train.init=")]
     if given and protocol.train.init and not is_file(protocol.train.init):
@@ -318,11 +319,6 @@ def _merged(below: Any, above: Any) -> Any:
 def _model() -> pydantic.TypeAdapter[Protocol]:
     """Built when first needed: that takes a tenth of a second, and `--help` needs none."""
     return pydantic.TypeAdapter(Protocol)
-
-
-def _fitted(values: dict[str, Any], name: str) -> Protocol:
-    """The protocol that plain values stand for; every field is of its type and in its range."""
-    return fitted(_model(), values, f"protocol {name}", SETTINGS, "the protocol")
 
 
 def _layers(path: Path) -> list[dict[str, Any]]:

@@ -9,8 +9,8 @@ Training: for each sample and axis, h distinct integers out of 0 .. H_max - 1, a
 rule of Ruoss et al. 2023, arXiv 2305.16843, per axis), one draw for all layers and both halves of guidance. The reader
 resizes the short side to a random length in [S, k S] and crops S x S; the crop enters through the conditioner.
 At another grid: positions evenly spaced over [0, H_max - 1], deterministic (in general not integers, unlike in training); no
-crop, original size = target size. Summaries of the paper also name attention scaling and timestep shift at larger sizes: here
-both are switches of the protocol, for all methods alike, and off unless a table says otherwise.
+crop, original size = target size. Attention scaling and timestep shift at larger sizes are no part of any method here but
+switches of the protocol, off except in the protocols named after them.
 Our choices, all of them options: H_max, the spacing at test, k, the share of training pictures that are not augmented, and the
 conditioner's form, which follows SDXL (arXiv 2307.01952, section 2.2): numbers, each in 256 sinusoids, through an MLP whose
 last layer starts at zero. SDXL's six numbers are pixels, among which those of a larger picture are new at test; the relative

@@ -12,7 +12,7 @@ import pydantic
 from annotated_types import Interval, Len
 
 from benchmark.files import ROOT, UserError, checked_name, is_file, unknown
-from benchmark.inputs import STRICT, fitted, matching, read_yaml
+from benchmark.inputs import STRICT, matching, parsed, read_yaml
 from benchmark.protocol import SIDE
 
 CARDS = ROOT / "datasets"
@@ -85,7 +85,7 @@ def load_card(name: str) -> Card:
     if "kind" not in values:
         raise UserError(f"{path}: lacks kind (one of {', '.join(KINDS)})")
     wanted = {"classes": f"a list of names in one line each, or a number up to {CLASSES}"}
-    card = fitted(_model(), values, str(path), tuple(Card.__dataclass_fields__), "the card", wanted)
+    card = parsed(_model(), values, str(path), tuple(Card.__dataclass_fields__), "the card", wanted)
     if isinstance(card.classes, tuple) and len(set(card.classes)) < len(card.classes):
         raise UserError(f"{path}: a class is listed twice")
     if card.others == "dropped" and not isinstance(card.classes, tuple):

@@ -1,9 +1,10 @@
 """Measures what the photos detector notices: Frechet distances of artificially corrupted photographs.
 
-    python -m benchmark.measure.photos DATA [--card imagenet-64] [--weights FILE] [--runs runs]
+    python -m benchmark.measure.photos DATA [--card imagenet-64] [--sizes 32x32 64x64] [--weights FILE] [--runs runs]
 
 DATA has a training and a validation split, as for `python -m benchmark detector --name photos`; shards are kept below --runs. For
-each size: the validation images, all corrupted alike, against as many training images. No generative method has a part in it.
+each size: up to 5,000 validation images, all corrupted alike, against as many training images. The detector is that of --weights
+or of the environment variable DETECTOR_WEIGHTS, else the shipped one. No generative method has a part in it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from rich.table import Table
 from benchmark.data.batches import Batches, Transform
 from benchmark.data.index import Index
 from benchmark.data.latents import to_uint8
-from benchmark.evaluate import detectors, photos, spoil
+from benchmark.evaluate import detectors, spoil
 from benchmark.evaluate.detectors.base import Detector
 from benchmark.evaluate.metrics import Moments, frechet_distance
 from benchmark.evaluate.photos_training import CARD, SIZES, shards
@@ -84,20 +85,20 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmark.measure.photos", description=__doc__.partition("\n")[0])
     parser.add_argument("data")
     parser.add_argument("--card", default=CARD)
-    parser.add_argument("--weights", help="of the detector; the shipped file unless given")
+    parser.add_argument("--weights", help="of the detector")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where shards are kept")
     parser.add_argument("--sizes", nargs="+", default=SIZES, metavar="HxW")
     given = parser.parse_args(arguments)
 
     def work() -> None:
-        detector = detectors.load("photos", given.weights or photos.WEIGHTS)
+        detector = detectors.load("photos", given.weights)
         seen, held_out = shards(given.data, given.runs, given.card)
         columns = [list(distances(seen, held_out, detector, size)) for size in given.sizes]
         shown = Table("corruption", "strength", *given.sizes, title="Fréchet distance from training images")
         for row in zip(*columns, strict=True):
             name, strength, _ = row[0]
             shown.add_row(name, f"{strength:g}" if strength else "", *(f"{distance:.2f}" for *_, distance in row))
-        Console().print(shown)
+        Console(width=None if sys.stdout.isatty() else 120).print(shown)
 
     return exit_code(work)
 

@@ -19,7 +19,7 @@ from typing import Annotated
 import pydantic
 
 from benchmark.files import UserError, digest, unknown
-from benchmark.inputs import STRICT, fitted, matching, read_yaml
+from benchmark.inputs import STRICT, matching, parsed, read_yaml
 from benchmark.results.record import Record
 from benchmark.results.schema import Hash, Natural, Title
 
@@ -66,7 +66,7 @@ def read(path: Path, records: Sequence[Record], left_out: Collection[tuple[str, 
     """
     if not path.is_file():
         return {}
-    listed = fitted(_model(), read_yaml(path), str(path), tuple(Entry.__dataclass_fields__))
+    listed = parsed(_model(), read_yaml(path), str(path), tuple(Entry.__dataclass_fields__))
     rows: dict[tuple[str, str], dict[int, list[Record]]] = {}
     for item in records:
         rows.setdefault((item.protocol, item.method), {}).setdefault(item.seed, []).append(item)

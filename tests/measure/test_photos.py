@@ -18,22 +18,25 @@ def folder(root, per_class: int = 20):
     return root
 
 
-def test_the_table_of_distances(tmp_path, capsys):
+def test_the_table_of_distances(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(photos, "CHUNK", 60)  # of 160 images two chunks are used
     data = folder(tmp_path / "data")
-    given = [str(data), "--card", "own", "--runs", str(tmp_path / "runs"), "--sizes", "32x32"]
+    given = [str(data), "--card", "own", "--runs", str(tmp_path / "runs"), "--sizes", "32x32", "24x32"]
     assert photos.main(given) == 0
-    found: dict[str, list[float]] = {}
+    found: dict[str, list[list[float]]] = {}
     for line in capsys.readouterr().out.splitlines():
         if "│" in line:
-            name, _, distance = (cell.strip() for cell in line.strip("│ ").split("│"))
-            found.setdefault(name, []).append(float(distance))
+            name, _, *distances = (cell.strip() for cell in line.strip("│ ").split("│"))
+            found.setdefault(name, []).append([float(distance) for distance in distances])
     assert found.keys() == {"none", *photos.WAYS}
     for name, (strengths, _) in photos.WAYS.items():
         series = [*found["none"], *found[name]]
         assert len(series) == len(strengths) + 1
-        assert series[-1] > 1.2 * series[0], name
+        for first, last in zip(series[0], series[-1], strict=True):
+            assert last > 1.2 * first, name
     for name in ("blur, pixels", "noise, grey levels"):
-        assert found[name][1:] == sorted(found[name][1:])  # the weakest is not told from none, of 160 images
+        for column in zip(*found[name][1:], strict=True):
+            assert list(column) == sorted(column)  # 120 images are too few to tell the weakest from none
 
 
 def test_corruptions_keep_shape_and_type():

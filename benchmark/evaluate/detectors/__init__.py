@@ -26,6 +26,7 @@ import torch
 from benchmark import registry
 from benchmark.evaluate.detectors.base import Detector
 from benchmark.evaluate.detectors.weights import WEIGHTS_VARIABLE
+from benchmark.files import UserError
 
 __all__ = ["Detector", "load"]
 
@@ -44,5 +45,7 @@ def load(name: str, weights: str | Path | None = None, device: torch.device | st
     module = importlib.import_module(f"{__name__}.{name}")
     (cls,) = (value for value in vars(module).values()
               if isinstance(value, type) and issubclass(value, Detector) and value.__module__ == module.__name__)  # fmt: skip
+    if cls.name != name:  # by which the code behind features is found (identity.py)
+        raise UserError(f"benchmark/evaluate/detectors/{name}.py: the name of its class must be '{name}', not '{cls.name}'")
     weights = weights or os.environ.get(WEIGHTS_VARIABLE) or None  # as `registry.detector_weights` has it
     return cls(None if weights is None else str(weights), device)
