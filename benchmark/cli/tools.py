@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Annotated
@@ -30,7 +29,8 @@ from benchmark.cli.options import (
     load_with_data,
 )
 from benchmark.data.card import card_names, load_card
-from benchmark.files import UserError, read_fields, unknown
+from benchmark.data.index import manifests
+from benchmark.files import UserError, unknown
 from benchmark.identity import reference_ending
 from benchmark.plan import layout
 
@@ -308,9 +308,8 @@ def list_(out: Out = RUNS) -> None:
     shown.print(_table("protocols", ["name", "title", "hash", "cells", "sampled"], rows))
     rows = []
     written: dict[str, list[str]] = {}
-    for path in sorted(out.glob("data/*/manifest.json")):
-        with contextlib.suppress(UserError):
-            written.setdefault(read_fields(path, "card")["card"], []).append(str(path.parent))
+    for folder, manifest in manifests(out / "data").items():
+        written.setdefault(manifest["card"], []).append(str(folder))
     for name in card_names():
         rows.append([name, load_card(name).description, ", ".join(written.get(name, []))])
     shown.print(_table("data sets", ["name", "description", "shards"], rows))

@@ -27,6 +27,7 @@ from benchmark.evaluate.detectors.base import Detector
 from benchmark.evaluate.metrics import Moments, frechet_distance
 from benchmark.evaluate.photos_training import CARD, SIZES, shards
 from benchmark.files import exit_code
+from benchmark.measure.detector import moments
 from benchmark.protocol import size_hw
 
 COUNT = 5000  # at most, of each split
@@ -73,8 +74,7 @@ def _moments(index: Index, detector: Detector, size: str, count: int,
         images = to_uint8(batches[step]["image"])
         images = corrupt(images, strength) if corrupt else images
         parts.append(detector(torch.from_numpy(images).permute(0, 3, 1, 2))["features"].double())
-    features = torch.cat(parts)
-    return Moments(features.mean(0), torch.cov(features.T), len(features))
+    return moments(torch.cat(parts))
 
 
 def _random() -> np.random.Generator:
