@@ -73,5 +73,5 @@ def test_what_no_size_needs_goes(board: Path) -> None:
 
 def test_photographs_are_not_rendered() -> None:
     assert {name for name in protocol.names() if real.is_rendered(protocol.load(name))} == {
-        "shapes", "shapes-long", "shapes-attention-jin", "shapes-timestep-shift", "smoke",
+        "shapes", "shapes-long", "shapes-28k", "shapes-attention-jin", "shapes-timestep-shift", "smoke",
     }  # fmt: skip
