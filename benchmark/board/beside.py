@@ -60,7 +60,7 @@ def switches(board: Table, boards: Tables) -> Grid | None:
 
     None unless a protocol differs in its switches alone; it may have fewer cells.
     """
-    if board.protocol.switches != Switches() or "fid" not in board.metrics:
+    if board.protocol.switches != Switches() or not board.rows:
         return None
     others = [other for other in boards.values() if other and other.rows and other.protocol.switches != Switches()]
     others = [other for other in others if _rests(other.protocol) == _rests(board.protocol)]
@@ -114,7 +114,7 @@ def parts(board: Table, path: Path | str = PARTS) -> list[Grid]:
     cols = [column for column in board.columns if column.is_mean or column.group == "at" or column.ratio_label == "2x"]
     found = []
     for name, members in listed.items():
-        if "fid" not in board.metrics or name not in rows or not set(members) & set(rows):
+        if name not in rows or not set(members) & set(rows):
             continue
         places = _places(board)
         first = rows[name]
@@ -275,6 +275,6 @@ def _paper(source: PublishedTable, figures: Published, boards: Tables) -> Papers
                 cells += [Cell(NOT_RUN)] * 2 + (ours(gap.ours, name, size) if size in beside else [])
             first.append(Line(cells))
     title = f"{source.paper}, table {source.table}: trained at {source.train}"
-    here = {name: training for training, name in source.here.items()} if beside else {}
+    here = {name: " and ".join(t for t, ours in source.here.items() if ours == name) for name, found in columns.items() if found}
     grids = [Grid(title, heads(("fid", "is"), True), first), Grid(title, heads(("sfid", "precision", "recall"), False), rest)]
     return Papers(title, source, here, grids)

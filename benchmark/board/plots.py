@@ -220,7 +220,7 @@ def _by_ratio(board: Table, metric: str, style: Mapping[str, Look]) -> Figure | 
 
 def _tradeoff(board: Table, style: Mapping[str, Look]) -> Figure | None:
     at = [column for column in board.pairs if column.group == "at"]
-    far = table.far(board.pairs, at[0].train) if at and "fid" in board.metrics else None
+    far = table.far(board.pairs, at[0].train) if at else None
     if far is None:
         return None
     canvas = _Canvas(1, style)

@@ -57,12 +57,11 @@ def rich_table(rules: Protocol | str, records: Iterable[Record], new: Collection
         for column in board.columns:
             lines = []
             for metric, style in (("fid", ""), ("is", "dim")):
-                if metric in board.metrics:
-                    entry = row.entries[metric, column]
-                    lines.append(Text(shown(entry, places[metric]).text, style=f"{style} bold" if entry.best else style))
-                    if entry.spread is not None and metric == "fid":
-                        lines.append(Text(f"± {number(entry.spread, 1)}"))
-            cells.append(Text("\n").join(lines[:1] if str(lines[0] if lines else "") in (FAILED, NOT_RUN) else lines))
+                entry = row.entries[metric, column]
+                lines.append(Text(shown(entry, places[metric]).text, style=f"{style} bold" if entry.best else style))
+                if entry.spread is not None and metric == "fid":
+                    lines.append(Text(f"± {number(entry.spread, 1)}"))
+            cells.append(Text("\n").join(lines[:1] if str(lines[0]) in (FAILED, NOT_RUN) else lines))
         made.add_row(*cells)
     return made
 
@@ -80,7 +79,7 @@ def _ranking(records: Sequence[Record], name: str) -> tuple[Ranks, dict[str, tab
     """The ranks of the complete rows, and all rows by method."""
     board = table.build(protocol.load(name), records)
     rows = {row.method: row for row in board.rows}
-    ranks = board.ranks("fid") if "fid" in board.metrics else {}
+    ranks = board.ranks("fid")
     return {method: (rank, rows[method].entries["fid", board.headline].value) for method, rank in ranks.items()}, rows
 
 

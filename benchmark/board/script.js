@@ -132,10 +132,16 @@ const show = () => {
 const arrive = () => {
   state = read();
   const at = state.get("at");
-  state.delete("at");
+  if (at) {  // a second click on the same link arrives, too
+    state.delete("at");
+    history.replaceState(null, "", "#" + state);
+  }
   show();
   const part = at && current().querySelector(`[data-part="${CSS.escape(at)}"]`);
-  if (part) { part.querySelector(":scope > details")?.setAttribute("open", ""); part.scrollIntoView(); } else if (!at) scrollTo(0, 0);
+  if (part) {
+    if (at === "findings") part.querySelector("details").open = true;
+    part.scrollIntoView();
+  } else if (!at && location.hash !== "#main") scrollTo(0, 0);
 };
 for (const tab of tabs.values()) {
   for (const body of [...all("tbody", tab), ...all(".sheets", tab)]) [...body.children].forEach((row, place) => places.set(row, place));

@@ -240,7 +240,8 @@ def _mean_entry(entries: Sequence[Entry], seeds: Sequence[int]) -> Entry:
 def different(a: Entry, b: Entry) -> bool:
     """Whether two entries of a column differ, at 95 %. What is known of images and what is known of seeds must both say so.
 
-    Images: the paired bootstrap interval of the mean difference, over the seeds that both have, excludes zero.
+    Images, for measures with resamples: the paired bootstrap interval of the mean difference, over the seeds that both have,
+    excludes zero.
     Seeds: with five or more common ones, so does the paired Student interval of their differences. With fewer these two alone
     tell little, so the difference must exceed what the spread of trainings allows: the column's usual one, or the row's own
     where that is larger. If no usual spread is known, three common seeds have to do.
@@ -349,7 +350,8 @@ def build(rules: Protocol, records: Iterable[Record]) -> Table:
         (record for record in records if record.protocol == rules.name),
         key=lambda record: (record.method, order[record.pair], record.seed),
     )
-    metrics = [name for name in METRICS if any(record.scores and name in record.scores for record in kept)]
+    scored = {name for record in kept for name in record.scores or ()}
+    metrics = [name for name, known in METRICS.items() if known.required or name in scored]
     by_method: dict[str, list[Record]] = {}
     for record in kept:
         by_method.setdefault(record.method, []).append(record)
@@ -359,6 +361,6 @@ def build(rules: Protocol, records: Iterable[Record]) -> Table:
         for column in table.columns:
             _note_usual([row.entries[metric, column] for row in table.rows])
             _mark_best([row.entries[metric, column] for row in table.rows], METRICS[metric].arrow)
-    ranks = table.ranks("fid") if "fid" in metrics else {}
+    ranks = table.ranks("fid")
     table.rows.sort(key=lambda row: (row.missing, ranks.get(row.method, math.inf), row.method))
     return table

@@ -15,7 +15,7 @@ from benchmark.board import beside, real
 from benchmark.board.beside import Papers, Tables
 from benchmark.board.grid import Cell, Grid, Head, Line, decimals, shown
 from benchmark.board.published import Absent, Published
-from benchmark.board.table import MARKS, Column, Table, different, far
+from benchmark.board.table import MARKS, Column, Row, Table, different, far
 from benchmark.files import UserError
 from benchmark.results.record import METRICS, Metric
 
@@ -159,10 +159,15 @@ def verdict(board: Table) -> str:
     return f"A rehearsal of {longer}, too short to converge: its ranking is only indicative. {told}".strip() if longer else told
 
 
+def _judged(board: Table) -> tuple[list[Row], list[Row]]:
+    """The complete rows, and those of them with several seeds: only these are named as first or last."""
+    complete = [row for row in board.rows if row.complete]
+    return complete, [row for row in complete if len(row.seeds) > 1]
+
+
 def _verdict(board: Table) -> str:
     column = board.headline
-    complete = [row for row in board.rows if row.complete and "fid" in board.metrics]
-    have = [row for row in complete if len(row.seeds) > 1]
+    complete, have = _judged(board)
     if len(have) < min(2, len(complete)):
         return f"No verdict: {'only one' if have else 'no'} complete row has more than one seed yet."
     if not have:
@@ -178,10 +183,11 @@ def _verdict(board: Table) -> str:
     if near:
         told += f"; not significantly different: {' and '.join(near)}"
     if len(have) > 1 + len(near):
-        told += f"; {last.title} has the highest, {shown(entries[last.method], places).text}"
-    if single:
-        told += f" ({single} row{'s' if single > 1 else ''} with one seed {'are' if single > 1 else 'is'} not ranked)"
-    return f"{told}."
+        high = [row.title for row in have[1:-1] if not different(entries[row.method], entries[last.method])]
+        same = f" (not significantly different: {' and '.join(high)})" if high else ""
+        told += f"; {last.title} has the highest, {shown(entries[last.method], places).text}{same}"
+    left = f" {single} row{'s' if single > 1 else ''} with one seed {'are' if single > 1 else 'is'} left out." if single else ""
+    return f"{told}.{left}"
 
 
 def _optimizer(rules: Protocol) -> str:
@@ -301,14 +307,16 @@ def _measure(board: Table, methods: Sequence[Method], metric: str) -> Measure:
     return Measure(metric, known, Grid(f"{known.title} {known.arrow}", heads, rows))
 
 
-def _front(board: Table, methods: Sequence[Method], most: int = 8) -> Grid | None:
-    """The best rows with few columns: the training size and the square sizes beyond it. Rows with one seed only fill it up."""
-    if "fid" not in board.metrics:
-        return None
-    columns = sorted((c for c in board.pairs if c.is_square and c.group in ("at", "beyond")), key=lambda c: c.ratio)
+def _front(board: Table, methods: Sequence[Method], most: int = 8) -> Grid:
+    """The best rows with few columns: what they are ranked by, the training size and the square sizes beyond it.
+
+    Rows with one seed only fill it up.
+    """
+    squares = sorted((c for c in board.pairs if c.is_square and c.group in ("at", "beyond")), key=lambda c: c.ratio)
+    columns = [board.headline, *squares] if board.headline.is_mean else squares
     heads = [Head("Method", words=True), Head("Kind", words=True)]
     one = len(board.protocol.cells) == 1
-    heads += [Head(f"FID ↓ {c.ratio_label}", c.test if one else c.words[1]) for c in columns] + [Head("Seeds")]
+    heads += [Head(f"FID ↓ {c.words[0]}", c.test if one and not c.is_mean else c.words[1]) for c in columns] + [Head("Seeds")]
     places = _places(board, "fid")
     rows, known = [], list(zip(board.rows, methods, strict=True))
     several = [pair for pair in known if len(pair[0].seeds) > 1]
@@ -402,7 +410,8 @@ def _build(
         return Board(name, title, planned=board is not None, **known, **papers)
     rules = board.protocol
     methods = _methods(board, style)
-    have = [row for row in board.rows if row.complete and len(row.seeds) > 1 and "fid" in board.metrics]
+    complete, have = _judged(board)
+    have = have if len(have) >= min(2, len(complete)) else []
     leader = [f"{row.title} ({shown(row.entries['fid', board.headline], _places(board, 'fid')).text})" for row in have[:1]]
     used = "".join(item.marks for item in methods)
     side = beside.switches(board, boards)

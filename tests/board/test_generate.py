@@ -48,9 +48,10 @@ No verdict: only one complete row has more than one seed yet.
 
 Each column is one test size (height x width in pixels) with its ratio to the training size per axis; rows are sorted by mean FID beyond
 the training size. Several seeds: mean ± standard deviation over seeds. One seed: bootstrap interval over images.
-**Bold**: the best value of a column, and every value not significantly different from it. The comparison is paired over noise and
-resamples. Over seeds it is paired if both rows share five or more, and otherwise uses the column's usual spread, or the row's own if
-that is larger; if the usual spread is unknown, only the best value is bold.
+**Bold**: the best value of a column, and every value not significantly different from it: over images, paired over noise, for the
+measures with resamples (FID, IS, denoising loss), and over seeds, paired if both rows share five or more, and otherwise by the column's
+usual spread, or the row's own if that is larger. Where no usual spread is known (one seed per row), images alone decide; a measure without
+intervals has one bold value then.
 
 - † stale: the code behind some of its numbers has changed since; rerun its cells
 - ‡ incomplete: a cell or a seed is missing or failed, so there is no mean
@@ -178,8 +179,33 @@ def test_without_records_there_are_the_papers_figures_and_the_way_to_start(home:
 def test_the_index_says_what_there_is(home: Path, rules: protocol.Protocol) -> None:
     tiny(home / "records", rules)
     regenerate(home)
-    row = r"| [`shapes-tiny`](shapes-tiny.md) | A tiny contest \| &lt;b&gt; | 100 | shapes | 4 | 14 | YaRN (36.2) | – |"
+    row = r"| [`shapes-tiny`](shapes-tiny.md) | A tiny contest \| &lt;b&gt; | 100 | shapes | 4 | 14 | – | – |"
     assert row in (home / "README.md").read_text().splitlines()
+
+
+def test_a_leader_needs_a_rival_with_several_seeds(home: Path, rules: protocol.Protocol) -> None:
+    """As in the verdict: the only row with several seeds leads nothing, however bad the others are."""
+    for method, fid, seeds in (("ntk", 10.0, (0,)), ("yarn", 50.0, (0, 1)), ("ledit", 70.0, (0, 1))):
+        for pair, seed in itertools.product(rules.pairs(), seeds):
+            record.write(value_of(rules, method, pair, seed, fid), home / "records")
+        regenerate(home)
+        line = next(line for line in (home / "README.md").read_text().splitlines() if "`shapes-tiny`" in line)
+        assert line.split(" | ")[-2] == ("YaRN (50.0)" if method == "ledit" else "–")
+
+
+def test_a_protocol_whose_cells_have_all_failed_has_a_board(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tables say so, in the README and the terminal too, and so do those of a paper that it stands beside."""
+    contests(home.parent / "protocols", monkeypatch, shapes=TINY)
+    rules = protocol.load("shapes")
+    (home.parent / "README.md").write_text(f"{generate.FRONT_START}{generate.FRONT_END}")
+    for pair in rules.pairs():
+        record.write(value_of(rules, "yarn", pair, 0, None), home / "records")
+    regenerate(home)
+    for path in (home / "shapes.md", home.parent / "README.md"):
+        assert "| failed |" in path.read_text()
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(ranking.rich_table("shapes", record.read_all(home / "records")))
+    assert console.export_text().count("failed") == len(rules.pairs())
 
 
 def test_the_main_protocol_comes_first_then_its_rehearsal_then_the_switches() -> None:
@@ -204,12 +230,12 @@ def test_the_projects_readme_shows_the_current_table(home: Path, monkeypatch: py
     assert "README.md" in regenerate(home)
     table_lines = [line for line in readme.read_text().splitlines() if line.startswith("|")]
     assert table_lines == [
-        "| Method | Kind | FID ↓ 1x<br>16x16 | FID ↓ 2x<br>32x32 | Seeds |",
-        "| --- | --- | ---: | ---: | ---: |",
-        "| [LEDiT](https://arxiv.org/abs/2503.04344) ¹ | trained | 10.2 | **20.0** | 1 |",
-        "| [YaRN](https://arxiv.org/abs/2309.00071) | training-free | **10.5** | 41.0 | 2 |",
-        "| [NTK-aware](https://arxiv.org/abs/2309.00071) †¹ | training-free | **10.0** | 90.0 | 1 |",
-        "| [RPE-2D](https://arxiv.org/abs/2503.18719) ‡¹ | trained | 12.5 | failed | 1 |",
+        "| Method | Kind | FID ↓ mean<br>beyond | FID ↓ 1x<br>16x16 | FID ↓ 2x<br>32x32 | Seeds |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+        "| [LEDiT](https://arxiv.org/abs/2503.04344) ¹ | trained | **25.5** | 10.2 | **20.0** | 1 |",
+        "| [YaRN](https://arxiv.org/abs/2309.00071) | training-free | 36.2 | **10.5** | 41.0 | 2 |",
+        "| [NTK-aware](https://arxiv.org/abs/2309.00071) †¹ | training-free | 85.0 | **10.0** | 90.0 | 1 |",
+        "| [RPE-2D](https://arxiv.org/abs/2503.18719) ‡¹ | trained | – | 12.5 | failed | 1 |",
     ]
     assert "[Full table](leaderboards/shapes.md)" in readme.read_text()
     assert readme.read_text().startswith("# A project\n")

@@ -319,3 +319,6 @@ def test_the_code_of_a_record_is_that_which_the_process_began_with(tmp_path: Pat
     record.git_state.cache_clear()
     assert record.git_state("methods") != before
     record.git_state.cache_clear()
+    (tmp_path / ".git" / "index").write_text("damaged")
+    assert record.git_state("methods")[1], "what cannot be asked counts as changed"
+    record.git_state.cache_clear()
