@@ -211,7 +211,7 @@ def test_the_notebook_runs(monkeypatch):
 
 def test_the_committed_teaser_is_what_the_grids_give(tmp_path):
     methods = re.search(r"benchmark\.measure\.teaser (.*)", (ROOT / "Makefile").read_text())[1].split()
-    made = teaser.draw(methods, tmp_path / "teaser.png")
+    made = teaser.draw(methods, tmp_path / "teaser.webp")
     with Image.open(made) as ours, Image.open(teaser.FILE) as committed:
         assert ours.convert("RGB").tobytes() == committed.convert("RGB").tobytes()
     assert teaser.FILE.stat().st_size < 150_000
@@ -220,7 +220,7 @@ def test_the_committed_teaser_is_what_the_grids_give(tmp_path):
 def test_a_method_without_a_grid_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(teaser, "FOLDER", tmp_path)
     with pytest.raises(UserError, match="made from committed sample grids"):
-        teaser.draw(["yarn"], tmp_path / "teaser.png")
+        teaser.draw(["yarn"], tmp_path / "teaser.webp")
 
 
 def test_the_example_of_resources_is_accepted():

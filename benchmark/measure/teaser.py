@@ -8,6 +8,7 @@ A row is a class, and all methods start from the same noise there: image i of ev
 from __future__ import annotations
 
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,9 @@ from benchmark.files import ROOT, UserError, atomic, exit_code
 from benchmark.protocol import size_hw
 
 FOLDER = ROOT / "leaderboards"
-FILE = FOLDER / "teaser.png"
-PROTOCOL, TRAIN, TEST, SEED = "shapes-long", "32x32", "64x64", 0
-ROWS, SCALE, GAP, LABEL = 4, 2, 8, 34  # images of a column; screen pixels of one of theirs, between columns, and of a label
+FILE = FOLDER / "teaser.webp"
+PROTOCOL, TRAIN, TEST, SEED = "shapes-long", "32x32", "64x64", 2
+ROWS, SCALE, GAP, LABEL = 4, 2, 8, 48  # images of a column; screen pixels of one of theirs, between columns, and of a label
 
 
 def samples(method: str, count: int) -> list[np.ndarray]:
@@ -44,16 +45,17 @@ def draw(methods: list[str], path: Path = FILE) -> Path:
     scenes = list(shapes.render_batch("reference", asked.tolist(), size_hw(TEST)))  # scene k is the first of class k
     columns = [("Real scenes", scenes)] + [(registry.about(name).title, samples(name, ROWS)) for name in methods]
     sheet = Image.new("RGB", (len(columns) * (width + GAP), LABEL + ROWS * (height + 2)), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(20)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(18)
     for place, (title, images) in enumerate(columns):
         x = place * (width + GAP) + (GAP if place else 0)  # the real ones stand apart
-        pen.text((x + width // 2, LABEL // 2), title, "black", font, anchor="mm")
+        pen.multiline_text(
+            (x + width // 2, LABEL // 2), "\n".join(textwrap.wrap(title, 13)), "black", font, anchor="mm", align="center"
+        )
         for row, image in enumerate(images):
             large = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(large, (x, LABEL + row * (height + 2)))
-    few = sheet.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)  # a third of the bytes
     with atomic(path) as draft:
-        few.save(draft, format="PNG", optimize=True)
+        sheet.save(draft, format="WEBP", lossless=True, method=6)
     return path
 
 
