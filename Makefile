@@ -33,7 +33,8 @@ quote = '$(subst ','\'',$1)'
 opt   = $(if $($1),--$(if $2,$2,$(shell echo $1 | tr A-Z a-z)) $(call quote,$($1)))
 WHERE = $(call opt,PROTOCOL) $(call opt,OUT) $(call opt,DATA)
 ON    = $(call opt,DEVICES) $(call opt,NODES)
-MORE  = $(call opt,SEED) $(if $(KEEP),--keep) $(SET)
+MORE  = $(call opt,SEED) $(SET)
+KEPT  = $(if $(KEEP),--keep)
 
 # The variables that a command reads. Any other one on the command line, or a misspelt one, is an error.
 TAKES_bench        := METHOD PROTOCOL DATA SEED OUT KEEP DEVICES NODES SET
@@ -84,13 +85,13 @@ $(VENV)/.installed: requirements.txt requirements-uv.txt
 install: $(VENV)/.installed ## set up .venv from the locked, hashed requirements
 
 bench: $(VENV)/.installed ## METHOD: shards, train, sample, score, leaderboard
-	@$(RUN) bench $(call quote,$(METHOD)) $(WHERE) $(ON) $(MORE)
+	@$(RUN) bench $(call quote,$(METHOD)) $(WHERE) $(ON) $(KEPT) $(MORE)
 
 sweep: $(VENV)/.installed ## METHODS of a PROTOCOL; shared trainings run once
-	@$(RUN) sweep $(call opt,METHODS) $(WHERE) $(ON) $(call opt,CLUSTER) $(call opt,RESOURCES) $(MORE)
+	@$(RUN) sweep $(call opt,METHODS) $(WHERE) $(ON) $(call opt,CLUSTER) $(call opt,RESOURCES) $(KEPT) $(MORE)
 
 plan: $(VENV)/.installed ## estimate what is missing: DEVICE hours, PRICE, disk
-	@$(RUN) plan $(call quote,$(PROTOCOL)) $(call opt,METHODS) $(call opt,DEVICE) $(call opt,PRICE) $(call opt,OUT) $(call opt,DATA) $(MORE)
+	@$(RUN) plan $(call quote,$(PROTOCOL)) $(call opt,METHODS) $(call opt,DEVICE) $(call opt,PRICE) $(call opt,OUT) $(call opt,DATA) $(KEPT) $(MORE)
 
 reproduce: $(VENV)/.installed ## rerun METHOD's committed row and compare
 	@$(RUN) reproduce $(call quote,$(METHOD)) $(WHERE) $(ON) $(MORE)

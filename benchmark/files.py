@@ -180,14 +180,19 @@ def sweep(folder: Path | str, everywhere: bool = False) -> None:
 
     Of processes on other machines nothing is known: their drafts go when they are a day old.
     """
-    for draft in Path(folder).glob("**/.*.part" if everywhere else ".*.part"):
-        host, _, process = draft.name.removesuffix(".part").rpartition(".")[0].rpartition("~")
-        if host.endswith(f".{socket.gethostname()[:40]}") and process.isdigit():
-            dead = not _is_alive(int(process))
-        else:
-            dead = exists(draft) and time.time() - draft.stat().st_mtime > 86400
-        if dead:
-            shutil.rmtree(draft, ignore_errors=True)
+    for place, names, _ in os.walk(folder):  # which passes over what goes meanwhile
+        for draft in [Path(place, name) for name in names if name.startswith(".") and name.endswith(".part")]:
+            host, _, process = draft.name.removesuffix(".part").rpartition(".")[0].rpartition("~")
+            dead = False
+            if host.endswith(f".{socket.gethostname()[:40]}") and process.isdigit():
+                dead = not _is_alive(int(process))
+            else:
+                with contextlib.suppress(FileNotFoundError):
+                    dead = time.time() - draft.stat().st_mtime > 86400
+            if dead:
+                shutil.rmtree(draft, ignore_errors=True)
+        if not everywhere:
+            break
 
 
 def _is_alive(process: int) -> bool:

@@ -1,7 +1,8 @@
 """Identities of trainings, table cells and references, and the keys under which their files are stored.
 
-A file on disk may be reused while all that it depends on is the same: that is what keys are for. They are local and careful: any
-edit of the code behind a file makes it be made again. Whether a *published* number still holds is another question (revision.py).
+A file on disk may be reused while all that it depends on is the same: that is what keys are for. They are local and careful: an
+edit of the code that numbers run through, listed below, makes a file be made again. Whether a *published* number still holds is
+another question (revision.py).
 """
 
 from __future__ import annotations

@@ -40,6 +40,7 @@ class DyPE(NTKByParts):
         temperature: float = 0.1  # factor of ln s, in the YaRN form
 
         def __post_init__(self) -> None:
+            super().__post_init__()
             if self.form not in FORMS:
                 raise unknown("dype form", self.form, FORMS)
 

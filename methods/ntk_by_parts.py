@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from benchmark.files import UserError
 from methods.ntk import NTK
 
 
@@ -29,6 +30,10 @@ class NTKByParts(NTK):
         beta_1: float = 0.75  # turns up to which it is interpolated
         gamma_0: float = 16.0  # turns from which a band stays
         gamma_1: float = 2.0  # turns up to which it does not
+
+        def __post_init__(self) -> None:
+            if not (0 < self.beta_1 < self.beta_0 and 0 < self.gamma_1 < self.gamma_0):
+                raise UserError("NTK-by-parts needs 0 < beta_1 < beta_0 and 0 < gamma_1 < gamma_0")
 
     def theta(self, trained: int, tested: int, time: float | None) -> Tensor:
         if tested <= trained:

@@ -77,7 +77,7 @@ def value_of(
             "cell": {"train": pair[0], "test": pair[1]},
             "seed": seed,
             "revisions": revision.current(method) if method in registry.names() else {**revision.parts(), "method": {method: 1}},
-            "code": {"commit": None, "dirty": False},
+            "code": {"commit": "0" * 40, "dirty": False},
             "training": {
                 "fingerprint": "f" * 12,
                 "steps": rules.train.steps,

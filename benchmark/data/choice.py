@@ -74,10 +74,11 @@ class Choice:
         if self.names is None:
             if None in found and len(found) > 1:
                 raise UserError(f"{where}: {found[None]} of {found.total()} images have no label; all must have one, or none")
-            kept = sorted(found)
+            if len({type(label) for label in found}) > 1:
+                raise UserError(f"{where}: some labels are numbers and some are names; all must be one or the other")
+            kept, named = sorted(found), dict(enumerate(names or ()))
             return {label: i for i, label in enumerate(kept)}, tuple(
-                "pictures" if label is None else names[label] if names and isinstance(label, int) else str(label)
-                for label in kept
+                "pictures" if label is None else named.get(label, str(label)) for label in kept
             )
         numbers = [label for label in found if isinstance(label, int)]
         if not numbers:

@@ -88,10 +88,15 @@ def write_tar(path: Path, samples: Iterable[tuple[str, int, str, bytes]], failur
 
 
 def write_contents(path: Path, samples: Iterable[dict[str, Any]]) -> None:
-    """Writes webdataset's samples, `__key__` and bytes by member, as a tar without the time of day."""
+    """Writes webdataset's samples, `__key__` and bytes by member, as a tar without the time of day.
+
+    webdataset does not hand its own `format` on, and Python's default would move a name that is not ASCII into a header of its
+    own, where an index does not look.
+    """
     from webdataset.writer import TarWriter  # imports torch
 
     with atomic(path) as draft, open(draft, "wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
+        tar.tarstream.format = tarfile.USTAR_FORMAT
         for item in samples:
             tar.write(item)
 
@@ -117,7 +122,8 @@ def unique_keys(names: list[str]) -> list[str]:
     for name in names:
         base = name.replace(".", "_").strip("/")
         if len(base.encode("utf-8", "surrogateescape")) > 90:  # ustar's name field holds 100 bytes, ending included
-            base = f"{base[:20]}-{digest(name, 20)}"
+            start = base[:20].encode("utf-8", "surrogateescape")[:60].decode("utf-8", "ignore")
+            base = f"{start}-{digest(name, 20)}"
         key, number = base, 1
         while key in seen:
             number += 1

@@ -246,7 +246,7 @@ def _batches(seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
 
 
 def _scenes(index: np.ndarray, size_hw: tuple[int, int], rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Scenes as in the protocol, of which two in five have a failure of structure, and scenes with 0 to 4 objects.
+    """Scenes as in the protocol, of which three in five have a failure of structure, and scenes with 0 to 4 objects.
 
     Scales around 0.7 are left out, and so are three copies on one ground, halves that mirror each other and pictures rolled
     by a quarter: on those one sees whether the detector knows more than it was taught.
@@ -325,7 +325,7 @@ def _corrupt(images: Tensor, target: Tensor, count: Tensor, degrees: Tensor,
         value[mixed] = torch.lerp(value[mixed], value[other], share.view(-1, *[1] * (value.ndim - 1)))
     degrees[:, :4] = sampled.T
 
-    x[bent] = _bent(x[bent], bend, rng)
+    x[bent] = displaced(x[bent], bend, rng)
     target[bent] = torch.lerp(target[bent], torch.tensor(1 / CLASSES), 0.7 * bend.view(-1, 1))
 
     half = len(blurred) // 2  # a strong blur that shines through, or a full one of every radius
@@ -355,7 +355,7 @@ def _gaussian(x: Tensor, sigma: Tensor) -> Tensor:
     return y.view(x.shape)
 
 
-def _bent(x: Tensor, degree: Tensor, rng: np.random.Generator) -> Tensor:
+def displaced(x: Tensor, degree: Tensor, rng: np.random.Generator) -> Tensor:
     """Pictures [B, 3, h, w] with their coordinates displaced by a smooth random field, `degree` [B, 1, 1, 1] strong."""
     field = torch.from_numpy(rng.standard_normal((len(x), 2, 4, 4))).float()
     field = F.interpolate(field, x.shape[-2:], mode="bicubic", align_corners=False) * degree * 0.25

@@ -71,7 +71,7 @@ def heldout(source: Scenes | Shards, size: str, count: int = IMAGES, autoencoder
         data = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).to(device).float().div_(127.5).sub_(1)
         if encode:
             latents = encode({"image": data})
-            noise = _noise(range(start, start + len(batch)), POSTERIOR, latents["std"])
+            noise = noise_of(range(start, start + len(batch)), POSTERIOR, latents["std"])
             data = latents["image"] + latents["std"] * noise
         parts.append(data)
     labels = torch.from_numpy(source.labels(indices)).to(device)
@@ -81,7 +81,7 @@ def heldout(source: Scenes | Shards, size: str, count: int = IMAGES, autoencoder
     return HeldOut(size, torch.cat(parts), labels, isinstance(source, Scenes), key, trained_on)
 
 
-def _noise(indices: Iterable[int], level: int, like: Tensor) -> Tensor:
+def noise_of(indices: Iterable[int], level: int, like: Tensor) -> Tensor:
     """Standard normal [n, C, h, w], of each image's own generator at a level, on the device of `like` [n, C, h, w]."""
     drawn = [torch.randn(like.shape[1:], generator=heldout_generator(index, level)) for index in indices]
     return torch.stack(drawn).to(like.device)
@@ -132,7 +132,7 @@ def losses(
         for number, start in enumerate(own):
             rows = slice(start, min(start + batch, count))
             data, label = images.data[rows], images.labels[rows]
-            noise = _noise(range(rows.start, rows.stop), level + 1, data)
+            noise = noise_of(range(rows.start, rows.stop), level + 1, data)
             uniform = torch.full((len(data),), quantile, device=data.device)
 
             def predict_class(x: Tensor, time: Tensor, label: Tensor = label) -> Tensor:

@@ -20,9 +20,9 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmark import protocol, registry
+from benchmark.evaluate import denoising
 from benchmark.files import UserError, exit_code
 from benchmark.identity import Cell
-from benchmark.model.draws import heldout_generator
 from benchmark.model.method import Method
 from benchmark.plan.place import Run, device
 from benchmark.run.loss import heldout_images
@@ -42,8 +42,7 @@ class Band(NamedTuple):
 
 def curve(method: Method, size: str, data: Tensor, labels: Tensor) -> Tensor:
     """The mean loss of images [N, C, h, w] at each level, [LEVELS], with the same noise at all of them."""
-    noise = torch.stack([torch.randn(data.shape[1:], generator=heldout_generator(index, 0)) for index in range(len(data))])
-    noise, predict, found = noise.to(data.device), method.predictor(size), []
+    noise, predict, found = denoising.noise_of(range(len(data)), 1, data), method.predictor(size), []
     with torch.inference_mode():
         for level in levels():
             velocity = predict(
@@ -60,7 +59,7 @@ def levels() -> list[float]:
 def leaps(losses: Tensor) -> list[Band]:
     """The bands in which the loss [LEVELS] is above LEAP times the median of its surroundings."""
     padded = torch.cat([losses[1 : AROUND + 1].flip(0), losses, losses[-AROUND - 1 : -1].flip(0)])
-    high = losses > LEAP * padded.unfold(0, 2 * AROUND + 1, 1).median(-1).values
+    high = ~(losses <= LEAP * padded.unfold(0, 2 * AROUND + 1, 1).nanmedian(-1).values)  # also where it is not a number
     bands: list[Band] = []
     for level, loss, leaping, before in zip(levels(), losses.tolist(), high, [False, *high[:-1]], strict=True):
         if leaping and before:

@@ -23,7 +23,7 @@ from benchmark.files import UserError, unknown, write_json, write_text
 from benchmark.model import checkpoint
 from benchmark.model.dit import Core
 from benchmark.model.encoding import Encoding, sincos_table, token_yx
-from benchmark.model.flops import recognised
+from benchmark.model.flops import forward_flops, recognised
 from benchmark.plan.place import processor
 from benchmark.protocol import Core as CoreConfig
 from benchmark.protocol import Data, Protocol
@@ -138,15 +138,9 @@ def ratio(one: list[float], other: list[float]) -> float:
 
 
 def flop(size: str) -> float:
-    """Floating-point operations of one image's forward at 256 tokens; a multiplication and an addition count as two.
-
-    In a block: 24 D^2 a token in its four linear maps, 4 T D a token in attention, 12 D^2 an image in the modulation.
-    """
-    depth, width, _ = checkpoint.SIZES[size]
-    tokens = (SIDE // 2) ** 2
-    block = tokens * (24 * width**2 + 4 * tokens * width) + 12 * width**2
-    ends = tokens * 2 * width * (16 + 32) + 2 * width * (256 + width) + 4 * width**2
-    return float(depth * block + ends)
+    """Floating-point operations of one image's forward at 256 tokens; a multiplication and an addition count as two."""
+    core = CoreConfig(**checkpoint.SIZES[size]._asdict(), patch=2, channels=4)
+    return forward_flops(core, 2, (SIDE // 2, SIDE // 2))
 
 
 def _peak(precision: str, device: str) -> float:

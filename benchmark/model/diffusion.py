@@ -201,13 +201,12 @@ class DDPM:
             generators: one for each image, on the CPU, for the noise of "ddpm"; the other arguments as for the flow.
 
         Raises:
-            UserError: more steps than the objective has levels.
+            UserError: more steps than the objective has levels, or only one, which would take noise for nearly clean data.
         """
         assert shift == 1.0, "a timestep shift belongs to flows"
-        if config.steps > self.levels:
-            raise UserError(
-                f"sample.steps {config.steps}: a model with {self.levels} noise levels allows at most that many steps"
-            )
+        if not 2 <= config.steps <= self.levels:
+            levels = self.levels
+            raise UserError(f"sample.steps {config.steps}: a model with {levels} noise levels allows 2 to {levels} steps")
         x = noise.float()
         step = self._ddim_step if config.solver == "ddim" else self._ddpm_step(config.steps, generators)
         levels = np.linspace(0, self.levels - 1, config.steps).round()[::-1].astype(int).tolist()

@@ -207,7 +207,7 @@ def gelu(x: Tensor) -> Tensor:
     """The tanh form of GELU (Hendrycks and Gimpel 2016).
 
     Without gradients in bfloat16 on the CPU as x sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3)), which is the same function
-    with the same rounding error, in half the time.
+    in half the time, with about 1.3 times the rounding error (up to 3 % of the value between -3 and -1).
     """
     if x.device.type == "cpu" and x.dtype == torch.bfloat16 and not torch.is_grad_enabled():
         factor = 2 * math.sqrt(2 / math.pi)

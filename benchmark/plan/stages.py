@@ -359,7 +359,12 @@ class Score(Stage):
         written = record.place(self.protocol.name, cell.method, cell.train, cell.test, cell.seed)
         written = records_folder(self.protocol, self.context.run) / written
         same = written.is_file() and written.read_bytes() == self.file.read_bytes()
-        return COMPLETE if same else "no record"  # also where the record is an older one
+        return COMPLETE if same and not self.is_outdated() else "no record"  # also where the record is an older one
+
+    def is_outdated(self) -> bool:
+        """Whether the record, which is there, was made by code that had not been committed and has been since."""
+        assert self.file is not None
+        return bool(read_fields(self.file, "code")["code"]["dirty"]) and not record.git_state(*record.CODE)[1]
 
     def run(self) -> None:
         scoring.score(self)
@@ -412,7 +417,7 @@ def graph(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> li
     context = Context(protocol, run)
     context.data.check()
     latent = protocol.data.representation == "latents"
-    augmenting = {name for name in methods if context.data.augments(name)}
+    augmenting = {name for name in methods if context.data.augments(registry.trained_name(name))}
     shards = Shards(context=context)
     latents = (
         {size: Latents(context=context, needs=[shards], size=size) for size in protocol.cells}
@@ -427,7 +432,7 @@ def graph(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> li
     for cell in cells_of(protocol, ordered, seed):
         training = cell.training
         if training not in trainings:
-            wanted = shards if training.method in augmenting or not latents else latents[cell.train]
+            wanted = shards if cell.method in augmenting or not latents else latents[cell.train]
             trainings[training] = Train(context=context, needs=[wanted], training=training)
         if cell.test not in references:
             references[cell.test] = Reference(context=context, needs=[shards], test=cell.test)

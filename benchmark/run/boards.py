@@ -36,8 +36,8 @@ def board(protocol: Protocol, run: Run) -> list[Path]:
     """
     if protocol.custom or not protocol.ranked:
         return []
-    source, target = records_folder(protocol, run), run.out / "leaderboards"
-    if not any(source.rglob("*.json")):
+    source, target = records_folder(protocol, run) / protocol.name, run.out / "leaderboards"
+    if not any(source.glob("*/*.json")):
         return []
     target.mkdir(parents=True, exist_ok=True)
     with open(run.out / ".leaderboards.lock", "w") as lock:
@@ -47,8 +47,9 @@ def board(protocol: Protocol, run: Run) -> list[Path]:
             if (BOARDS / folder).is_dir():
                 shutil.copytree(BOARDS / folder, target / folder, dirs_exist_ok=True)
         drafts = shutil.ignore_patterns(".*")  # of a record that is being written
-        shutil.copytree(source, target / "records", dirs_exist_ok=True, ignore=drafts)
-        keep_grids(protocol, [record.read(source / place, protocol) for place in new_records(protocol, run)], run, target)
+        shutil.copytree(source, target / "records" / protocol.name, dirs_exist_ok=True, ignore=drafts)
+        new = [record.read(source.parent / place, protocol) for place in new_records(protocol, run)]
+        keep_grids(protocol, new, run, target)
         if (BOARDS / verified.NAME).is_file():
             shutil.copyfile(BOARDS / verified.NAME, target / verified.NAME)
         else:
@@ -59,7 +60,7 @@ def board(protocol: Protocol, run: Run) -> list[Path]:
 def new_records(protocol: Protocol, run: Run) -> list[Path]:
     """The records of a run under OUT that are not the committed ones: their paths below a folder of records."""
     source, found = records_folder(protocol, run), []
-    for path in source.glob("*/*/*.json"):
+    for path in (source / protocol.name).glob("*/*.json"):  # another protocol with the same rules may have some beside them
         committed = BOARDS / "records" / path.relative_to(source)
         if not committed.is_file() or committed.read_bytes() != path.read_bytes():
             found.append(path.relative_to(source))
@@ -113,7 +114,7 @@ def submit(protocol: Protocol, method: str, seed: int, run: Run) -> tuple[list[P
 
     Raises:
         UserError: a custom run, a protocol that is not ranked, a row that lacks a cell or holds a stale one, a row made with
-            code that was not committed, or of a training that broke down.
+            code that was not committed or is unknown, or of a training that broke down.
     """
     if protocol.custom or not protocol.ranked:
         kind = "a custom run" if protocol.custom else f"protocol '{protocol.name}', which is not ranked,"
@@ -133,6 +134,8 @@ def submit(protocol: Protocol, method: str, seed: int, run: Run) -> tuple[list[P
             f"{row} was made with changes to benchmark/, methods/ or datasets/ that were not committed ({listed(dirty)}): commit "
             f"them and {bench}, which makes new records"
         )
+    if any(value.value["code"]["commit"] is None for value in values):
+        raise UserError(f"{row} was made where git could not name the commit, so its code is unknown: {bench} in a clone")
     if broken := next((value.broken for value in values if value.broken), ""):
         raise UserError(f"{row} cannot be submitted: {broken}; lower train.lr")
     with tempfile.TemporaryDirectory() as folder:

@@ -32,7 +32,7 @@ class Watch(Callback):
         self.pending: list[tuple[int, torch.Tensor, list[str]]] = []
         self.before, self.devices = 0.0, 1  # device-seconds of earlier runs; devices of this one
         self.began = time.monotonic()
-        self.skipped = 0  # samples that could not be decoded
+        self.skipped = 0  # samples that this process could not decode
         self.loss = math.nan  # running mean over about the last hundred steps
         self.lowest, self.calm = math.inf, True
 
@@ -60,7 +60,7 @@ class Watch(Callback):
                 module.log("mfu", used)
                 shown.append(f"mfu {used:.0%}")
             if self.skipped:
-                shown.append(f"{self.skipped} samples skipped")
+                shown.append(f"{self.skipped} samples skipped{' by the first process' if self.devices > 1 else ''}")
             self.stage.set(trainer.global_step, ", ".join(shown))
 
     def read(self) -> None:

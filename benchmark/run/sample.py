@@ -148,7 +148,8 @@ def generate(cell: Cell, folder: Path, training: Path, report: dict[str, Any], t
     detector = detectors.load(cell.protocol.score.detector, device=fabric.device)
     place, cut = features_folder(folder, detector.name, detector.hash), units(cell, folder).units
     half = registry.detector_facts(detector.name).bytes == 2
-    with alone(folder, "sampling"):
+    with alone(folder, "sampling", wait=True):  # cells that share their base's images may be made at the same time
+        fabric.barrier()  # what is missing is seen when the first process has the folder to itself
         missing = lost(cell, folder, place, run.keep)
         kept = kept_images(cell.protocol, run.keep)
         share = len(missing) / len(cut)

@@ -62,8 +62,8 @@ def score(stage: Score) -> dict[str, Any]:
     sweep(destination, everywhere=True)
     if stage.sample.folder:
         sweep(stage.sample.folder, everywhere=True)
-    value = read_json(stage.file) if stage.file and stage.file.is_file() else None
-    if value and not (value["code"]["dirty"] and not record.git_state(*record.CODE)[1]):  # or the code has been committed since
+    if stage.file and stage.file.is_file() and not stage.is_outdated():
+        value = read_json(stage.file)
         record.write(value, destination)
         if value["scores"] is None:
             raise UserError(f"scoring {cell} failed before; remove {stage.file} to score it again")

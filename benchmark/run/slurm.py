@@ -23,7 +23,7 @@ from rich.table import Table
 from submitit.helpers import DelayedSubmission
 
 from benchmark import progress
-from benchmark.files import UserError, unknown
+from benchmark.files import PARENT, UserError, unknown
 from benchmark.inputs import Loader
 from benchmark.plan.place import Run, gpus
 from benchmark.plan.stages import graph
@@ -97,7 +97,7 @@ class Commands:
                 return  # only the first command is shared by the processes
             print("$", " ".join(command), flush=True)
             # The scheduler's announcement goes to every process of the job; only this one may act on it.
-            self.child = subprocess.Popen(command, preexec_fn=ignore_announcement)
+            self.child = subprocess.Popen(command, preexec_fn=ignore_announcement, env=os.environ | {PARENT: str(os.getpid())})
             code = self.child.wait()
             if code == SAVED and submitit.JobEnvironment().global_rank:
                 return  # the first process was told of the end, and is about to queue the job again: no failure
@@ -256,12 +256,17 @@ def start(
     if cluster not in CLUSTERS:
         raise unknown("cluster", cluster, CLUSTERS)
     folder = run.out.resolve() / "jobs" / protocol.name / time.strftime("%Y%m%d-%H%M%S")
-    count = 1 if run.devices == "auto" else int(run.devices)
+    count = run.count if cluster == "local" else 1 if run.devices == "auto" else int(run.devices)
     queue = Queue(cluster, folder, resources(file), count, run.nodes, cluster == "slurm" or bool(gpus()))
     todo = [Submitted(task) for task in tasks(protocol, methods, seed, run)]
     progress.say(f"{len(todo)} jobs, with output in {folder}")
     if cluster == "local":
-        follow(todo, queue, every=0.2)
+        try:
+            follow(todo, queue, every=0.2)
+        finally:  # of a sweep that was stopped, too
+            for item in todo:
+                if item.state == "submitted":
+                    item.job.cancel()
         return todo
     submit_all(todo, queue)
     if wait:

@@ -177,8 +177,8 @@ def train(training: Training, run: Run) -> Path:
 
 
 @contextlib.contextmanager
-def alone(folder: Path, doing: str = "training") -> Iterator[None]:
-    """Makes the folder and keeps others from writing in it; the first of several ranks does so for all."""
+def alone(folder: Path, doing: str = "training", wait: bool = False) -> Iterator[None]:
+    """Makes the folder and keeps others from writing in it, or waits for them; the first of several ranks does so for all."""
     if not progress.first_rank():
         yield
         return
@@ -187,7 +187,10 @@ def alone(folder: Path, doing: str = "training") -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"another process is {doing} in {folder}; wait for it, or choose another OUT") from None
+            if not wait:
+                raise UserError(f"another process is {doing} in {folder}; wait for it, or choose another OUT") from None
+            progress.say(f"waiting for another process, which is {doing} in {folder}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
         sweep(folder, everywhere=True)  # of a killed run
         yield
 

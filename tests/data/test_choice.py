@@ -93,6 +93,19 @@ def test_numbers_of_another_set_are_refused(tmp_path):
         prepare(PART, tmp_path, tmp_path / "out")
 
 
+def test_numbers_without_a_name_keep_their_number(tmp_path):
+    """Hugging Face's -1 for pictures without label, or one beyond the names."""
+    table = pa.table({"image": [jpeg(1), jpeg(2), jpeg(3)], "label": [-1, 0, 2]})
+    features = {"label": {"names": ["a", "b"], "_type": "ClassLabel"}}
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, tmp_path / "a.parquet")
+    done = prepare(OWN, tmp_path, tmp_path / "out")
+    assert read_json(done.folder / "manifest.json")["class_names"] == ["-1", "a", "2"]
+    pq.write_table(pa.table({"image": [jpeg(4)], "label": ["a"]}), tmp_path / "b.parquet")
+    with pytest.raises(UserError, match="some labels are numbers and some are names"):
+        prepare(OWN, tmp_path, tmp_path / "other")
+
+
 def test_a_bad_folder_of_ones_own(tmp_path):
     """Too small, cut, grey, CMYK, texts: what can be used is, and the line says what was left out."""
     root = put(tmp_path / "in", {

@@ -427,6 +427,20 @@ def test_keys_are_webdataset_keys() -> None:
         tarfile.TarInfo(f"{key}.jpeg").tobuf(tarfile.USTAR_FORMAT)
 
 
+def test_any_name_can_be_read_back(tmp_path: Path) -> None:
+    """Also those that are not ASCII, or too long for a tar header."""
+    names = ["b/c", "Äpfel/ä", "苹果/一", "🍏" * 30 + "/x"]
+    for name in names:
+        (tmp_path / "in" / name).parent.mkdir(parents=True)
+        Image.new("RGB", (70, 70)).save(tmp_path / "in" / f"{name}.png")
+    done = write(FOLDER, source(FOLDER, tmp_path / "in"), tmp_path / "out")
+    index = Index(done.folder)
+    assert {index[number].key for number in range(len(index))} == set(unique_keys(names))
+    assert {item["__key__"] for item in webdataset.WebDataset(str(done.folder / "train-000000.tar"), shardshuffle=False)} == {
+        *unique_keys(names)
+    }
+
+
 # --- Reading the index ----------------------------------------------------------------------------------------------
 
 

@@ -54,6 +54,9 @@ def test_options_of_the_wrong_type_are_refused():
     [
         ("yarn", {"beta_fast": 0.5}, "0 < beta_slow < beta_fast"),
         ("yarn", {"beta_slow": -1.0}, "0 < beta_slow < beta_fast"),
+        ("ntk_by_parts", {"beta_1": 0.0}, "0 < beta_1 < beta_0"),
+        ("resonance", {"gamma_0": 1.0}, "0 < gamma_1 < gamma_0"),
+        ("dype", {"gamma_1": -1.0}, "0 < gamma_1 < gamma_0"),
     ],
 )
 def test_impossible_options(name, options, message):

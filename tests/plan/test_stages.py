@@ -126,12 +126,13 @@ def test_what_is_there_is_found(tmp_path):
     assert states()["score 16x16"] == MISSING
     (score,) = (s for s in graph(smoke, ["extrapolation"], tmp_path) if s.kind == "score" and s.cell.test == "16x16")
     assert score.file.parent == cell
-    write_json(score.file, {})
+    committed = {"code": {"commit": "0" * 40, "dirty": False}}
+    write_json(score.file, committed)
     assert states()["score 16x16"] == "no record"
     written = tmp_path / "records" / smoke.hash / record.place("smoke", "extrapolation", "16x16", "16x16", 0)
     write_json(written, {"older": True})
     assert states()["score 16x16"] == "no record", "an older one lies there"
-    write_json(written, {})
+    write_json(written, committed)
     assert states()["score 16x16"] == COMPLETE
     score.file.rename(cell / "record-0123456789ab.json")
     assert states()["score 16x16"] == MISSING, "a record of other code or another revision"

@@ -176,6 +176,25 @@ def test_a_run_has_its_board_beside_it(committed, tmp_path):
     assert boards.board(shapes, run) == [], "without records there is no board"
 
 
+def test_records_of_a_protocol_with_the_same_rules_lie_beside(committed, tmp_path):
+    """They share a folder, which is named after the rules alone."""
+    shapes, run = protocol.load("shapes"), Run(tmp_path / "runs", devices="1")
+    write_row(run, "ntk", shapes.pairs())
+    other = stages.records_folder(shapes, run) / "mine" / "ntk" / "32x32-32x32-s0.json"
+    write_json(other, {"protocol": {"name": "mine"}})
+    boards.board(shapes, run)
+    assert {path.name for path in (run.out / "leaderboards" / "records").iterdir()} == {"shapes"}
+
+
+def test_a_row_without_a_known_commit_is_refused(committed, tmp_path):
+    shapes, run = protocol.load("shapes"), Run(tmp_path / "runs", devices="1")
+    for pair in shapes.pairs():
+        value = value_of(shapes, "ntk", pair, 0) | {"code": {"commit": None, "dirty": False}}
+        record.write(value, stages.records_folder(shapes, run))
+    with pytest.raises(UserError, match="was made where git could not name the commit"):
+        boards.submit(shapes, "ntk", 0, run)
+
+
 def test_the_board_of_a_run_shows_its_own_samples(committed, tmp_path, monkeypatch):
     """Of a cell whose record is new; the committed picture of a cell that was not run stays."""
     shapes, run = protocol.load("shapes"), Run(tmp_path / "runs", devices="1")
