@@ -139,7 +139,7 @@ const arrive = () => {
   show();
   const part = at && current().querySelector(`[data-part="${CSS.escape(at)}"]`);
   if (part) {
-    if (at === "findings") part.querySelector("details").open = true;
+    if (at === "findings" || !part.querySelector("h2")) part.querySelector("details")?.setAttribute("open", "");
     part.scrollIntoView();
   } else if (!at && location.hash !== "#main") scrollTo(0, 0);
 };

@@ -182,7 +182,7 @@ def _verdict(board: Table) -> str:
     near = [row.title for row in have[1:] if not different(entries[row.method], entries[first.method])]
     if near:
         told += f"; not significantly different: {' and '.join(near)}"
-    if len(have) > 1 + len(near):
+    if len(have) > 1 and different(entries[last.method], entries[first.method]):
         high = [row.title for row in have[1:-1] if not different(entries[row.method], entries[last.method])]
         same = f" (not significantly different: {' and '.join(high)})" if high else ""
         told += f"; {last.title} has the highest, {shown(entries[last.method], places).text}{same}"

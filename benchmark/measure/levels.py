@@ -10,6 +10,7 @@ OUT at their training size; ends with exit code 1 where a band is found.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -63,7 +64,7 @@ def leaps(losses: Tensor) -> list[Band]:
     bands: list[Band] = []
     for level, loss, leaping, before in zip(levels(), losses.tolist(), high, [False, *high[:-1]], strict=True):
         if leaping and before:
-            bands[-1] = Band(bands[-1].low, level, max(bands[-1].loss, loss))
+            bands[-1] = Band(bands[-1].low, level, loss if math.isnan(loss) else max(bands[-1].loss, loss))
         elif leaping:
             bands.append(Band(level, level, loss))
     return bands

@@ -362,9 +362,10 @@ class Score(Stage):
         return COMPLETE if same and not self.is_outdated() else "no record"  # also where the record is an older one
 
     def is_outdated(self) -> bool:
-        """Whether the record, which is there, was made by code that had not been committed and has been since."""
+        """Whether the record, which is there, was made by code that was not committed, or unknown, and now is."""
         assert self.file is not None
-        return bool(read_fields(self.file, "code")["code"]["dirty"]) and not record.git_state(*record.CODE)[1]
+        code, (commit, dirty) = read_fields(self.file, "code")["code"], record.git_state(*record.CODE)
+        return commit is not None and not dirty and (code["dirty"] or code["commit"] is None)
 
     def run(self) -> None:
         scoring.score(self)

@@ -23,7 +23,7 @@ from rich.table import Table
 from submitit.helpers import DelayedSubmission
 
 from benchmark import progress
-from benchmark.files import PARENT, UserError, unknown
+from benchmark.files import UserError, unknown
 from benchmark.inputs import Loader
 from benchmark.plan.place import Run, gpus
 from benchmark.plan.stages import graph
@@ -97,7 +97,7 @@ class Commands:
                 return  # only the first command is shared by the processes
             print("$", " ".join(command), flush=True)
             # The scheduler's announcement goes to every process of the job; only this one may act on it.
-            self.child = subprocess.Popen(command, preexec_fn=ignore_announcement, env=os.environ | {PARENT: str(os.getpid())})
+            self.child = subprocess.Popen(command, preexec_fn=ignore_announcement)
             code = self.child.wait()
             if code == SAVED and submitit.JobEnvironment().global_rank:
                 return  # the first process was told of the end, and is about to queue the job again: no failure
@@ -261,12 +261,7 @@ def start(
     todo = [Submitted(task) for task in tasks(protocol, methods, seed, run)]
     progress.say(f"{len(todo)} jobs, with output in {folder}")
     if cluster == "local":
-        try:
-            follow(todo, queue, every=0.2)
-        finally:  # of a sweep that was stopped, too
-            for item in todo:
-                if item.state == "submitted":
-                    item.job.cancel()
+        follow(todo, queue, every=0.2)
         return todo
     submit_all(todo, queue)
     if wait:

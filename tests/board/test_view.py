@@ -77,6 +77,8 @@ def test_a_rehearsal_says_what_it_is_and_follows_its_contest(home: Path, monkeyp
 def test_a_verdict_names_what_is_not_shown_to_differ(rules: protocol.Protocol) -> None:
     rows = {(name, seed): (1, fid + seed, fid) for name, fid in (("a", 20.0), ("same", 20.0), ("b", 50.0)) for seed in range(3)}
     assert "; not significantly different: same; b has the highest, 50.5." in view.verdict(board_of(rules, rows))
+    unsure = {("b", seed): (1, fid, fid) for seed, fid in enumerate((10.0, 50.0, 90.0))}
+    assert "has the highest" not in view.verdict(board_of(rules, rows | unsure))
     rows |= {("near", seed): (1, 49.9 + seed, 49.9) for seed in range(3)}
     assert "; b has the highest, 50.5 (not significantly different: near)." in view.verdict(board_of(rules, rows))
 
