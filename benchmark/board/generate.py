@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import difflib
 import hashlib
-import json
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -90,12 +89,6 @@ def long_rows(board: Table) -> list[dict[str, Any]]:
     return rows
 
 
-def _json(rows: Sequence[dict[str, Any]]) -> str:
-    """What pandas.read_json(..., orient="split") reads, with one row a line, so that git shows what changed."""
-    lines = ",\n".join(json.dumps(list(row.values()), allow_nan=False) for row in rows)
-    return f'{{"columns": {json.dumps(list(rows[0]))}, "data": [\n{lines}\n]}}\n'
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Everything at once
 
@@ -138,11 +131,8 @@ def render(records: Sequence[Record], figures: Published, out_folder: Path, new:
         text = made.get_template("leaderboard.md.jinja").render(board=board, boards=boards)
         texts[f"{board.name}.md"] = re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
         if board.methods:
-            rows = long_rows(tables[board.name])
-            texts |= {
-                f"{board.name}.csv": pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"),
-                f"{board.name}.json": _json(rows),
-            }
+            rows = pd.DataFrame(long_rows(tables[board.name]))
+            texts[f"{board.name}.csv"] = rows.to_csv(index=False, lineterminator="\n")
         if board.gallery and real.is_rendered(tables[board.name].protocol):
             tests = {size.real: size.name.rpartition("-")[2] for size in board.gallery.sizes}
             texts |= {f"grids/{path}": real.picture(test) for path, test in tests.items()}
@@ -172,9 +162,7 @@ def _changes(records_folder: Path | str, out_folder: Path, new: Rows = ()) -> di
     texts: dict[str, Content] = dict(render(record.read_all(records_folder), published.load(), out_folder, new))
     for path in sorted(out_folder.glob("*.md")):  # a protocol that is gone: its markdown has our marker; and its companions
         if path.name not in texts and path.read_text(encoding="utf-8").startswith(MARKER):
-            texts |= {
-                name: None for ending in ("md", "csv", "json") if (out_folder / (name := f"{path.stem}.{ending}")).is_file()
-            }
+            texts |= {name: None for ending in ("md", "csv") if (out_folder / (name := f"{path.stem}.{ending}")).is_file()}
     for path in sorted((out_folder / "plots").glob("*.svg")):
         texts.setdefault(f"plots/{path.name}", None)
     for folder in {Path(name).parent for name, content in texts.items() if isinstance(content, bytes)}:
@@ -199,7 +187,7 @@ def generate(
 
     Args:
         records_folder: where the records are.
-        out_folder: where README.md, <protocol>.md, .csv, .json, plots/, grids/<protocol>/real/ and index.html go.
+        out_folder: where README.md, <protocol>.md, .csv, plots/, grids/<protocol>/real/ and index.html go.
         check: write nothing, and raise when something would change.
         new: rows with records of a run that committed ones stand beside; they say so.
 

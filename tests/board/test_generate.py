@@ -149,16 +149,13 @@ def test_the_whole_leaderboard_of_a_small_protocol(home: Path, rules: protocol.P
     assert (home / "shapes-tiny.md").read_text().replace(rules.hash, "THE-PROTOCOL") == LEADERBOARD
 
 
-def test_long_tables_are_read_by_pandas(home: Path, rules: protocol.Protocol) -> None:
+def test_a_long_table_is_read_by_pandas(home: Path, rules: protocol.Protocol) -> None:
     import pandas as pd
 
     tiny(home / "records", rules)
     regenerate(home)
     csv = pd.read_csv(home / "shapes-tiny.csv")
-    both = pd.read_json(home / "shapes-tiny.json", orient="split")
-    assert list(csv.columns) == list(both.columns)
-    assert len(csv) == len(both) == 12 * 5 + 6 + 1  # records times measures, a record with one more, a failed cell
-    pd.testing.assert_frame_equal(csv, both, check_dtype=False)
+    assert len(csv) == 12 * 5 + 6 + 1  # records times measures, a record with one more, a failed cell
     pick = csv[(csv.method == "yarn") & (csv.test == "32x32") & (csv.metric == "fid")]
     assert pick["value"].tolist() == [40, 42]
     assert pick["ratio"].tolist() == [2, 2]
