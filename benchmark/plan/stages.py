@@ -355,9 +355,8 @@ class Score(Stage):
     def state(self) -> str:
         if not (self.file and self.file.is_file()):
             return MISSING
-        cell = self.cell
-        written = record.place(self.protocol.name, cell.method, cell.train, cell.test, cell.seed)
-        written = records_folder(self.protocol, self.context.run) / written
+        place = record.place(self.protocol.name, self.cell.method, self.cell.train, self.cell.test, self.cell.seed)
+        written = records_folder(self.protocol, self.context.run) / place
         same = written.is_file() and written.read_bytes() == self.file.read_bytes()
         return COMPLETE if same and not self.is_outdated() else "no record"  # also where the record is an older one
 
