@@ -60,7 +60,7 @@ def switches(board: Table, boards: Tables) -> Grid | None:
 
     None unless a protocol differs in its switches alone; it may have fewer cells.
     """
-    if board.protocol.switches != Switches() or not board.rows:
+    if board.protocol.switches != Switches():
         return None
     others = [other for other in boards.values() if other and other.rows and other.protocol.switches != Switches()]
     others = [other for other in others if _rests(other.protocol) == _rests(board.protocol)]

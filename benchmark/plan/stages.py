@@ -363,8 +363,8 @@ class Score(Stage):
     def is_outdated(self) -> bool:
         """Whether the record, which is there, was made by code that was not committed, or unknown, and now is."""
         assert self.file is not None
-        code, (commit, dirty) = read_fields(self.file, "code")["code"], record.git_state(*record.CODE)
-        return commit is not None and not dirty and (code["dirty"] or code["commit"] is None)
+        code = read_fields(self.file, "code")["code"]
+        return (code["dirty"] or code["commit"] is None) and record.is_committed()
 
     def run(self) -> None:
         scoring.score(self)

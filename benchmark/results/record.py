@@ -180,6 +180,12 @@ def git_state(*folders: str) -> tuple[str | None, bool]:
     return commit, commit is not None and git("status", "--porcelain", "--", *folders) != ""
 
 
+def is_committed() -> bool:
+    """Whether the code that numbers depend on is that of a commit, as far as git can tell."""
+    commit, dirty = git_state(*CODE)
+    return commit is not None and not dirty
+
+
 def build(
     rules: protocol.Protocol,
     *,
