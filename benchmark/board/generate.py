@@ -187,7 +187,7 @@ def generate(
 
     Args:
         records_folder: where the records are.
-        out_folder: where README.md, <protocol>.md, .csv, plots/, grids/<protocol>/real/ and index.html go.
+        out_folder: where README.md, <protocol>.md, .csv, plots/, grids/real/ and index.html go.
         check: write nothing, and raise when something would change.
         new: rows with records of a run that committed ones stand beside; they say so.
 

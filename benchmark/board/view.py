@@ -349,8 +349,17 @@ def picture(folder: Path, name: str) -> str:
 
 def _real(rules: Protocol, size: str, grids: Path) -> str:
     """The picture of real images at a test size: one that `generate` writes, else one added by hand, or ""."""
-    name = f"{rules.name}/{real.FOLDER}/{size}"
-    return f"{name}.png" if real.is_rendered(rules) else picture(grids, name)
+    if real.is_rendered(rules):
+        return f"{real.FOLDER}/{size}.png"
+    return picture(grids, f"{rules.name}/{real.FOLDER}/{size}")
+
+
+def _samples(board: Table, row: Row, column: Column, seed: int, grids: Path) -> str:
+    """The picture of a cell's samples, or ""; where they are its base's images (so says their FID), the base's may be the only one."""
+    fids = {item.method: item.entries["fid", column].by_seed.get(seed) for item in board.rows}
+    same = fids[row.method] is not None and fids.get(row.trained_as) == fids[row.method]
+    names = (f"{board.protocol.name}/{method}/{column.train}-{column.test}-s{seed}" for method in (row.method, row.trained_as))
+    return next(filter(None, (picture(grids, name) for name in (names if same else [next(names)]))), "")
 
 
 def picture_size(path: Path) -> tuple[int, int]:
@@ -366,12 +375,11 @@ def _gallery(board: Table, methods: Sequence[Method], grids: Path) -> Gallery | 
     rules = board.protocol
     columns = [column for column in _columns(board) if not column.is_mean]
     found: dict[str, dict[str, dict[int, str]]] = {}  # method -> size -> seed -> file
-    for item in methods:
+    for row in board.rows:
         for column in columns:
-            size = f"{column.train}-{column.test}"
-            for seed in item.seeds:
-                if name := picture(grids, f"{rules.name}/{item.method}/{size}-s{seed}"):
-                    found.setdefault(item.method, {}).setdefault(size, {})[seed] = name
+            for seed in row.seeds:
+                if name := _samples(board, row, column, seed, grids):
+                    found.setdefault(row.method, {}).setdefault(f"{column.train}-{column.test}", {})[seed] = name
     sizes = []
     for column in columns:
         name = f"{column.train}-{column.test}"

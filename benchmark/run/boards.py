@@ -98,6 +98,10 @@ def keep_grids(protocol: Protocol, records: Sequence[record.Record], run: Run, t
             while max(first.size) > WEBP_SIDE:
                 first = first.reduce(2)
             first.save(draft, format="WEBP", quality=90)  # at 75 the seams between patches would be smoothed away
+        base = path.parent.parent / registry.trained_name(cell.method) / path.name
+        if base != path and base.is_file() and base.read_bytes() == path.read_bytes():
+            path.unlink()  # the base's images, whose picture the page shows
+            continue
         written.append(path)
     if without:
         progress.say(f"no sample grid for {listed(without)}: the samples are not in {run.out}")

@@ -54,7 +54,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 grid = folder / "grids" / "shapes-tiny" / method / f"{pair[0]}-{pair[1]}-s0.png"
                 grid.parent.mkdir(parents=True, exist_ok=True)
                 grid.write_bytes(png(2 * height, 4 * width))
-        real = folder / "grids" / "shapes-tiny" / "real" / "32x32.png"
+        real = folder / "grids" / "real" / "32x32.png"
         real.parent.mkdir()
         real.write_bytes(png(64, 128))
         generate.generate(folder / "records", folder)
@@ -158,12 +158,12 @@ def test_a_grid_that_is_no_picture_is_refused(home: Path, monkeypatch: pytest.Mo
 def test_without_real_images_it_is_said_that_there_are_none(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = "Real images are not shown: this data set"
     assert told not in (home / "index.html").read_text()
-    shutil.rmtree(home / "grids" / "shapes-tiny" / "real")
+    shutil.rmtree(home / "grids" / "real")
     monkeypatch.setattr(real, "is_rendered", lambda rules: False)
     monkeypatch.setattr(plots, "draw", lambda board, style: {})
     generate.generate(home / "records", home)
     assert told in (home / "index.html").read_text()
-    assert not (home / "grids" / "shapes-tiny" / "real").exists()
+    assert not (home / "grids" / "real").exists()
 
 
 def test_the_samples_of_the_seed_that_most_methods_have_are_shown(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,11 +341,11 @@ def test_samples_at_native_size_times_a_whole_number_beside_the_real_ones(home: 
     """)  # fmt: skip
     assert result["console"] == []
     assert result["native"] == [128, 64, 128, 64]
-    assert result["real"] == [True, "grids/shapes-tiny/real/32x32.png"]
+    assert result["real"] == [True, "grids/real/32x32.png"]
     assert result["zoomed"] == [384, 192, "pixelated"]
     assert result["fit"] == [4, 4]
     assert result["other"] == ["grids/shapes-tiny/ledit/16x16-16x32-s0.png", 32, 4]
-    assert result["other_real"] == "grids/shapes-tiny/real/16x32.png"
+    assert result["other_real"] == "grids/real/16x32.png"
     assert result["on_top"]
     assert (result["picked"], result["words"]) == (["ledit", "yarn"], "2 of 2")
     assert (result["one"], result["none"], result["all"]) == (["ledit"], [], ["ledit", "yarn"])

@@ -28,7 +28,7 @@ def board(home: Path, rules: protocol.Protocol) -> Path:
 
 
 def test_scenes_of_every_size_that_has_samples_a_class_a_column(board: Path) -> None:
-    folder = board / "grids" / "shapes-tiny" / "real"
+    folder = board / "grids" / "real"
     assert sorted(path.name for path in folder.iterdir()) == ["16x32.png", "32x32.png"]
     sheet = np.asarray(Image.open(folder / "16x32.png"))
     assert sheet.shape == (2 * 16 + 2, 8 * 32 + 7 * 2, 3)
@@ -40,7 +40,7 @@ def test_scenes_of_every_size_that_has_samples_a_class_a_column(board: Path) -> 
 
 
 def test_another_picture_is_found_and_another_compression_is_not_one(board: Path) -> None:
-    path = board / "grids" / "shapes-tiny" / "real" / "32x32.png"
+    path = board / "grids" / "real" / "32x32.png"
     content = path.read_bytes()
     with Image.open(path) as image:
         image.save(path, format="PNG", compress_level=1)
@@ -51,19 +51,19 @@ def test_another_picture_is_found_and_another_compression_is_not_one(board: Path
     Image.fromarray(changed).save(path)
     for write in (lambda: None, lambda: path.write_bytes(content[:-40]), lambda: path.write_bytes(b"")):
         write()
-        with pytest.raises(UserError, match=r"grids/shapes-tiny/real/32x32\.png shows different content"):
+        with pytest.raises(UserError, match=r"grids/real/32x32\.png shows different content"):
             generate.generate(board / "records", board, check=True)
-        assert generate.check(board / "records", board) == "grids/shapes-tiny/real/32x32.png shows different content"
+        assert generate.check(board / "records", board) == "grids/real/32x32.png shows different content"
     assert generate.generate(board / "records", board) == [path.resolve()]
     assert path.read_bytes() == content
     path.unlink()
     with pytest.raises(UserError, match=r"real/32x32\.png is missing"):
         generate.generate(board / "records", board, check=True)
-    assert generate.check(board / "records", board) == "grids/shapes-tiny/real/32x32.png is missing"
+    assert generate.check(board / "records", board) == "grids/real/32x32.png is missing"
 
 
 def test_what_no_size_needs_goes(board: Path) -> None:
-    left = board / "grids" / "shapes-tiny" / "real" / "64x64.png"
+    left = board / "grids" / "real" / "64x64.png"
     left.write_bytes(real.picture("64x64"))
     with pytest.raises(UserError, match=r"real/64x64\.png is left over"):
         generate.generate(board / "records", board, check=True)

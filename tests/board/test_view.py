@@ -169,14 +169,32 @@ def test_samples_in_any_format_with_the_real_ones(home: Path, rules: protocol.Pr
         Image.new("RGB", (24, 12)).save(path)
     gallery = built(home).gallery
     assert [(size.name, size.width, size.height, size.real) for size in gallery.sizes] == [
-        ("16x16-32x32", 24, 12, "shapes-tiny/real/32x32.png"),
-        ("16x16-16x16", 24, 12, "shapes-tiny/real/16x16.png"),
+        ("16x16-32x32", 24, 12, "real/32x32.png"),
+        ("16x16-16x16", 24, 12, "real/16x16.png"),
     ]
     assert (gallery.size, gallery.seed, gallery.seeds) == ("16x16-32x32", 0, [0, 1])
     assert {sheet.method.method: sheet.files for sheet in gallery.sheets} == {
         "ledit": {"16x16-16x16": {0: "shapes-tiny/ledit/16x16-16x16-s0.png"}},
         "yarn": {"16x16-32x32": {0: "shapes-tiny/yarn/16x16-32x32-s0.webp", 1: "shapes-tiny/yarn/16x16-32x32-s1.png"}},
     }
+
+
+def test_a_cell_without_a_picture_shows_its_bases_where_the_images_are_the_same(home: Path, rules: protocol.Protocol) -> None:
+    near, far = ("16x16", "16x16"), ("16x16", "32x32")
+    for pair in rules.pairs():
+        record.write(value_of(rules, "extrapolation", pair, 0, 20.0), home / "records")
+        record.write(value_of(rules, "yarn", pair, 0, 10.0 if pair == far else 20.0), home / "records")
+    for train, test in (near, far):
+        path = home / "grids" / "shapes-tiny" / "extrapolation" / f"{train}-{test}-s0.webp"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (24, 12)).save(path)
+    files = {sheet.method.method: sheet.files for sheet in built(home).gallery.sheets}
+    assert files["yarn"] == {"16x16-16x16": {0: "shapes-tiny/extrapolation/16x16-16x16-s0.webp"}}
+    own = home / "grids" / "shapes-tiny" / "yarn" / "16x16-16x16-s0.png"
+    own.parent.mkdir()
+    Image.new("RGB", (24, 12)).save(own)
+    files = {sheet.method.method: sheet.files for sheet in built(home).gallery.sheets}
+    assert files["yarn"] == {"16x16-16x16": {0: "shapes-tiny/yarn/16x16-16x16-s0.png"}}
 
 
 def test_the_repository_is_what_the_project_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -243,6 +243,13 @@ def test_the_first_rows_of_a_grid_are_kept(tmp_path, monkeypatch):
     complete = np.asarray(Image.open(base / "grid.png").convert("RGB"))
     assert kept.shape == (2 * 48 + 2, 8 * 64 + 7 * 2, 3)
     assert np.abs(kept - complete[: len(kept)]).mean() < 2
+    of_base = tmp_path / "leaderboards/grids/shapes/extrapolation/32x32-48x64-s1.webp"
+    of_base.parent.mkdir()
+    shutil.copyfile(path, of_base)
+    assert boards.keep_grids(shapes, row, run, tmp_path / "leaderboards") == []
+    assert not path.exists(), "its base has the same picture"
+    of_base.write_bytes(b"another one")
+    assert boards.keep_grids(shapes, row, run, tmp_path / "leaderboards") == [path]
     monkeypatch.setattr(boards, "WEBP_SIDE", 300)
     boards.keep_grids(shapes, row, run, tmp_path / "leaderboards")
     assert Image.open(path).size == (263, 49), "half of 526 x 98: the format has a largest side"
