@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -139,6 +140,41 @@ def atomic(path: Path | str) -> Iterator[Path]:
         os.replace(inner, path)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+_held: set[int] = set()  # descriptors of the locks of this process
+
+
+@contextlib.contextmanager
+def locked(path: Path, busy: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Holds a lock, which the system lets go of however the process ends.
+
+    Args:
+        path: a file for the lock alone; made where it is missing, and left.
+        busy: called before waiting where another process holds the lock; it may raise instead.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+    _held.add(descriptor)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            busy()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        if descriptor in _held:
+            _held.remove(descriptor)
+            os.close(descriptor)
+
+
+def _leave_locks() -> None:
+    """In a forked process, such as a loader's worker: a lock ends with the process that took it, not with its last child."""
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_leave_locks)
 
 
 def is_full(error: BaseException) -> bool:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -66,3 +68,38 @@ def test_only_drafts_of_the_dead_are_swept(tmp_path: Path) -> None:
     os.utime(foreign, (0, 0))
     files.sweep(tmp_path)
     assert not foreign.exists()
+
+
+def test_a_lock_keeps_others_out_and_ends_with_its_process_not_with_a_child_of_it(tmp_path: Path) -> None:
+    """The child, which outlives its parent as a loader's workers do, shares the parent's descriptors."""
+    path, said = tmp_path / ".lock", []
+    script = f"""
+import os, sys, time
+from pathlib import Path
+from benchmark import files
+with files.locked(Path({str(path)!r})):
+    if os.fork() == 0:
+        time.sleep(60)
+        os._exit(0)
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    holder = subprocess.Popen([sys.executable, "-c", script], cwd=files.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                              start_new_session=True)  # fmt: skip
+    try:
+        assert holder.stdout.readline() == b"held\n"
+
+        def busy() -> None:
+            said.append("busy")
+            holder.kill()
+
+        start = time.monotonic()
+        with files.locked(path, busy):
+            assert said == ["busy"]
+        assert time.monotonic() - start < 30
+        with files.locked(path, lambda: said.append("again")):  # let go of at the end of the block
+            assert said == ["busy"]
+        assert not files._held
+    finally:
+        os.killpg(holder.pid, signal.SIGKILL)
+        holder.wait()

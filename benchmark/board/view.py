@@ -355,7 +355,7 @@ def _real(rules: Protocol, size: str, grids: Path) -> str:
 
 
 def _samples(board: Table, row: Row, column: Column, seed: int, grids: Path) -> str:
-    """The picture of a cell's samples, or ""; where they are its base's images (so says their FID), the base's may be the only one."""
+    """The picture of a cell's samples, or "". Images that are its base's, as their FID tells, may only have the base's."""
     fids = {item.method: item.entries["fid", column].by_seed.get(seed) for item in board.rows}
     same = fids[row.method] is not None and fids.get(row.trained_as) == fids[row.method]
     names = (f"{board.protocol.name}/{method}/{column.train}-{column.test}-s{seed}" for method in (row.method, row.trained_as))

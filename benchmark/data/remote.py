@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import shutil
@@ -11,7 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmark.files import UserError, atomic, digest, file_hash, is_full
+from benchmark.files import UserError, atomic, digest, file_hash, is_full, locked
 
 # --- Addressing ------------------------------------------------------------------------------------------------------
 
@@ -55,8 +54,7 @@ class Remote:
         """
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path.parent / f".{name}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # one process fetches, the others wait for it
+        with locked(path.parent / f".{name}.lock"):  # one process fetches, the others wait for it
             if size is not None and path.is_file() and path.stat().st_size == size:
                 os.utime(path)
                 return path

@@ -6,7 +6,6 @@ What is written depends on the source alone: never on the number of workers, on 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import math
 import os
@@ -24,7 +23,19 @@ from benchmark.data.index import FORMAT, read_manifest, row_type
 from benchmark.data.pool import parallel
 from benchmark.data.sources import Item, Source, source
 from benchmark.data.tars import _extension, _index_path, write_tar
-from benchmark.files import UserError, below, digest, file_hash, is_full, read_json, shown, sweep, write_array, write_json
+from benchmark.files import (
+    UserError,
+    below,
+    digest,
+    file_hash,
+    is_full,
+    locked,
+    read_json,
+    shown,
+    sweep,
+    write_array,
+    write_json,
+)
 
 PER_SHARD = 1000  # samples; about 110 MB of ImageNet's JPEGs
 TOLERANCE = 1e-3  # the share of unreadable files at which a data set is taken for damaged
@@ -247,12 +258,7 @@ def _claimed(out: Path, key: str, *options: Any) -> Iterator[_Work]:
     if _belongs(out, key) and _complete(out):
         yield _Work(out, key, *options)  # nothing to write, so any number of processes may read
         return
-    with open(out / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it however the process ends
-        except BlockingIOError:
-            logging.getLogger(__name__).warning("waiting for another process that writes %s", out)
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with locked(out / ".lock", lambda: logging.getLogger(__name__).warning("waiting for another process that writes %s", out)):
         try:
             if not _belongs(out, key):
                 write_json(out / "source.json", {"fingerprint": key, "format": FORMAT})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from PIL import Image
 
 from benchmark import progress, registry
 from benchmark.board import generate, ranking, real, table, view
-from benchmark.files import ROOT, UserError, atomic, listed
+from benchmark.files import ROOT, UserError, atomic, listed, locked
 from benchmark.identity import cells_of
 from benchmark.plan.layout import GRID
 from benchmark.plan.place import Run
@@ -40,8 +39,7 @@ def board(protocol: Protocol, run: Run) -> list[Path]:
     if not any(source.glob("*/*.json")):
         return []
     target.mkdir(parents=True, exist_ok=True)
-    with open(run.out / ".leaderboards.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # until another run that shares OUT has made it
+    with locked(run.out / ".leaderboards.lock"):  # against another run that shares OUT
         shutil.rmtree(target / "records", ignore_errors=True)  # those of an older protocol, or gone since
         for folder in ("records", "grids", "notes"):
             if (BOARDS / folder).is_dir():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import importlib.util
 import json
 import logging
@@ -34,7 +33,7 @@ from benchmark.data import batches, sources, writer
 from benchmark.data.card import autoencoder_of, load_card
 from benchmark.data.index import Index
 from benchmark.data.latents import Encoder, autoencoder_identity, encoded, latents_fingerprint
-from benchmark.files import Stopped, UserError, atomic, listed, read_fields, sweep, write_json
+from benchmark.files import Stopped, UserError, atomic, listed, locked, read_fields, sweep, write_json
 from benchmark.identity import Training
 from benchmark.model import checkpoint
 from benchmark.model.method import Method
@@ -183,14 +182,13 @@ def alone(folder: Path, doing: str = "training", wait: bool = False) -> Iterator
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not wait:
-                raise UserError(f"another process is {doing} in {folder}; wait for it, or choose another OUT") from None
-            progress.say(f"waiting for another process, which is {doing} in {folder}")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+
+    def busy() -> None:
+        if not wait:
+            raise UserError(f"another process is {doing} in {folder}; wait for it, or choose another OUT") from None
+        progress.say(f"waiting for another process, which is {doing} in {folder}")
+
+    with locked(folder / ".lock", busy):
         sweep(folder, everywhere=True)  # of a killed run
         yield
 
