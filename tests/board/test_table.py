@@ -121,6 +121,15 @@ def test_a_few_seeds_are_compared_by_the_usual_spread_of_the_column(rules: proto
         assert best(middle - 1, both) == [True, same]
 
 
+def test_some_seeds_of_the_same_images_are_judged_by_all_of_them(rules: protocol.Protocol) -> None:
+    """As of training-free rows at the training size: their one seed is one of their base's three."""
+    rows = {("first", 0): 20.0, ("first", 1): 20.3, ("first", 2): 19.7, ("base", 0): 21.0, ("base", 1): 21.3, ("base", 2): 20.7}
+    board = board_of(rules, {key: (value,) * 3 for key, value in (rows | {("same", 0): 21.0, ("other", 0): 21.01}).items()})
+    for place in range(4):  # the mean too
+        best = {row.method: entry(board, row.method, place).best for row in board.rows}
+        assert best == {"first": True, "base": False, "same": False, "other": True}
+
+
 def test_without_replicates_intervals_decide_and_without_intervals_every_difference_counts() -> None:
     def entry(value: float, ends: tuple[float, float] | None = None) -> table.Entry:
         return table.Entry(value, interval=ends, by_seed={0: value})
