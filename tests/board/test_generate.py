@@ -51,7 +51,8 @@ the training size. Several seeds: mean ± standard deviation over seeds. One see
 **Bold**: the best value of a column, and every value not significantly different from it: over images, paired over noise, for the
 measures with resamples (FID, IS, denoising loss), and over seeds, paired if both rows share five or more, and otherwise by the column's
 usual spread, or the row's own if that is larger. Where no usual spread is known (one seed per row), images alone decide; a measure without
-intervals has one bold value then.
+intervals has one bold value then. A row whose images are another row's, as at the training size, is judged by all seeds that the other
+has.
 
 - † stale: the code behind some of its numbers has changed since; rerun its cells
 - ‡ incomplete: a cell or a seed is missing or failed, so there is no mean
