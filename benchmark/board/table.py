@@ -291,17 +291,20 @@ def _half(entry: Entry) -> float | None:
 def _mark_best(entries: Sequence[Entry], arrow: str) -> None:
     """Marks the best value of a column and everything that is not different from it.
 
-    An entry whose images are some of another's, as those of training-free rows are at the training size, is what that one is.
+    An entry whose images are some of another's, as those of training-free rows are at the training size, stands for nothing of
+    its own: it is what that one is.
     """
     present = [entry for entry in entries if entry.value is not None]
     if not present or not arrow:
         return
     sign = 1 if arrow == "↓" else -1
-    top = min(present, key=lambda entry: sign * entry.value)
-    for entry in present:
-        alike = [other for other in present if entry.by_seed.items() <= other.by_seed.items()]
-        fullest = max(alike, key=lambda other: len(other.by_seed))
-        entry.best = fullest is top or not different(fullest, top)
+    fullest = [
+        max((other for other in present if entry.by_seed.items() <= other.by_seed.items()), key=lambda other: len(other.by_seed))
+        for entry in present
+    ]
+    top = min(fullest, key=lambda entry: sign * entry.value)
+    for entry, known in zip(present, fullest, strict=True):
+        entry.best = known is top or not different(known, top)
 
 
 def _note_usual(entries: Sequence[Entry]) -> None:

@@ -65,7 +65,7 @@ Fréchet distance between features of samples and of real images.
 
 | Method | Rank<br>FID | Rank<br>sFID | mean<br>beyond | 2x<br>32x32 | 1x by 2x<br>16x32 | 1x<br>16x16 | Seeds | Paper<br>kind |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |
-| [LEDiT](../methods/ledit.py) ¹ | 1 | 1 | **25.5** <sub>24.7 to 26.3</sub> | **20.0** <sub>19.2 to 20.8</sub> | **31.0** <sub>29.8 to 32.2</sub> | 10.2 <sub>9.8 to 10.6</sub> | 1 | [2025](https://arxiv.org/abs/2503.04344) <sub>trained</sub> |
+| [LEDiT](../methods/ledit.py) ¹ | 1 | 1 | **25.5** <sub>24.7 to 26.3</sub> | **20.0** <sub>19.2 to 20.8</sub> | **31.0** <sub>29.8 to 32.2</sub> | **10.2** <sub>9.8 to 10.6</sub> | 1 | [2025](https://arxiv.org/abs/2503.04344) <sub>trained</sub> |
 | [YaRN](../methods/yarn.py) | 2 | 2 | 36.2 <sub>± 1.8</sub> | 41.0 <sub>± 1.4</sub> | **31.5** <sub>± 2.1</sub> | **10.5** <sub>± 0.7</sub> | 2 | [2023](https://arxiv.org/abs/2309.00071) <sub>training-free</sub> |
 | [NTK-aware](../methods/ntk.py) †¹ | 3 | 3 | 85.0 <sub>82.8 to 87.3</sub> | 90.0 <sub>86.4 to 93.6</sub> | 80.0 <sub>76.8 to 83.2</sub> | **10.0** <sub>9.6 to 10.4</sub> | 1 | [2023](https://arxiv.org/abs/2309.00071) <sub>training-free</sub> |
 | [RPE-2D](../methods/rpe2d.py) ‡¹ | – | – | – | failed | – | 12.5 <sub>12.0 to 13.0</sub> | 1 | [2025](https://arxiv.org/abs/2503.18719) <sub>trained</sub> |
@@ -76,7 +76,7 @@ Inception score: how clear and varied the classes of samples are.
 
 | Method | mean<br>beyond | 2x<br>32x32 | 1x by 2x<br>16x32 | 1x<br>16x16 |
 | --- | ---: | ---: | ---: | ---: |
-| [LEDiT](../methods/ledit.py) ¹ | **7.36** <sub>7.30 to 7.43</sub> | **7.50** <sub>7.40 to 7.60</sub> | **7.22** <sub>7.12 to 7.33</sub> | 7.75 <sub>7.64 to 7.84</sub> |
+| [LEDiT](../methods/ledit.py) ¹ | **7.36** <sub>7.30 to 7.43</sub> | **7.50** <sub>7.40 to 7.60</sub> | **7.22** <sub>7.12 to 7.33</sub> | **7.75** <sub>7.64 to 7.84</sub> |
 | [YaRN](../methods/yarn.py) | 7.09 <sub>± 0.04</sub> | 6.97 <sub>± 0.04</sub> | **7.21** <sub>± 0.05</sub> | **7.74** <sub>± 0.02</sub> |
 | [NTK-aware](../methods/ntk.py) †¹ | 5.88 <sub>5.81 to 5.94</sub> | 5.75 <sub>5.65 to 5.85</sub> | 6.00 <sub>5.90 to 6.10</sub> | **7.75** <sub>7.65 to 7.85</sub> |
 | [RPE-2D](../methods/rpe2d.py) ‡¹ | – | failed | – | 7.69 <sub>7.59 to 7.79</sub> |
@@ -87,9 +87,9 @@ FID of spatial features: layout rather than content.
 
 | Method | mean<br>beyond | 2x<br>32x32 | 1x by 2x<br>16x32 | 1x<br>16x16 |
 | --- | ---: | ---: | ---: | ---: |
-| [LEDiT](../methods/ledit.py) ¹ | **12.8** | **10.0** | **15.5** | 5.1 |
+| [LEDiT](../methods/ledit.py) ¹ | **12.8** | **10.0** | **15.5** | **5.1** |
 | [YaRN](../methods/yarn.py) | 18.1 <sub>± 0.9</sub> | 20.5 <sub>± 0.7</sub> | 15.8 <sub>± 1.1</sub> | 5.2 <sub>± 0.4</sub> |
-| [NTK-aware](../methods/ntk.py) †¹ | 42.5 | 45.0 | 40.0 | **5.0** |
+| [NTK-aware](../methods/ntk.py) †¹ | 42.5 | 45.0 | 40.0 | 5.0 |
 | [RPE-2D](../methods/rpe2d.py) ‡¹ | – | failed | – | 6.2 |
 
 Further measures, samples side by side, plots, parts and switches: [the page](index.html#tab=shapes-tiny). All numbers:
@@ -230,7 +230,7 @@ def test_the_projects_readme_shows_the_current_table(home: Path, monkeypatch: py
     assert table_lines == [
         "| Method | Kind | FID ↓ mean<br>beyond | FID ↓ 1x<br>16x16 | FID ↓ 2x<br>32x32 | Seeds |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
-        "| [LEDiT](https://arxiv.org/abs/2503.04344) ¹ | trained | **25.5** | 10.2 | **20.0** | 1 |",
+        "| [LEDiT](https://arxiv.org/abs/2503.04344) ¹ | trained | **25.5** | **10.2** | **20.0** | 1 |",
         "| [YaRN](https://arxiv.org/abs/2309.00071) | training-free | 36.2 | **10.5** | 41.0 | 2 |",
         "| [NTK-aware](https://arxiv.org/abs/2309.00071) †¹ | training-free | 85.0 | **10.0** | 90.0 | 1 |",
         "| [RPE-2D](https://arxiv.org/abs/2503.18719) ‡¹ | trained | – | 12.5 | failed | 1 |",

@@ -128,6 +128,10 @@ def test_some_seeds_of_the_same_images_are_judged_by_all_of_them(rules: protocol
     for place in range(4):  # the mean too
         best = {row.method: entry(board, row.method, place).best for row in board.rows}
         assert best == {"first": True, "base": False, "same": False, "other": True}
+    rows |= {("same", 2): 19.0, ("base", 2): 19.0, ("first", 1): 20.0}  # what is best is asked of full rows too
+    board = board_of(rules, {key: (value,) * 3 for key, value in rows.items()})
+    assert [entry(board, name, 1).best for name in ("first", "base", "same")] == [True, True, True]
+    assert entry(board, "same", 1).value < entry(board, "first", 1).value < entry(board, "base", 1).value
 
 
 def test_without_replicates_intervals_decide_and_without_intervals_every_difference_counts() -> None:
