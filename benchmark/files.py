@@ -147,7 +147,7 @@ _held: set[int] = set()  # descriptors of the locks of this process
 
 @contextlib.contextmanager
 def locked(path: Path, busy: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Holds a lock, which the system lets go of however the process ends.
+    """Holds a lock, which the system releases however the process ends.
 
     Args:
         path: a file for the lock alone; made where it is missing, and left.

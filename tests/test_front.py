@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 
 import matplotlib
 import pytest
@@ -20,7 +21,7 @@ from typer.testing import CliRunner
 
 from benchmark import protocol, registry
 from benchmark.__main__ import app
-from benchmark.board import ranking
+from benchmark.board import generate, ranking
 from benchmark.cli import options
 from benchmark.data import card
 from benchmark.files import ROOT, UserError
@@ -240,9 +241,18 @@ def test_forms_and_workflows_are_yaml(path):
 
 
 def test_the_readme_counts_methods_and_records():
-    recorded = {path.parent.name for path in (ROOT / "leaderboards/records").rglob("*.json")}
+    paths = list((ROOT / "leaderboards/records").rglob("*.json"))
+    recorded = {path.parent.name for path in paths}
+    seeds = {(path.parent.name, path.stem.rpartition("-s")[2]) for path in paths if path.parent.parent.name == generate.FRONT[0]}
+    front = Counter(method for method, _ in seeds)
     assert set(re.findall(r"(?:has|all)\s(\d+)\s+methods", README)) == {str(len(registry.names()))}
-    assert f"So far {len(recorded & set(registry.names()))} of them have records." in README
+    told = re.search(r"So far (\d+) of them have records: (\d+) in the table's protocol, (\d+) of these with\sthree seeds", README)
+    assert told is not None
+    assert [int(count) for count in told.groups()] == [
+        len(recorded & set(registry.names())),
+        len(front),
+        sum(count == 3 for count in front.values()),
+    ]
 
 
 def test_links_of_the_readme_lead_somewhere():

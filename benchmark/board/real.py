@@ -15,7 +15,7 @@ from benchmark.data import shapes
 from benchmark.data.card import load_card
 from benchmark.protocol import Protocol, size_hw
 
-FOLDER = "real"  # of grids/, once for all protocols: a rendered scene depends on its size alone
+FOLDER = "real"  # of grids/, once for all protocols: a rendered scene depends on its size alone; of grids/<protocol>/, for others
 ROWS, COLUMNS, GAP = 2, 8, 2  # images, and pixels between them
 
 

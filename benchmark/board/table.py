@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,7 +29,7 @@ MARKS = {
     "†": "stale: the code behind some of its numbers has changed since; rerun its cells",
     "‡": "incomplete: a cell or a seed is missing or failed, so there is no mean",
     "§": "mixed: its records were made with different options",
-    "¹": "one seed: left out of the verdict, as another seed may change it",
+    "¹": "one seed: not named in the sentence above the tables, as another seed may change its place",
     "✓": "verified: somebody else has rerun one of its seeds",
     "new": "in this run: shown with the committed records, or in their place",
 }
@@ -288,32 +288,35 @@ def _half(entry: Entry) -> float | None:
     return (entry.interval[1] - entry.interval[0]) / 2 if entry.interval is not None else None
 
 
-def _mark_best(entries: Sequence[Entry], arrow: str) -> None:
+Images = Sequence[Mapping[int, float]]  # of the entries of a column: their FIDs by seed, which are the same for the same images
+
+
+def _mark_best(entries: Sequence[Entry], images: Images, arrow: str) -> None:
     """Marks the best value of a column and everything that is not different from it.
 
-    An entry whose images are some of another's, as those of training-free rows are at the training size, stands for nothing of
-    its own: it is what that one is.
+    An entry whose images are some of another's, as those of training-free rows are at the training size, is judged as that one.
     """
-    present = [entry for entry in entries if entry.value is not None]
+    present = [(entry, fids) for entry, fids in zip(entries, images, strict=True) if entry.value is not None]
     if not present or not arrow:
         return
     sign = 1 if arrow == "↓" else -1
     fullest = [
-        max((other for other in present if entry.by_seed.items() <= other.by_seed.items()), key=lambda other: len(other.by_seed))
-        for entry in present
+        max((other for other in present if fids.items() <= other[1].items()), key=lambda other: len(other[1]))[0]
+        for _, fids in present
     ]
     top = min(fullest, key=lambda entry: sign * entry.value)
-    for entry, known in zip(present, fullest, strict=True):
+    for (entry, _), known in zip(present, fullest, strict=True):
         entry.best = known is top or not different(known, top)
 
 
-def _note_usual(entries: Sequence[Entry]) -> None:
+def _note_usual(entries: Sequence[Entry], images: Images) -> None:
     """Notes on a column's entries how trainings usually spread: the median, since a method that fails varies most.
 
     The standard deviation of a few seeds is mostly too small (its median is 0.67 of the true one for two, 0.83 for three), so
     each is divided by that factor. Methods that share images, as training-free ones do at the training size, count once.
     """
-    distinct = {frozenset(entry.by_seed.items()): entry for entry in entries if entry.spread is not None}
+    pairs = zip(images, entries, strict=True)
+    distinct = {frozenset(fids.items()): entry for fids, entry in pairs if entry.spread is not None}
     freedoms = {key: len(key) - 1 for key in distinct if not any(key < other for other in distinct)}
     if sum(freedoms.values()) >= FREEDOM:
         spreads = [distinct[key].spread / median_of_spread(freedom) for key, freedom in freedoms.items()]
@@ -367,8 +370,10 @@ def build(rules: Protocol, records: Iterable[Record]) -> Table:
     table.rows = [_row(method, members, table.columns, metrics) for method, members in by_method.items()]
     for metric in metrics:
         for column in table.columns:
-            _note_usual([row.entries[metric, column] for row in table.rows])
-            _mark_best([row.entries[metric, column] for row in table.rows], METRICS[metric].arrow)
+            entries = [row.entries[metric, column] for row in table.rows]
+            images = [row.entries["fid", column].by_seed for row in table.rows]
+            _note_usual(entries, images)
+            _mark_best(entries, images, METRICS[metric].arrow)
     ranks = table.ranks("fid")
     table.rows.sort(key=lambda row: (row.missing, ranks.get(row.method, math.inf), row.method))
     return table

@@ -81,7 +81,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Sheets:
-    """The sample grids of a method: {name of a size: {seed: file}}, below the folder of leaderboards."""
+    """The sample grids of a method: {name of a size: {seed: file}}, below grids/; some may be its base's."""
 
     method: Method
     files: dict[str, dict[int, str]]
@@ -355,11 +355,11 @@ def _real(rules: Protocol, size: str, grids: Path) -> str:
 
 
 def _samples(board: Table, row: Row, column: Column, seed: int, grids: Path) -> str:
-    """The picture of a cell's samples, or "". Images that are its base's, as their FID tells, may only have the base's."""
+    """The picture of a cell's samples, or "". Where they are its base's (the FIDs are equal), the base's may be the only one."""
     fids = {item.method: item.entries["fid", column].by_seed.get(seed) for item in board.rows}
     same = fids[row.method] is not None and fids.get(row.trained_as) == fids[row.method]
-    names = (f"{board.protocol.name}/{method}/{column.train}-{column.test}-s{seed}" for method in (row.method, row.trained_as))
-    return next(filter(None, (picture(grids, name) for name in (names if same else [next(names)]))), "")
+    own, base = (f"{board.protocol.name}/{name}/{column.train}-{column.test}-s{seed}" for name in (row.method, row.trained_as))
+    return picture(grids, own) or (picture(grids, base) if same else "")
 
 
 def picture_size(path: Path) -> tuple[int, int]:

@@ -40,7 +40,8 @@ def board(protocol: Protocol, run: Run) -> list[Path]:
         return []
     target.mkdir(parents=True, exist_ok=True)
     with locked(run.out / ".leaderboards.lock"):  # against another run that shares OUT
-        shutil.rmtree(target / "records", ignore_errors=True)  # those of an older protocol, or gone since
+        for folder in ("records", "grids"):  # of an older protocol, or gone since
+            shutil.rmtree(target / folder, ignore_errors=True)
         for folder in ("records", "grids", "notes"):
             if (BOARDS / folder).is_dir():
                 shutil.copytree(BOARDS / folder, target / folder, dirs_exist_ok=True)
@@ -73,11 +74,15 @@ def new_rows(protocol: Protocol, run: Run) -> set[tuple[str, str]]:
 def keep_grids(protocol: Protocol, records: Sequence[record.Record], run: Run, target: Path) -> list[Path]:
     """Puts the first rows of the grids of records' cells below a folder of leaderboards, as WebP: a tenth of the bytes.
 
-    Of a cell whose samples are not there any more no grid is left: an older one would not belong to its new record.
+    Of a cell whose samples are not there any more no grid is left: an older one would not belong to its new record. Images that
+    are also those of the base have one picture, the base's, which the page shows for both rows.
+
+    Returns:
+        the new pictures.
     """
     written, without = [], []
     wanted = {(item.method, *item.pair, item.seed) for item in records}
-    rows = sorted({(item.method, item.seed) for item in records if item.method in registry.names()})  # whose file is there
+    rows = sorted({(item.method, item.seed) for item in records if item.method in registry.names()}, key=_base_first)
     for stage in [stage for method, seed in rows for stage in graph(protocol, [method], seed, run)]:
         if not isinstance(stage, Sample):
             continue
@@ -85,6 +90,7 @@ def keep_grids(protocol: Protocol, records: Sequence[record.Record], run: Run, t
         if (cell.method, cell.train, cell.test, cell.seed) not in wanted:
             continue
         path = target / "grids" / protocol.name / cell.method / f"{cell.train}-{cell.test}-s{cell.seed}.webp"
+        _hand_on(protocol, path, target)
         for ending in view.PICTURES:  # an older one may have another format
             path.with_suffix(ending).unlink(missing_ok=True)
         if not (stage.is_complete() and (source := stage.images / GRID).is_file()):
@@ -96,14 +102,44 @@ def keep_grids(protocol: Protocol, records: Sequence[record.Record], run: Run, t
             while max(first.size) > WEBP_SIDE:
                 first = first.reduce(2)
             first.save(draft, format="WEBP", quality=90)  # at 75 the seams between patches would be smoothed away
-        base = path.parent.parent / registry.trained_name(cell.method) / path.name
-        if base != path and base.is_file() and base.read_bytes() == path.read_bytes():
-            path.unlink()  # the base's images, whose picture the page shows
-            continue
         written.append(path)
+    for path in (target / "grids" / protocol.name).glob("*/*.webp"):
+        base = path.parent.parent / _base(path.parent.name) / path.name
+        if base != path and base.is_file() and base.read_bytes() == path.read_bytes() and _is_shared(protocol, path, target):
+            path.unlink()
     if without:
         progress.say(f"no sample grid for {listed(without)}: the samples are not in {run.out}")
-    return written
+    return [path for path in written if path.is_file()]
+
+
+def _base(method: str) -> str:
+    """The method whose checkpoint a row uses; itself for one whose file is not there any more."""
+    return registry.trained_name(method) if method in registry.names() else method
+
+
+def _base_first(row: tuple[str, int]) -> tuple[bool, str, int]:
+    return _base(row[0]) != row[0], *row
+
+
+def _is_shared(protocol: Protocol, picture: Path, boards: Path) -> bool:
+    """Whether the images of a cell are its base's, as the FIDs of their records tell; a picture has the name of its record."""
+    fids = []
+    for method in (picture.parent.name, _base(picture.parent.name)):
+        path = boards / "records" / protocol.name / method / f"{picture.stem}.json"
+        scores = record.read(path, protocol).scores if path.is_file() else None
+        fids.append(scores["fid"]["value"] if scores else None)
+    return fids[0] is not None and fids[0] == fids[1]
+
+
+def _hand_on(protocol: Protocol, picture: Path, target: Path) -> None:
+    """Gives the picture of a base, before another takes its place, to the committed rows that are shown with it."""
+    for folder in (BOARDS / "records" / protocol.name).glob("*"):
+        own = picture.parent.parent / folder.name / picture.name
+        if own == picture or _base(folder.name) != picture.parent.name or view.picture(own.parent, own.stem):
+            continue
+        if picture.is_file() and _is_shared(protocol, own, BOARDS):
+            own.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(picture, own)
 
 
 def submit(protocol: Protocol, method: str, seed: int, run: Run) -> tuple[list[Path], str]:

@@ -48,15 +48,14 @@ No verdict: only one complete row has more than one seed yet.
 
 Each column is one test size (height x width in pixels) with its ratio to the training size per axis; rows are sorted by mean FID beyond
 the training size. Several seeds: mean ± standard deviation over seeds. One seed: bootstrap interval over images.
-**Bold**: the best value of a column, and every value not significantly different from it: over images, paired over noise, for the
-measures with resamples (FID, IS, denoising loss), and over seeds, paired if both rows share five or more, and otherwise by the column's
-usual spread, or the row's own if that is larger. Where no usual spread is known (one seed per row), images alone decide; a measure without
-intervals has one bold value then. A row whose images are another row's, as at the training size, is judged by all seeds that the other
-has.
+**Bold**: the best value of a column and all values not significantly different from it (95 %). A difference counts only if it exceeds both
+the uncertainty over images (paired over noise; FID, IS and denoising loss) and that over seeds (paired from five common seeds on; with
+fewer, the column's usual spread or the row's own, whichever is larger). Where no usual spread is known (one seed per row), images alone
+decide; a measure without intervals has one bold value then. Rows that share images, as at the training size, are judged as one.
 
 - † stale: the code behind some of its numbers has changed since; rerun its cells
 - ‡ incomplete: a cell or a seed is missing or failed, so there is no mean
-- ¹ one seed: left out of the verdict, as another seed may change it
+- ¹ one seed: not named in the sentence above the tables, as another seed may change its place
 - –: not run. failed: was run but gave no number.
 
 ## FID ↓

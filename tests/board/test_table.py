@@ -128,10 +128,32 @@ def test_some_seeds_of_the_same_images_are_judged_by_all_of_them(rules: protocol
     for place in range(4):  # the mean too
         best = {row.method: entry(board, row.method, place).best for row in board.rows}
         assert best == {"first": True, "base": False, "same": False, "other": True}
-    rows |= {("same", 2): 19.0, ("base", 2): 19.0, ("first", 1): 20.0}  # what is best is asked of full rows too
-    board = board_of(rules, {key: (value,) * 3 for key, value in rows.items()})
-    assert [entry(board, name, 1).best for name in ("first", "base", "same")] == [True, True, True]
-    assert entry(board, "same", 1).value < entry(board, "first", 1).value < entry(board, "base", 1).value
+    rows = {name: (value, value + 0.1, value - 0.1) for name, value in (("first", 20.0), ("c", 30.0), ("d", 31.0))}
+    found = {(name, seed): value for name, values in rows.items() for seed, value in enumerate(values)}
+    found |= {("base", 0): 21.5, ("base", 1): 21.5, ("base", 2): 17.9, ("same", 2): 17.9}
+    board = board_of(rules, {key: (value,) * 3 for key, value in found.items()})
+    assert entry(board, "first", 1).best, "the best one is looked for among rows with all of their seeds"
+
+
+def test_the_same_value_of_other_images_is_no_reason_to_judge_rows_as_one(rules: protocol.Protocol) -> None:
+    """Precision is a share, and often 0."""
+    spreads = {name: [0.1, 0.3, 0.5] for name in ("d", "e", "f")}
+    shares = {"best": [0.59, 0.6, 0.61], "low": [0.0, 0.05, 0.1], "other": [0.0]} | spreads
+
+    def precision(fid_of_other: float) -> dict[str, bool]:
+        found = []
+        for place, (method, values) in enumerate(shares.items()):
+            for seed, share in enumerate(values):
+                fid = fid_of_other if method == "other" else 10.0 + 10 * place + seed
+                value = {"value": share}
+                found += [
+                    record.from_value(value_of(rules, method, pair, seed, fid, precision=value), rules) for pair in rules.pairs()
+                ]
+        board = table.build(rules, found)
+        return {row.method: row.entries["precision", board.columns[0]].best for row in board.rows}
+
+    assert [precision(99.0)[name] for name in ("best", "low", "other")] == [True, False, True]
+    assert [precision(20.0)[name] for name in ("best", "low", "other")] == [True, False, False]  # the images of `low`
 
 
 def test_without_replicates_intervals_decide_and_without_intervals_every_difference_counts() -> None:
@@ -161,7 +183,7 @@ def test_one_or_two_seeds_are_never_judged_by_their_own_spread(rules: protocol.P
         found = []
         for (method, seed), share in (rows | more.get("more", {})).items():
             for pair in rules.pairs():
-                value = value_of(rules, method, pair, seed, 20.0)
+                value = value_of(rules, method, pair, seed, 20.0 - 0.01 * len(found))
                 value["scores"]["precision"] = {"value": share}
                 found.append(record.from_value(value, rules))
         return table.build(rules, found)
@@ -180,7 +202,7 @@ def test_three_seeds_of_a_row_that_varies_much_are_judged_by_the_usual_spread(ru
     for method, shares in rows.items():
         for seed, share in enumerate(shares):
             for pair in rules.pairs():
-                value = value_of(rules, method, pair, seed, 20.0)
+                value = value_of(rules, method, pair, seed, 20.0 - 0.01 * len(found))
                 value["scores"]["precision"] = {"value": share}
                 found.append(record.from_value(value, rules))
     board = table.build(rules, found)
@@ -196,7 +218,7 @@ def test_equal_rows_are_called_different_in_one_of_twenty_cases(seeds: int) -> N
     for _ in range(columns):
         values = np.concatenate([np.repeat(random.standard_normal((1, seeds)), 5, 0), random.standard_normal((4, seeds))])
         entries = [table.Entry(row.mean(), row.std(ddof=1), by_seed=dict(enumerate(row.tolist()))) for row in values]
-        table._note_usual(entries)
+        table._note_usual(entries, [item.by_seed for item in entries])
         wrong += table.different(entries[-1], entries[-2])
     assert 0.005 < wrong / columns < 0.08
 
@@ -210,7 +232,7 @@ def test_rows_that_vary_more_than_usual_are_judged_by_their_own_spread() -> None
     for _ in range(columns):
         values = random.standard_normal((9, 3)) * np.array([5, 9, 1, 1, 1, 1, 1, 1, 1])[:, None]
         entries = [table.Entry(row.mean(), row.std(ddof=1), by_seed=dict(enumerate(row.tolist()))) for row in values]
-        table._note_usual(entries)
+        table._note_usual(entries, [item.by_seed for item in entries])
         wrong += table.different(entries[0], entries[1])
     assert wrong / columns < 0.2
 
@@ -225,7 +247,7 @@ def test_rows_without_a_common_seed_are_judged_by_the_spread_of_seeds() -> None:
             by_seed = {first + number: value for number, value in enumerate(row.tolist())}
             images = {seed: value + 0.01 * random.standard_normal(50) for seed, value in by_seed.items()}
             entries.append(table.Entry(row.mean(), row.std(ddof=1), by_seed=by_seed, replicates=images))
-        table._note_usual(entries)
+        table._note_usual(entries, [item.by_seed for item in entries])
         wrong += table.different(entries[0], entries[1])
     assert wrong / 200 < 0.1
 

@@ -11,7 +11,7 @@ from PIL import Image
 from synthetic import value_of
 
 from benchmark import protocol
-from benchmark.board import generate
+from benchmark.board import generate, published, view
 from benchmark.files import UserError, write_json
 from benchmark.plan import layout, stages
 from benchmark.plan.place import Run
@@ -243,17 +243,84 @@ def test_the_first_rows_of_a_grid_are_kept(tmp_path, monkeypatch):
     complete = np.asarray(Image.open(base / "grid.png").convert("RGB"))
     assert kept.shape == (2 * 48 + 2, 8 * 64 + 7 * 2, 3)
     assert np.abs(kept - complete[: len(kept)]).mean() < 2
-    of_base = tmp_path / "leaderboards/grids/shapes/extrapolation/32x32-48x64-s1.webp"
-    of_base.parent.mkdir()
-    shutil.copyfile(path, of_base)
-    assert boards.keep_grids(shapes, row, run, tmp_path / "leaderboards") == []
-    assert not path.exists(), "its base has the same picture"
-    of_base.write_bytes(b"another one")
-    assert boards.keep_grids(shapes, row, run, tmp_path / "leaderboards") == [path]
     monkeypatch.setattr(boards, "WEBP_SIDE", 300)
     boards.keep_grids(shapes, row, run, tmp_path / "leaderboards")
     assert Image.open(path).size == (263, 49), "half of 526 x 98: the format has a largest side"
     shutil.rmtree(base)
+
+
+@pytest.fixture
+def shown(committed, tmp_path, monkeypatch):
+    """Makes a run's rows of a colour; (pictures that a board has, the first pixel of each of them) at the training size."""
+    cell = tmp_path / "cell"
+    monkeypatch.setattr(boards.generate, "generate", lambda *paths, **more: [])  # seconds of plots that nobody looks at here
+    monkeypatch.setattr(stages.Sample, "state", lambda stage: "complete")
+    monkeypatch.setattr(stages.Sample, "folder", property(lambda stage: cell))
+
+    def row(run: Run, method: str, fid: float, colour: int, name: str = "shapes") -> None:
+        shutil.rmtree(cell, ignore_errors=True)
+        sample.save_grid([np.full((32, 32, 3), colour, np.uint8)] * sample.GRID_IMAGES, cell / "grid.png")
+        write_json(cell / layout.DONE, {"count": 32})
+        rules = protocol.load(name)
+        for pair in rules.pairs():
+            record.write(value_of(rules, method, pair, 0, fid), stages.records_folder(rules, run))
+
+    def pictures(folder: Path) -> tuple[set[str], dict[str, int]]:
+        rules = protocol.load("shapes")
+        board = generate.tables_of(record.read_all(folder / "records"), published.load(), folder)["shapes"]
+        sheets = view._gallery(board, view._methods(board, {}), folder / "grids").sheets
+        found = {sheet.method.method: sheet.files["32x32-32x32"][0] for sheet in sheets if "32x32-32x32" in sheet.files}
+        first = {name: Image.open(folder / "grids" / path).convert("L").getpixel((3, 3)) for name, path in found.items()}
+        kept = (folder / "grids" / rules.name).glob("*/32x32-32x32-s0.webp")
+        return {path.parent.name for path in kept}, first
+
+    return row, pictures
+
+
+def test_images_of_a_base_have_one_picture_whatever_is_submitted_first(shown, committed, tmp_path):
+    row, pictures = shown
+    for number, methods in enumerate((("extrapolation", "ntk"), ("ntk", "extrapolation"))):
+        shutil.rmtree(committed)
+        committed.mkdir()
+        run = Run(tmp_path / f"runs{number}", devices="1")
+        for method in methods:
+            row(run, method, 30.0, 100)
+            boards.submit(protocol.load("shapes"), method, 0, run)
+        assert pictures(committed) == ({"extrapolation"}, {"extrapolation": 100, "ntk": 100})
+        row(run, "yarn", 20.0, 100)  # the same first rows, not the same images
+        boards.submit(protocol.load("shapes"), "yarn", 0, run)
+        assert pictures(committed)[0] == {"extrapolation", "yarn"}
+
+
+def test_a_new_base_leaves_the_others_their_picture(shown, committed, tmp_path):
+    row, pictures = shown
+    run = Run(tmp_path / "runs", devices="1")
+    for method in ("extrapolation", "yarn", "ntk"):
+        row(run, method, 30.0, 100)
+        boards.submit(protocol.load("shapes"), method, 0, run)
+    assert pictures(committed)[0] == {"extrapolation"}
+    again = Run(tmp_path / "again", devices="1")
+    row(again, "extrapolation", 31.0, 200)
+    boards.submit(protocol.load("shapes"), "extrapolation", 0, again)
+    assert pictures(committed) == (
+        {"extrapolation", "yarn", "ntk"},
+        {"extrapolation": 200, "yarn": 100, "ntk": 100},
+    )
+
+
+def test_a_runs_board_shows_no_picture_of_its_other_protocol(shown, committed, tmp_path):
+    """The picture of a committed record is its base's, and not one that a run of another protocol left in the same OUT."""
+    row, pictures = shown
+    made, run = Run(tmp_path / "made", devices="1"), Run(tmp_path / "runs", devices="1")
+    for method in ("extrapolation", "yarn"):
+        row(made, method, 30.0, 100)
+        boards.submit(protocol.load("shapes"), method, 0, made)
+    row(run, "yarn", 25.0, 200)
+    boards.board(protocol.load("shapes"), run)
+    assert pictures(run.out / "leaderboards") == ({"extrapolation", "yarn"}, {"extrapolation": 100, "yarn": 200})
+    row(run, "yarn", 25.0, 50, "shapes-long")
+    boards.board(protocol.load("shapes-long"), run)
+    assert pictures(run.out / "leaderboards") == ({"extrapolation"}, {"extrapolation": 100, "yarn": 100})
 
 
 def test_a_row_outside_of_the_band_of_its_base_is_told(committed, tmp_path):
