@@ -103,7 +103,7 @@ def keep_grids(protocol: Protocol, records: Sequence[record.Record], run: Run, t
                 first = first.reduce(2)
             first.save(draft, format="WEBP", quality=90)  # at 75 the seams between patches would be smoothed away
         written.append(path)
-    for path in (target / "grids" / protocol.name).glob("*/*.webp"):
+    for path in sorted((target / "grids" / protocol.name).glob("*/*.webp")):
         base = path.parent.parent / _base(path.parent.name) / path.name
         if base != path and base.is_file() and base.read_bytes() == path.read_bytes() and _is_shared(protocol, path, target):
             path.unlink()
