@@ -356,8 +356,8 @@ def _real(rules: Protocol, size: str, grids: Path) -> str:
 
 def _samples(board: Table, row: Row, column: Column, seed: int, grids: Path) -> str:
     """The picture of a cell's samples, or "". Where they are its base's (the FIDs are equal), the base's may be the only one."""
-    fids = {item.method: item.entries["fid", column].by_seed.get(seed) for item in board.rows}
-    same = fids[row.method] is not None and fids.get(row.trained_as) == fids[row.method]
+    fids = [item.entries["fid", column].by_seed.get(seed) for item in board.rows if item.method in (row.method, row.trained_as)]
+    same = fids[0] is not None and len(fids) == 2 and fids[0] == fids[1]
     own, base = (f"{board.protocol.name}/{name}/{column.train}-{column.test}-s{seed}" for name in (row.method, row.trained_as))
     return picture(grids, own) or (picture(grids, base) if same else "")
 

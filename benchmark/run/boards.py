@@ -133,11 +133,13 @@ def _is_shared(protocol: Protocol, picture: Path, boards: Path) -> bool:
 
 def _hand_on(protocol: Protocol, picture: Path, target: Path) -> None:
     """Gives the picture of a base, before another takes its place, to the committed rows that are shown with it."""
+    if not picture.is_file():
+        return
     for folder in (BOARDS / "records" / protocol.name).glob("*"):
         own = picture.parent.parent / folder.name / picture.name
         if own == picture or _base(folder.name) != picture.parent.name or view.picture(own.parent, own.stem):
             continue
-        if picture.is_file() and _is_shared(protocol, own, BOARDS):
+        if _is_shared(protocol, own, BOARDS):
             own.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(picture, own)
 
