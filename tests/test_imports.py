@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -144,17 +143,16 @@ def test_imports_inside_functions_are_few():
     assert len(set(found)) <= INNER, f"{len(set(found))}: {', '.join(sorted(set(found)))}"
 
 
-def test_help_is_quick_and_without_torch():
+# What takes longer to import than all of --help; a test of seconds would fail on a slow machine.
+SLOW = ("torch", "torchvision", "torchmetrics", "lightning", "timm", "pandas", "pyarrow", "scipy", "matplotlib", "webdataset")
+
+
+def test_help_imports_nothing_slow():
     code = "import sys, runpy; sys.argv = ['benchmark', '--help']\ntry: runpy.run_module('benchmark', run_name='__main__')\n"
-    code += "except SystemExit: pass\nassert 'torch' not in sys.modules, 'torch was imported'\nassert 'pandas' not in sys.modules"
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    code += f"except SystemExit: pass\nslow = [name for name in {SLOW} if name in sys.modules]\nassert not slow, slow"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert result.returncode == 0, result.stderr
     assert "leaderboards" in result.stdout
-    # Of the processor: what the machine does besides is not the point.
-    taken = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    assert taken < 2, f"--help took {taken:.2f} s"  # 0.5 to 1.1 by the processor
 
 
 VERBS = ("shards", "latents", "train yarn", "sample yarn", "score yarn", "loss yarn", "bench yarn", "sweep")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -191,10 +190,8 @@ def test_offline_without_weights(monkeypatch, tmp_path, name):
         raise OSError("Network is unreachable")
 
     monkeypatch.setattr("urllib.request.urlopen", unreachable)
-    start = time.monotonic()
     with pytest.raises(UserError) as error:
         detectors.load(name)
-    assert time.monotonic() - start < 5
     message = str(error.value)
     assert "\n" not in message
     assert f"{tmp_path}/hub/checkpoints/" in message
