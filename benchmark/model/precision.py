@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning import LightningModule, Trainer
@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from benchmark.protocol import Protocol
+from benchmark.protocol import Precision, Protocol
 
 
 class Averaging(WeightAveraging):
@@ -60,13 +60,18 @@ def has_bf16() -> bool:
     return "AVX512" in capability and torch.cpu._is_avx512_bf16_supported()
 
 
-def precision(wanted: str) -> str:
-    """Lightning's name of what the protocol asks for, as far as this machine has it."""
-    return "bf16-mixed" if wanted == "bf16" and has_bf16() else "32-true"
+def effective(wanted: Precision) -> Precision:
+    """What the protocol asks for as far as this machine has it, else float32."""
+    return "bf16" if wanted == "bf16" and has_bf16() else "float32"
+
+
+def precision(wanted: Precision) -> Literal["bf16-mixed", "32-true"]:
+    """Lightning's name of the effective format."""
+    return "bf16-mixed" if effective(wanted) == "bf16" else "32-true"
 
 
 @contextlib.contextmanager
-def autocast(wanted: str, device: torch.device) -> Iterator[None]:
+def autocast(wanted: Precision, device: torch.device) -> Iterator[None]:
     """bfloat16 autocast where the protocol asks for it and the machine has it."""
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision(wanted) == "bf16-mixed"):
+    with torch.autocast(device.type, torch.bfloat16, enabled=effective(wanted) == "bf16"):
         yield

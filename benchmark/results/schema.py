@@ -12,6 +12,7 @@ from pydantic import with_config
 from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
 
 from benchmark.inputs import STRICT, matching
+from benchmark.protocol import Precision
 
 SCHEMA = 2
 HUGE = 1e5  # no measure of pictures comes near it
@@ -120,6 +121,7 @@ class _Training(TypedDict):
     loss: float | None
     lowest: NotRequired[float]  # of that running loss over the training; absent from older records
     machine: NotRequired[Title]  # that it ended on; absent from older records
+    precision: NotRequired[Precision]  # in which it ended: float32 where the machine lacks what the protocol asks for
 
 
 @with_config(STRICT)
@@ -184,6 +186,7 @@ class _Hardware(TypedDict):
     device: Title
     name: Text
     count: Count
+    precision: NotRequired[Precision]  # of sampling; absent from older records
 
 
 @with_config(STRICT)

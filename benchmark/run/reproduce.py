@@ -254,6 +254,7 @@ def spent(committed: Committed, seed: int) -> str:
     if not training["hours"]:
         return told
     where = f" on {training['machine']}" if "machine" in training else ""
+    where += f" in {training['precision']}" if "precision" in training else ""
     return f"{plan.show_hours(training['hours'])} to train{where} and {told}"
 
 

@@ -32,7 +32,7 @@ from benchmark.evaluate.score import is_done, outputs_of, unit_file
 from benchmark.files import UserError, atomic, listed, read_fields, read_json, write_json
 from benchmark.identity import Cell, features_folder
 from benchmark.model.method import Method
-from benchmark.model.precision import autocast
+from benchmark.model.precision import autocast, effective
 from benchmark.plan import cost, needs
 from benchmark.plan.layout import CHUNKS, DONE, GRID, REPORT
 from benchmark.plan.place import Run, check_nodes, device
@@ -230,7 +230,10 @@ def finish(cell: Cell, folder: Path, place: Path) -> None:
         if len(images) >= min(GRID_IMAGES, cell.protocol.sample.count):
             break
     save_grid(images[:GRID_IMAGES], folder / GRID)
-    write_json(folder / DONE, {"count": cell.protocol.sample.count, "size": list(size_hw(cell.test)), "hours": hours})
+    config = cell.protocol.sample
+    write_json(folder / DONE, {
+        "count": config.count, "size": list(size_hw(cell.test)), "hours": hours, "precision": effective(config.precision),
+    })  # fmt: skip
 
 
 def save_grid(images: list[np.ndarray], path: Path, columns: int = 8, gap: int = GAP) -> None:

@@ -30,7 +30,7 @@ TRAINED = (
     "hours",
     "loss",
 )  # what a record says of its training
-ADDED = ("lowest", "machine")  # the same, since 0.2.0: a training may be older
+ADDED = ("lowest", "machine", "precision")  # the same, since 0.2.0: a training may be older
 COMPARED = ("fid", "is", "loss")  # scores whose replicates are kept, for comparisons in pairs; the others keep their interval
 
 
@@ -105,7 +105,7 @@ def build(
     """The record of a scored cell."""
     cls = registry.load(cell.method)
     training, data_hash = trained(cell.training, run)
-    report = read_fields(training / REPORT, *TRAINED)
+    report, sampled = read_fields(training / REPORT, *TRAINED), read_fields(folder / DONE, "hours")
     return record.build(
         cell.protocol,
         method={
@@ -124,10 +124,11 @@ def build(
         detector={"name": detector.name, "hash": detector.hash},
         scores=scores,
         uncertainty=scoring.uncertainty(scoring.options_of(cell.protocol)),
-        hours={"sample": read_fields(folder / DONE, "hours")["hours"], "score": hours},
+        hours={"sample": sampled["hours"], "score": hours},
         hardware={
             "device": device(),
             "name": machine(),
             "count": run.count * run.nodes,
+            **({"precision": sampled["precision"]} if "precision" in sampled else {}),
         },
     )

@@ -37,7 +37,7 @@ from benchmark.files import Stopped, UserError, atomic, listed, locked, read_fie
 from benchmark.identity import Training
 from benchmark.model import checkpoint
 from benchmark.model.method import Method
-from benchmark.model.precision import averaging, precision
+from benchmark.model.precision import averaging, effective, precision
 from benchmark.plan import cost, needs, stages
 from benchmark.plan.dataset import DataSet
 from benchmark.plan.layout import CHECKPOINTS, REPORT, WEIGHTS, is_trained, saved
@@ -337,6 +337,7 @@ def save(method: Method, folder: Path, key: str, name: str, source: Source, watc
         "skipped": watched["skipped"],
         "autoencoder": source.autoencoder,
         "machine": machine(),
+        "precision": effective(method.protocol.train.precision),
     }
     write_json(folder / REPORT, report)
 

@@ -26,6 +26,7 @@ from benchmark.identity import Cell, Training
 from benchmark.measure import levels
 from benchmark.model import checkpoint
 from benchmark.model.encoding import Encoding
+from benchmark.model.precision import effective
 from benchmark.plan import stages
 from benchmark.plan.layout import WEIGHTS
 from benchmark.plan.place import Run
@@ -252,6 +253,7 @@ def test_methods_of_the_same_encodings_share_images(out, monkeypatch):
     other = json.loads((out / "records" / smoke.hash / "smoke/extrapolation/16x16-16x16-s0.json").read_text())
     assert own["scores"] == other["scores"]
     assert own["training"]["machine"] == own["hardware"]["name"]
+    assert own["training"]["precision"] == own["hardware"]["precision"] == effective(smoke.train.precision)
     assert other["hours"]["sample"] == own["hours"]["sample"] > 0  # what the shared images took
     # It shares where its encodings are the same, and there alone, whatever its grid.
     cells = [Cell(smoke, "yarn", "16x16", test, 0) for test in ("16x16", "32x32", "32x24")]

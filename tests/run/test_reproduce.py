@@ -149,6 +149,8 @@ def test_what_a_committed_row_took_names_each_machine():
     first = next(iter(committed.values())).value["training"]
     first["machine"] = "Another card"
     assert reproduce.spent(committed, 1) == f"2.0 h to train on Another card and {cells}"
+    first["precision"] = "bf16"
+    assert reproduce.spent(committed, 1) == f"2.0 h to train on Another card in bf16 and {cells}"
     first["hours"] = None
     assert reproduce.spent(committed, 1) == cells
 
