@@ -1,7 +1,8 @@
 """Learned table: one trained vector a token, resized like an image to any other grid.
 
 Source: Dosovitskiy et al. 2021 (ViT, arXiv 2010.11929), section 3.2: two-dimensional interpolation of the pretrained table;
-here bicubic, as is usual in vision transformers (timm), without anti-aliasing.
+here bicubic. Departure from timm's resample_abs_pos_embed, whose default is antialiased: that smooths a table that shrinks, and
+in PyTorch it also changes the kernel of one that grows.
 
 Training: own; the table starts as normal numbers of deviation 0.02. At another grid: bicubic resize between token centres
 (align_corners=False). The table is what this method learns, so its size is that of the training grid.

@@ -1,9 +1,9 @@
 """RPE-2D: positions drawn at random, in order, from a range as large as any test grid, so that none at test lies outside it.
 
-Source: arXiv 2503.18719. Only its abstract could be read, and no code is public: this is REIMPLEMENTED FROM THE ABSTRACT.
-Read there: positions are drawn independently for y and x over an expanded range in training, so that the model learns the
-order of patches; test positions lie inside the range seen in training; random resize-and-crop augmentation;
-micro-conditioning on the crop.
+Source: arXiv 2503.18719, which has no public code. This is REIMPLEMENTED FROM THE ABSTRACT of its versions 1 and 2, and may
+differ from the paper where the abstract gives no detail. The abstract says: positions are drawn independently for y and x over an
+expanded range in training, so that the model learns the order of patches; test positions lie inside the range seen in training;
+random resize-and-crop augmentation; micro-conditioning on the crop.
 
 Training: for each sample and axis, h distinct integers out of 0 .. H_max - 1, ascending, every subset equally likely (the
 rule of Ruoss et al. 2023, arXiv 2305.16843, per axis), one draw for all layers and both halves of guidance. The reader

@@ -176,7 +176,7 @@ def agreement(board: Table, figures: Published) -> list[Grid]:
     )
     heads = [Head(title, words=True) for title in ("Ratio", "Kendall's tau", "The paper's FID", "FID here", "Source")]
     measures = by_measure(board, figures)
-    first = Grid("Does this protocol predict the large one?", heads, rows, text)
+    first = Grid("Agreement with published rankings", heads, rows, text)
     return [first, *(grid for grid in (stable, measures) if grid)]
 
 
@@ -204,7 +204,7 @@ def by_measure(board: Table, figures: Published) -> Grid | None:
         f"{published.chance(count, 0.6):.0%} of cases, of at least 0.8 in {published.chance(count, 0.8):.0%}."
     )
     heads = [Head("By", words=True), *(Head(ratio) for ratio in ratios)]
-    return Grid("Which measures predict the papers' order?", heads, rows, text)
+    return Grid("Which measures agree with the papers' order?", heads, rows, text)
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ def agreement(board: Table, figures: Published) -> Grid | None:
             rows.append(Line(cells))
     if not rows:
         return None
-    heads = [Head("Ratio", words=True), Head("Papers with each other"), Head(item.beside.title if item.beside else "–")]
+    heads = [Head("Ratio", words=True), Head("Between papers"), Head(item.beside.title if item.beside else "–")]
     heads += [Head(f"{METRICS[metric].title} here") for metric in by]
     heads.append(Head("Reversed here, by FID", words=True))
     names = "; ".join(source.title for source in item.sources)

@@ -94,7 +94,7 @@ class Entry:
 
     `value` is the mean over seeds, `spread` their standard deviation (two seeds or more), `interval` the bootstrap
     interval over images (one seed). `by_seed`, `replicates` (seed -> [R]) and `usual`, the typical spread of the
-    column with its degrees of freedom, are what comparisons need.
+    column at this value with its degrees of freedom, are what comparisons need.
     """
 
     value: float | None = None
@@ -260,15 +260,17 @@ def different(a: Entry, b: Entry) -> bool:
             return False  # over the seeds that both have, the order is the other one
         if compare.compare(*scores, LEVEL).verdict == compare.NOT_DIFFERENT:
             return False
-    usual = a.usual or b.usual
-    if len(common) >= (PAIRED if usual else ENOUGH):
+    usual = (a.usual or b.usual, b.usual or a.usual)
+    if len(common) >= (PAIRED if usual[0] else ENOUGH):
         differences = [a.by_seed[seed] - b.by_seed[seed] for seed in common]
         return abs(mean(differences)) > student(len(common) - 1) * statistics.stdev(differences) / math.sqrt(len(common))
-    if usual:
-        spread, freedom = usual
+    if usual[0] and usual[1]:
         values = [[entry.by_seed[seed] for seed in seeds] for entry, seeds in ((a, seeds_a), (b, seeds_b))]
-        errors = [max(spread, entry.spread or 0.0) / math.sqrt(len(own)) for entry, own in zip((a, b), values, strict=True)]
-        return abs(mean(values[0]) - mean(values[1])) > student(freedom) * math.hypot(*errors)
+        errors = [
+            max(spread, entry.spread or 0.0) / math.sqrt(len(own))
+            for entry, (spread, _), own in zip((a, b), usual, values, strict=True)
+        ]
+        return abs(mean(values[0]) - mean(values[1])) > student(usual[0][1]) * math.hypot(*errors)
     known = [half for half in (_half(a), _half(b)) if half is not None]
     if known and not paired:  # an entry about which nothing is known is taken to be as uncertain as the other
         return abs(a.value - b.value) > math.hypot(known[0], known[-1])
@@ -309,19 +311,33 @@ def _mark_best(entries: Sequence[Entry], images: Images, arrow: str) -> None:
         entry.best = known is top or not different(known, top)
 
 
-def _note_usual(entries: Sequence[Entry], images: Images) -> None:
-    """Notes on a column's entries how trainings usually spread: the median, since a method that fails varies most.
+def _note_usual(entries: Sequence[Entry], images: Images, families: Sequence[str], proportional: bool = False) -> None:
+    """Notes on a column's entries how trainings usually spread: the median over families, in which one row may be far off.
 
     The standard deviation of a few seeds is mostly too small (its median is 0.67 of the true one for two, 0.83 for three), so
-    each is divided by that factor. Methods that share images, as training-free ones do at the training size, count once.
+    each is divided by that factor. A row that is the same with every seed, as at a bound of the measure, tells no spread.
+
+    Args:
+        entries: of one measure in one column.
+        images: methods that share images, as training-free ones do at the training size, count once.
+        families: what each row was trained as. Rows of one training do not vary independently: they give one spread, their
+            median, and its degrees of freedom once.
+        proportional: the spread grows with the value, so that it is taken and noted relative to it.
     """
-    pairs = zip(images, entries, strict=True)
-    distinct = {frozenset(fids.items()): entry for fids, entry in pairs if entry.spread is not None}
-    freedoms = {key: len(key) - 1 for key in distinct if not any(key < other for other in distinct)}
+    pairs = zip(images, entries, families, strict=True)
+    distinct = {(family, frozenset(fids.items())): entry for fids, entry, family in pairs if entry.spread}
+    spreads: dict[str, list[float]] = {}
+    freedoms: dict[str, int] = {}
+    for (family, key), entry in distinct.items():
+        if not any(family == other and key < more for other, more in distinct):
+            spread = entry.spread / median_of_spread(len(key) - 1)
+            spreads.setdefault(family, []).append(spread / entry.value if proportional else spread)
+            freedoms[family] = max(freedoms.get(family, 0), len(key) - 1)
     if sum(freedoms.values()) >= FREEDOM:
-        spreads = [distinct[key].spread / median_of_spread(freedom) for key, freedom in freedoms.items()]
+        usual = statistics.median(statistics.median(found) for found in spreads.values())
         for entry in entries:
-            entry.usual = statistics.median(spreads), sum(freedoms.values())
+            if entry.value is not None:
+                entry.usual = usual * entry.value if proportional else usual, sum(freedoms.values())
 
 
 def _row(method: str, records: list[Record], cols: list[Column], metrics: list[str]) -> Row:
@@ -368,11 +384,12 @@ def build(rules: Protocol, records: Iterable[Record]) -> Table:
         by_method.setdefault(record.method, []).append(record)
     table = Table(rules, kept, [], metrics, columns(rules))
     table.rows = [_row(method, members, table.columns, metrics) for method, members in by_method.items()]
+    families = [row.trained_as for row in table.rows]
     for metric in metrics:
         for column in table.columns:
             entries = [row.entries[metric, column] for row in table.rows]
             images = [row.entries["fid", column].by_seed for row in table.rows]
-            _note_usual(entries, images)
+            _note_usual(entries, images, families, METRICS[metric].proportional)
             _mark_best(entries, images, METRICS[metric].arrow)
     ranks = table.ranks("fid")
     table.rows.sort(key=lambda row: (row.missing, ranks.get(row.method, math.inf), row.method))

@@ -169,25 +169,23 @@ def _verdict(board: Table) -> str:
     column = board.headline
     complete, have = _judged(board)
     if len(have) < min(2, len(complete)):
-        return f"No verdict: {'only one' if have else 'no'} complete row has more than one seed yet."
+        return f"No winner is named yet: {'only one' if have else 'no'} complete row has more than one seed."
     if not have:
         return ""
     entries = {row.method: row.entries["fid", column] for row in have}
     first, last, places = have[0], have[-1], _places(board, "fid")
     value = shown(entries[first.method], places)
-    single = len(complete) - len(have)
-    of = f"Of the {len(have)} rows with several seeds, " if single else ""
     what = f"{'mean ' if column.is_mean else ''}FID {column.group} the training size"
-    told = f"{of}{first.title} has the lowest {what}, {value.text}{f' ({value.detail})' if value.detail else ''}"
+    told = f"{first.title} has the lowest {what}, {value.text}{f' ({value.detail})' if value.detail else ''}"
     near = [row.title for row in have[1:] if not different(entries[row.method], entries[first.method])]
     if near:
         told += f"; not significantly different: {' and '.join(near)}"
     if len(have) > 1 and different(entries[last.method], entries[first.method]):
         high = [row.title for row in have[1:-1] if not different(entries[row.method], entries[last.method])]
         same = f" (not significantly different: {' and '.join(high)})" if high else ""
-        told += f"; {last.title} has the highest, {shown(entries[last.method], places).text}{same}"
-    left = f" {single} row{'s' if single > 1 else ''} with one seed {'are' if single > 1 else 'is'} left out." if single else ""
-    return f"{told}.{left}"
+        told += f". {last.title} has the highest, {shown(entries[last.method], places).text}{same}"
+    compared = f" Only rows with several seeds are compared, {len(have)} of {len(complete)}." if len(have) < len(complete) else ""
+    return f"{told}.{compared}"
 
 
 def _optimizer(rules: Protocol) -> str:

@@ -5,6 +5,8 @@
     make sweep PROTOCOL=shapes-long METHODS="rpe2d yarn ledit" SEED=1000 SET="core.width=192 core.heads=6"
     python -m benchmark.measure.stability core.width=192 core.heads=6
 
+    python -m benchmark.measure.stability --spread   # how the standard deviation over seeds grows with the value
+
 Compares the committed records of a protocol with those of another one, such as its rehearsal, or with those of a custom run
 (under OUT, by its overrides), at every square size beyond the training size, over the methods that both have: an order that
 another width or learning rate turns round says more of the recipe than of the methods.
@@ -102,14 +104,44 @@ def run(rules: protocol.Protocol, overrides: list[str], beside: str, out: Path) 
     return compare(rules, folder, other.name, told)
 
 
+def spreads(board: Table) -> Printed:
+    """By measure: the slope of log standard deviation over log value, over rows with three seeds or more in every cell.
+
+    1 is a spread in proportion to the value, 0 one that does not depend on it.
+    """
+    made = Printed("measure", "slope", "cells", title=f"Spread over seeds against the value, {board.protocol.name}")
+    for metric in board.metrics:
+        found = [row.entries[metric, column] for row in board.rows for column in board.columns if not column.is_mean]
+        known = [
+            (item.value, item.spread) for item in found if len(item.by_seed) >= table.ENOUGH and item.spread and item.value > 0
+        ]
+        if len({value for value, _ in known}) >= FEWEST:
+            slope, _ = np.polyfit(*np.log(known).T, 1)
+            made.add_row(METRICS[metric].title, f"{slope:.1f}", str(len(known)))
+    return made
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmark.measure.stability", description=__doc__.partition("\n")[0])
     parser.add_argument("overrides", nargs="*", help="those of a custom run, such as core.width=192")
     parser.add_argument("--beside", default="", help="another protocol with committed records, instead of a custom run")
     parser.add_argument("--protocol", default="shapes-long")
     parser.add_argument("--out", type=Path, default=Path("runs"))
+    parser.add_argument("--spread", action="store_true", help="the spread over seeds against the value, and nothing else")
     given = parser.parse_args(arguments)
-    return exit_code(lambda: Console().print(run(protocol.load(given.protocol), given.overrides, given.beside, given.out)))
+
+    def show() -> None:
+        rules = protocol.load(given.protocol)
+        if given.spread and (given.overrides or given.beside):
+            raise UserError("--spread compares nothing: leave out the overrides and --beside")
+        made = (
+            spreads(table.build(rules, record.read_all()))
+            if given.spread
+            else run(rules, given.overrides, given.beside, given.out)
+        )
+        Console().print(made)
+
+    return exit_code(show)
 
 
 if __name__ == "__main__":

@@ -174,6 +174,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, bias: Tensor | None, sca
 
     In PyTorch's fused kernels, with one exception: the CPU's bfloat16 kernel takes two to ten times as long as plain
     matrix products on short sequences (torch 2.15; T = 64: 22 ms and 2 ms with gradients), and leads from about T = 1000.
+    Plain products round logits and probabilities to bfloat16: their error is two times the kernel's where the largest logit is
+    about 5, and eight times at 40.
     """
     causal = isinstance(mask, str)
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[-2] <= 512:

@@ -24,7 +24,7 @@ def heads(grid: Grid) -> list[str]:
 
 
 def test_agreement_by_every_measure_that_the_paper_prints(rules: protocol.Protocol) -> None:
-    """Each against the paper's same measure: by sFID, RIFLEx comes before YaRN there; constants agree with nothing."""
+    """Each against the paper's same measure: by sFID, RIFLEx comes before YaRN there; constants have no order."""
     fids = {"ledit": 10, "yarn": 20, "rifle": 30, "ntk": 40}
     board = board_of(rules, {(name, 0): (1, fid, 1) for name, fid in fids.items()})
     side = beside.by_measure(board, published.load())
@@ -33,8 +33,6 @@ def test_agreement_by_every_measure_that_the_paper_prints(rules: protocol.Protoc
         [("FID ↓", "", False), ("1.00", "1.00 to 1.00", False)],
         [("sFID ↓", "", False), ("0.67", "", False)],  # one seed, and no resamples
         [("IS ↑", "", False), ("1.00", "1.00 to 1.00", False)],
-        [("Precision ↑", "", False), ("0.00", "", False)],
-        [("Recall ↑", "", False), ("0.00", "", False)],
     ]
     assert "order of 4 has a tau of at least 0.6 in 17% of cases, of at least 0.8 in 4%" in side.text  # 4 and 1 of 24
     swapped = {"ledit": 10, "yarn": 30, "rifle": 20, "ntk": 40}

@@ -29,7 +29,7 @@ LEADERBOARD = """\
 
 # A tiny contest \\| &lt;b&gt;
 
-No verdict: only one complete row has more than one seed yet.
+No winner is named yet: only one complete row has more than one seed.
 
 | Setting | Value |
 | --- | --- |
@@ -91,7 +91,7 @@ FID of spatial features: layout rather than content.
 | [NTK-aware](../methods/ntk.py) †¹ | 42.5 | 45.0 | 40.0 | 5.0 |
 | [RPE-2D](../methods/rpe2d.py) ‡¹ | – | failed | – | 6.2 |
 
-Further measures, samples side by side, plots, parts and switches: [the page](index.html#tab=shapes-tiny). All numbers:
+Further measures, samples side by side, plots, ablations and switches: [the page](index.html#tab=shapes-tiny). All numbers:
 [shapes-tiny.csv](shapes-tiny.csv).
 
 ## Plots
@@ -102,7 +102,7 @@ Further measures, samples side by side, plots, parts and switches: [the page](in
 ![FID at the training size against FID beyond it](plots/shapes-tiny-tradeoff.svg)
 ![Minutes per training and per cell](plots/shapes-tiny-cost.svg)
 
-## Does this protocol predict the large one?
+## Agreement with published rankings
 
 Rank correlation between methods' FID here and FID in a paper on ImageNet: 1 is the same order, -1 the reverse. Values here are means over the seeds that all compared methods have, with intervals over images and those seeds; the paper's numbers are taken as exact.
 
@@ -114,11 +114,11 @@ Rank correlation between methods' FID here and FID in a paper on ImageNet: 1 is 
 
 The published tables disagree on parts of the ranking (LEDiT, XL/2 from scratch; LEDiT, XL/2 fine-tuned; LEDiT, B/2). Stable pairs are those that at least two tables report at a size, all in the same order by FID; below their number is Kendall's tau between the first two tables, which no single ranking can match in full. Sin-cos, interpolated before Sin-cos is tested too (FlowDCN at 320x320, squares only: on rectangles its order is the reverse). The columns give the share of pairs in the papers' order here, using means over the seeds that all these methods have, with 95 % intervals over images and seeds where known.
 
-| Ratio | Papers with each other | LEDiT, S/2 | FID here | sFID here | Reversed here, by FID |
+| Ratio | Between papers | LEDiT, S/2 | FID here | sFID here | Reversed here, by FID |
 | --- | ---: | ---: | ---: | ---: | --- |
 | 2x <sub>16x16 → 32x32 here, 512x512 there</sub> | 7 of 10 <sub>tau 0.40</sub> | 3 of 5 | 1.00 <sub>3 of 3, 1.00 to 1.00</sub> | 1.00 <sub>3 of 3</sub> | none |
 
-## Which measures predict the papers' order?
+## Which measures agree with the papers' order?
 
 Kendall's tau between the paper's order and the order here by the same measure, for every measure that the paper reports. The papers' detector is Inception. Intervals are over images and seeds, or over seeds alone where a measure has no resamples; they do not cover the choice of methods. A random order of 3 has a tau of at least 0.6 in 17% of cases, of at least 0.8 in 17%.
 
@@ -127,8 +127,6 @@ Kendall's tau between the paper's order and the order here by the same measure, 
 | FID ↓ | 1.00 <sub>1.00 to 1.00</sub> |
 | sFID ↓ | 1.00 |
 | IS ↑ | 1.00 <sub>1.00 to 1.00</sub> |
-| Precision ↑ | 0.00 |
-| Recall ↑ | 0.00 |
 """
 
 

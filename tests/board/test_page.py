@@ -415,5 +415,5 @@ def test_notes_by_hand_are_markdown_without_a_script(home: Path) -> None:
 def test_the_first_words_of_a_protocol_say_who_is_first_and_how_to_read(home: Path) -> None:
     text = (home / "index.html").read_text()
     section = text[text.index('data-tab="shapes-tiny"') :]
-    told = "No verdict: only one complete row has more than one seed yet."
+    told = "No winner is named yet: only one complete row has more than one seed."
     assert section.index(told) < section.index("all values not significantly different from it") < section.index("<table")

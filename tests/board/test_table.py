@@ -114,9 +114,9 @@ def test_a_few_seeds_are_compared_by_the_usual_spread_of_the_column(rules: proto
     assert best(20 + reach - 0.01, several) == [True, True]
     assert best(20 + reach + 0.01, several) == [True, False]
     assert best(23.0, {key: value for key, value in several.items() if key[0] == "a"}) == [True, False]  # images alone
-    # Two common seeds say little of their own difference. The median is still sqrt(2), with five degrees.
+    # Two common seeds say little of their own difference. The median is still sqrt(2), with four degrees: `first` tells none.
     for shift, same in ((-0.01, True), (0.01, False)):
-        middle = 20 + 2.571 * usual + shift
+        middle = 20 + 2.776 * usual + shift
         both = several | {("first", 1): 20.0, ("near", 1): middle + 1}
         assert best(middle - 1, both) == [True, same]
 
@@ -211,6 +211,9 @@ def test_three_seeds_of_a_row_that_varies_much_are_judged_by_the_usual_spread(ru
     assert scipy.stats.ttest_1samp(differences, 0).pvalue > 0.05
 
 
+FAMILIES = ("rope",) * 5 + ("sincos", "rpe2d", "ledit", "nope")
+
+
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_equal_rows_are_called_different_in_one_of_twenty_cases(seeds: int) -> None:
     """Nine rows whose trainings all vary alike, five of them of one checkpoint, as training-free methods at the training size."""
@@ -218,9 +221,44 @@ def test_equal_rows_are_called_different_in_one_of_twenty_cases(seeds: int) -> N
     for _ in range(columns):
         values = np.concatenate([np.repeat(random.standard_normal((1, seeds)), 5, 0), random.standard_normal((4, seeds))])
         entries = [table.Entry(row.mean(), row.std(ddof=1), by_seed=dict(enumerate(row.tolist()))) for row in values]
-        table._note_usual(entries, [item.by_seed for item in entries])
+        table._note_usual(entries, [item.by_seed for item in entries], FAMILIES)
         wrong += table.different(entries[-1], entries[-2])
     assert 0.005 < wrong / columns < 0.08
+
+
+def entries_of(rows: list[tuple[float, ...]]) -> list[table.Entry]:
+    return [table.Entry(float(np.mean(row)), float(np.std(row, ddof=1)), by_seed=dict(enumerate(row))) for row in rows]
+
+
+def test_rows_of_one_training_tell_one_spread_and_its_degrees_of_freedom_once() -> None:
+    """Three rows of one checkpoint spread by 1, two of two others by 4: the median over families is 4, with six degrees."""
+    entries = entries_of([(10, 11, 12), (20, 21, 22), (30, 31, 32), (40, 44, 48), (50, 54, 58)])
+    images = [item.by_seed for item in entries]
+    table._note_usual(entries, images, ("rope", "rope", "rope", "sincos", "ledit"))
+    spread, freedom = entries[0].usual
+    assert (spread, freedom) == (pytest.approx(4 / math.sqrt(scipy.stats.chi2.median(2) / 2)), 6)
+    table._note_usual(entries, images, range(5))
+    assert entries[0].usual == (pytest.approx(1 / math.sqrt(scipy.stats.chi2.median(2) / 2)), 10)
+
+
+def test_a_spread_in_proportion_to_the_value_is_small_where_the_value_is() -> None:
+    """Three rows vary by a tenth of their values; 1 and 1.3 differ, although rows that fail vary by much more than that."""
+    rows = [(0.9, 1.0, 1.1), (1.2, 1.3, 1.4), (90.0, 100.0, 110.0), (45.0, 50.0, 55.0)]
+    for proportional in (False, True):
+        entries = entries_of(rows)
+        table._note_usual(entries, [item.by_seed for item in entries], range(4), proportional)
+        assert table.different(*entries[:2]) == proportional
+    assert entries[2].usual[0] == pytest.approx(100 * entries[0].usual[0])
+
+
+def test_rows_at_a_bound_tell_no_spread() -> None:
+    """Precision of 0 with every seed: 0.02 and 0.03 would differ."""
+    entries = entries_of([(0.0, 0.0, 0.0), (0.0, 0.0, 0.0), (0.0, 0.0, 0.0), (0.01, 0.02, 0.03), (0.02, 0.03, 0.04)])
+    table._note_usual(
+        entries, [{seed: value + place for seed, value in item.by_seed.items()} for place, item in enumerate(entries)], range(5)
+    )
+    assert entries[0].usual == (pytest.approx(0.01 / math.sqrt(scipy.stats.chi2.median(2) / 2)), 4)
+    assert not table.different(*entries[3:])
 
 
 def test_rows_that_vary_more_than_usual_are_judged_by_their_own_spread() -> None:
@@ -232,7 +270,7 @@ def test_rows_that_vary_more_than_usual_are_judged_by_their_own_spread() -> None
     for _ in range(columns):
         values = random.standard_normal((9, 3)) * np.array([5, 9, 1, 1, 1, 1, 1, 1, 1])[:, None]
         entries = [table.Entry(row.mean(), row.std(ddof=1), by_seed=dict(enumerate(row.tolist()))) for row in values]
-        table._note_usual(entries, [item.by_seed for item in entries])
+        table._note_usual(entries, [item.by_seed for item in entries], range(9))
         wrong += table.different(entries[0], entries[1])
     assert wrong / columns < 0.2
 
@@ -247,7 +285,7 @@ def test_rows_without_a_common_seed_are_judged_by_the_spread_of_seeds() -> None:
             by_seed = {first + number: value for number, value in enumerate(row.tolist())}
             images = {seed: value + 0.01 * random.standard_normal(50) for seed, value in by_seed.items()}
             entries.append(table.Entry(row.mean(), row.std(ddof=1), by_seed=by_seed, replicates=images))
-        table._note_usual(entries, [item.by_seed for item in entries])
+        table._note_usual(entries, [item.by_seed for item in entries], range(4))
         wrong += table.different(entries[0], entries[1])
     assert wrong / 200 < 0.1
 

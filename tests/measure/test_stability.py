@@ -56,3 +56,19 @@ def test_a_protocol_against_another_ones_committed_records(tmp_path: Path, monke
     assert stability.main(["--protocol", "shapes-a", "--beside", "shapes-b", "core.width=96"]) == 2
     assert stability.main(["--protocol", "shapes-a", "--beside", "shapes-c"]) == 2
     assert "unknown protocol 'shapes-c'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("power", "slope"), [(1, "1.0"), (0, "0.0")])
+def test_the_spread_over_seeds_against_the_value(power, slope, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """FID varies by a tenth of itself, or by 0.1 whatever it is."""
+    contests(tmp_path / "protocols", monkeypatch, shapes_a=TINY)
+    rules = protocol.load("shapes-a")
+    for method, fid in (("yarn", 10.0), ("ntk", 20.0), ("ledit", 40.0)):
+        for pair in rules.pairs():
+            for seed, away in enumerate((-1, 0, 1)):
+                record.write(value_of(rules, method, pair, seed, fid + 0.1 * fid**power * away), tmp_path / "committed")
+    read = record.read_all
+    monkeypatch.setattr(record, "read_all", lambda: read(tmp_path / "committed"))
+    assert stability.main(["--protocol", "shapes-a", "--spread"]) == 0
+    assert f"│ FID     │ {slope} " in capsys.readouterr().out
+    assert stability.main(["--spread", "core.width=96"]) == 2
