@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import html
 import io
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,14 +28,14 @@ from benchmark.board.table import Entry, Row, Table
 from benchmark.results.record import METRICS
 
 CAPTIONS = {
-    "tradeoff": "FID at the training size against FID beyond it",
+    "tradeoff": "FID beyond the training size against FID at it",
     "cost": "Minutes per training and per cell",
 }
 NOTES = {
     "tradeoff": "Further left: better at the training size. Further down: better beyond it. On the dashed line both are equal; "
     "the higher above the line, the more a method loses at larger sizes.",
     "cost": "Sampling and scoring take longer at larger sizes for every method; one above the others in a column costs more. "
-    "Trainings may have run on other machines.",
+    "Drawn where all cells ran on one type of machine; trainings are left out if they are known to have run on another.",
 }
 BY_RATIO = "Dashed: the training size. Bars: ± one standard deviation over seeds; with one seed, the 95 % interval over images."
 INK = "#010203"  # stands for currentColor while matplotlib draws
@@ -176,9 +177,9 @@ def _bars(entries: Sequence[Entry]) -> list[tuple[float, ...]]:
     return list(zip(*map(_reach, entries), strict=True))
 
 
-def _plain_log(axis: Any) -> None:
-    """A logarithmic axis with plain numbers at 1, 2, 5, 10, ..."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+def _plain_log(axis: Any, span: float = math.inf) -> None:
+    """A logarithmic axis with plain numbers at 1, 2, 5, 10, ..., or at more where the values span less than a decade."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if span > 10 else (1, 1.5, 2, 3, 4, 5, 6, 7, 8)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
@@ -212,7 +213,8 @@ def _by_ratio(board: Table, metric: str, style: Mapping[str, Look]) -> Figure | 
         axes.grid(axis="y")
         if METRICS[metric].arrow == "↓" and all(value is None or value > 0 for value in entries):
             axes.set_yscale("log")
-            _plain_log(axes.yaxis)
+            shown = [value for value in entries if value is not None]
+            _plain_log(axes.yaxis, max(shown) / min(shown))
     canvas.axes[0].set_ylabel(f"{METRICS[metric].title} {METRICS[metric].arrow}")
     canvas.legend(board.rows)
     return canvas.figure
@@ -251,6 +253,10 @@ def _tradeoff(board: Table, style: Mapping[str, Look]) -> Figure | None:
 
 
 def _cost(board: Table, style: Mapping[str, Look]) -> Figure | None:
+    machines = {record.value["hardware"]["name"] for record in board.records}
+    if len(machines) != 1:  # what differs would be the machines, not the methods
+        return None
+    (machine,) = machines
     trains = list(dict.fromkeys(column.train for column in board.pairs))
     pairs = [(column.train, column.test) for column in board.pairs]
     one = len(trains) == 1
@@ -264,7 +270,7 @@ def _cost(board: Table, style: Mapping[str, Look]) -> Figure | None:
             hours, training = record.value["hours"], record.value["training"]["hours"]
             if hours["sample"]:  # older records say 0 for images that they share with another method's cell
                 minutes.setdefault(len(trains) + pairs.index(record.pair), []).append(60 * (hours["sample"] + hours["score"]))
-            if training is not None:
+            if training is not None and record.value["training"].get("machine", machine) == machine:
                 minutes.setdefault(trains.index(record.train), []).append(60 * training)
         means = {cell: sum(values) / len(values) for cell, values in sorted(minutes.items()) if sum(values) > 0}
         if means:
@@ -278,9 +284,7 @@ def _cost(board: Table, style: Mapping[str, Look]) -> Figure | None:
         axes.axvline(edge + 0.5, color=INK, alpha=0.12, linewidth=0.8)
     axes.grid(axis="y")
     axes.set_ylabel("minutes")
-    machines = sorted({record.value["hardware"]["name"] for record in board.records})
-    where = machines[0] if len(machines) == 1 else f"{len(machines)} machine types"
-    axes.set_title(f"N = {board.protocol.sample.count:,}, sampled on {where if len(where) <= 40 else where[:39] + '…'}")
+    axes.set_title(f"N = {board.protocol.sample.count:,}, on {machine if len(machine) <= 40 else machine[:39] + '…'}")
     canvas.legend(board.rows)
     return canvas.figure
 

@@ -99,7 +99,7 @@ Further measures, samples side by side, plots, ablations and switches: [the page
 ![FID against the ratio of test to training size](plots/shapes-tiny-fid.svg)
 ![IS against the ratio of test to training size](plots/shapes-tiny-is.svg)
 ![sFID against the ratio of test to training size](plots/shapes-tiny-sfid.svg)
-![FID at the training size against FID beyond it](plots/shapes-tiny-tradeoff.svg)
+![FID beyond the training size against FID at it](plots/shapes-tiny-tradeoff.svg)
 ![Minutes per training and per cell](plots/shapes-tiny-cost.svg)
 
 ## Agreement with published rankings

@@ -69,6 +69,18 @@ def test_a_protocol_of_failures_has_no_plots_and_still_a_page(drawn: Path, rules
     assert "YaRN" in (drawn / "shapes-tiny.md").read_text()
 
 
+def test_minutes_are_drawn_of_one_type_of_machine_alone(drawn: Path, rules: protocol.Protocol) -> None:
+    fill(drawn / "records", rules, {"yarn": 10.0, "ntk": 20.0})
+    generate.generate(drawn / "records", drawn)
+    assert (drawn / "plots" / "shapes-tiny-cost.svg").is_file()
+    value = value_of(rules, "ledit", rules.pairs()[0], 0, 30.0)
+    value["hardware"]["name"] = "another machine"
+    record.write(value, drawn / "records")
+    generate.generate(drawn / "records", drawn)
+    assert not (drawn / "plots" / "shapes-tiny-cost.svg").is_file()
+    assert "shapes-tiny-cost.svg" not in (drawn / "shapes-tiny.md").read_text()
+
+
 def test_more_methods_than_colours(drawn: Path, rules: protocol.Protocol) -> None:
     fill(drawn / "records", rules, {f"m{number:02d}": 10.0 + number for number in range(12)})
     generate.generate(drawn / "records", drawn)
