@@ -152,6 +152,9 @@ def locked(path: Path, busy: Callable[[], None] = lambda: None) -> Iterator[None
     Args:
         path: a file for the lock alone; made where it is missing, and left.
         busy: called before waiting where another process holds the lock; it may raise instead.
+
+    Raises:
+        UserError: the file system has no locks.
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
     _held.add(descriptor)
@@ -161,6 +164,13 @@ def locked(path: Path, busy: Callable[[], None] = lambda: None) -> Iterator[None
         except BlockingIOError:
             busy()
             fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+                raise
+            raise UserError(
+                f"{path.parent} is on a file system without locks ({error.strerror}; Lustre has them with the mount option "
+                "flock): choose another OUT"
+            ) from None
         yield
     finally:
         if descriptor in _held:

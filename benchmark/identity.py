@@ -40,7 +40,10 @@ class Training:
         """The hash of everything that the weights depend on; `data` is that of what the model sees."""
         rules = self.protocol.training(self.size)
         rates = rules["train"].pop("lr_of", {})  # that of another method is no part of this training
-        rules["train"]["lr"] = rates.get(self.method, self.protocol.train.lr)
+        config = self.protocol.train
+        rules["train"]["lr"] = rates.get(self.method, config.lr)
+        if config.optimizer == "muon" and rules["train"]["lr"] != config.lr:  # which Muon's rate follows
+            rules["train"]["muon_lr"] = config.muon_lr * (rules["train"]["lr"] / config.lr)
         return digest(
             {
                 "rules": rules,

@@ -132,8 +132,19 @@ def say(message: str) -> None:
         print(message, flush=True)
 
 
+_alone = False
+
+
+def speak_alone() -> None:
+    """Says that this process is no rank of a larger run, whatever SLURM's variables say."""
+    global _alone
+    _alone = True
+
+
 def first_rank() -> bool:
     """Whether this process speaks for all: it is the only one, or rank 0 (by Lightning's, torchrun's or SLURM's variables)."""
+    if _alone:
+        return True
     names = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID") if "RANK" not in os.environ else ("RANK",)
     return all(os.environ.get(name, "0") == "0" for name in names)
 

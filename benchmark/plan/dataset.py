@@ -72,6 +72,11 @@ class DataSet:
             return manifest["images"] if manifest["kind"] == "latents" else manifest["fingerprint"]
         return None if self.source is None else writer.fingerprint(self.card, self.source)
 
+    @property
+    def named(self) -> str | None:
+        """The identity of the pictures that DATA names, however its path is written; "" where it names none."""
+        return self.run.data and self.fingerprint
+
     def require(self) -> None:
         """Raises UserError where nothing says where the pictures are."""
         if self.folder is None:

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmark import lazy
+from benchmark import lazy, progress
 from benchmark.files import UserError, shown
 
 torch = lazy.module("torch")  # takes a second, which a plan and `--help` need not spend
@@ -78,12 +78,27 @@ class Run:
         return self.nodes * self.count > 1
 
 
-LAUNCHERS = ("MASTER_ADDR", "SLURM_JOB_ID", "TORCHELASTIC_RUN_ID")  # variables of those that start a run on several machines
+def tasks() -> int:
+    """Processes that srun has started, of which this is one; 1 without srun, as in a batch script or an allocation."""
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
 
 
-def check_nodes(run: Run) -> None:
-    """Refuses to wait for machines on which the run was not started."""
-    if run.nodes > 1 and not any(name in os.environ for name in LAUNCHERS):
+def check_ranks(run: Run) -> None:
+    """Refuses to wait for processes that were not started, and to leave devices idle because srun started too few.
+
+    Tasks of srun with one device each, asked for as DEVICES=1, are runs of their own: each speaks for itself.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return
+    if tasks() > 1:
+        if not run.several and run.devices != "auto":
+            progress.speak_alone()
+        elif tasks() != run.nodes * run.count or os.environ.get("SLURM_NTASKS_PER_NODE") != str(run.count):
+            raise UserError(
+                f"srun started {tasks()} tasks for {run.nodes} x {run.count} devices: use `srun --nodes {run.nodes} "
+                f"--ntasks-per-node {run.count}` and let each task see all devices of its node, or DEVICES=1 for separate runs"
+            )
+    elif run.nodes > 1 and "MASTER_ADDR" not in os.environ:
         raise UserError(
             f"NODES is {run.nodes}, but the run was not started on the other machines: use srun, torchrun --nnodes {run.nodes}, "
             "or --cluster slurm"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -25,9 +26,12 @@ def make_bench(protocol: Protocol, method: str, seed: int = 0, run: Run | None =
     words = ["make bench", f"METHOD={method}", f"PROTOCOL={protocol.source}"]
     words += [f"SEED={seed}"] if seed else []
     if run is not None:
-        words += [f"OUT={run.out}"] if run.out != Run.out else []
-        words += [f"DATA={run.data}"] if run.data else []
-    return " ".join(words + ([f'SET="{" ".join(protocol.overrides)}"'] if protocol.overrides else []))
+        words += [shlex.quote(f"OUT={run.out}")] if run.out != Run.out else []
+        words += [shlex.quote(f"DATA={run.data}")] if run.data else []
+    if protocol.overrides:
+        text = " ".join(protocol.overrides)
+        words.append(f'SET="{text}"' if not set('"$`\\!') & set(text) else shlex.quote(f"SET={text}"))
+    return " ".join(words)
 
 
 def show_bytes(count: float) -> str:

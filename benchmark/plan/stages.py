@@ -345,7 +345,7 @@ class Score(Stage):
         if weights is None:
             return None
         code = scoring_code(self.protocol.score.detector)
-        return digest([self.protocol.hash, weights, code, self.context.run.data, revision.current(self.cell.method)])
+        return digest([self.protocol.hash, weights, code, self.context.data.named, revision.current(self.cell.method)])
 
     @property
     def file(self) -> Path | None:

@@ -84,6 +84,10 @@ class Watch(Callback):
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["fingerprint"] = self.key
 
+    def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if checkpoint.get("fingerprint") != self.key:  # `newest` gives none of these
+            raise UserError(f"{trainer.ckpt_path} is of another training; remove it")
+
     def state_dict(self) -> dict[str, Any]:
         self.read()  # Lightning asks for this before it says that it saves
         return {"seconds": self.seconds, "loss": self.loss, "lowest": self.lowest, "skipped": self.skipped}

@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmark import lazy, progress
 from benchmark.files import ENDINGS, PARENT, Stopped, UserError, heard, is_memory, listed
-from benchmark.plan.place import Run, check_nodes, gpus, processors
+from benchmark.plan.place import Run, check_ranks, gpus, processors
 from benchmark.plan.stages import Stage, Train, graph
 from benchmark.protocol import Protocol
 from benchmark.registry import trained_name
@@ -70,7 +70,7 @@ def run_all(stages: Iterable[Stage]) -> list[tuple[Stage, str]]:
 
 def run_one(stage: Stage) -> None:
     """Runs a stage here; one that is for several devices in processes of its own, which its launcher multiplies."""
-    check_nodes(stage.context.run)
+    check_ranks(stage.context.run)
     if stage.spread and stage.context.run.several and "LOCAL_RANK" not in os.environ and not stage.is_complete():
         code = follow([sys.executable, "-m", "benchmark", *stage.command()])
         stage.context.changed()  # latents may be there now

@@ -35,9 +35,10 @@ from benchmark.model.method import Method
 from benchmark.model.precision import autocast, effective
 from benchmark.plan import cost, needs
 from benchmark.plan.layout import CHUNKS, DONE, GRID, REPORT
-from benchmark.plan.place import Run, check_nodes, device
+from benchmark.plan.place import Run, check_ranks, device
 from benchmark.plan.stages import features_of, images_folder, is_sampled, kept_images
 from benchmark.protocol import Protocol, size_hw
+from benchmark.run.ranks import environment
 from benchmark.run.train import alone, load_weights, quieten, trained
 
 GRID_IMAGES = 32
@@ -194,11 +195,11 @@ def check_autoencoder(protocol: Protocol, report: dict[str, Any]) -> None:
 
 def launched(run: Run) -> Fabric:
     """Fabric on the run's devices: one process each, started by it, by torchrun or by a cluster's scheduler."""
-    check_nodes(run)
+    check_ranks(run)
     quieten()
     # A process that is done early waits for the slowest, for longer than the half hour after which torch would give it up.
     strategy = DDPStrategy(timeout=timedelta(days=1)) if run.several else "auto"
-    fabric = Fabric(accelerator=device(), devices=run.count, num_nodes=run.nodes, strategy=strategy)
+    fabric = Fabric(accelerator=device(), devices=run.count, num_nodes=run.nodes, strategy=strategy, plugins=environment(run))
     fabric.launch()
     return fabric
 
@@ -252,5 +253,7 @@ def built(cell: Cell, run: Run) -> Method:
     """The method of a cell with its trained weights, ready to predict."""
     training, _ = trained(cell.training, run)
     method = registry.build(cell.method, cell.protocol, cell.train, cell.seed)
-    load_weights(method, training)
+    report = load_weights(method, training)
+    if cell.protocol.data.representation == "latents":
+        check_autoencoder(cell.protocol, report)
     return method.eval()

@@ -41,9 +41,10 @@ from benchmark.model.precision import averaging, effective, precision
 from benchmark.plan import cost, needs, stages
 from benchmark.plan.dataset import DataSet
 from benchmark.plan.layout import CHECKPOINTS, REPORT, WEIGHTS, is_trained, saved
-from benchmark.plan.place import Run, check_nodes, device, machine
+from benchmark.plan.place import Run, check_ranks, device, machine
 from benchmark.protocol import Protocol, size_hw, size_name
 from benchmark.run.callbacks import Atomic, Keeper, Watch
+from benchmark.run.ranks import environment
 
 _told: set[Path] = set()  # shards that this process has already announced
 
@@ -116,11 +117,13 @@ def open_data(training: Training, run: Run, verbose: bool = False) -> Source:
         return Source(index, latents_fingerprint(index, weights, size_hw(train)), autoencoder, weights)
     if index.kind == "images":
         found = encoded(run.out / "data", index.fingerprint, size_hw(train))
-        if len(found) > 1:  # of several autoencoders
-            wanted = autoencoder_identity(autoencoder_of(load_card(protocol.data.card)))[1]
+        by = ""
+        if len(found) > 1 or (found and os.environ.get("AUTOENCODER")):  # of several autoencoders, or one is asked for
+            name = autoencoder_of(load_card(protocol.data.card))
+            by, wanted = f" by the autoencoder {name}", autoencoder_identity(name)[1]
             found = [other for other in found if other.manifest["autoencoder"]["hash"] == wanted]
         if not found:
-            raise UserError(f"{run.out / 'data'} has no latents of {index.folder} at {train}: run `make latents`")
+            raise UserError(f"{run.out / 'data'} has no latents of {index.folder} at {train}{by}: run `make latents`")
         index = found[0]
     if tuple(index.manifest["size"]) != size_hw(train):
         held = size_name(*index.manifest["size"])
@@ -153,8 +156,7 @@ def train(training: Training, run: Run) -> Path:
         UserError: data or checkpoint are not what they should be, or the loss is not a number.
         Stopped: asked to end; saved.
     """
-    check_nodes(run)
-    needs.check_memory(needs.training(training.protocol, training.size, run), f"train {training}")
+    check_ranks(run)
     source = open_data(training, run, verbose=True)
     folder = training.folder(run.out, source.hash)
     if is_trained(folder):
@@ -162,6 +164,7 @@ def train(training: Training, run: Run) -> Path:
         if progress.first_rank():
             discard(folder, run)  # of a run that was killed before it did so
         return folder
+    needs.check_memory(needs.training(training.protocol, training.size, run), f"train {training}")
     needed = cost.training(training.protocol, training.size).bytes + cost.checkpoints(training.protocol)
     there = sum(path.stat().st_size for path in folder.glob(f"{CHECKPOINTS}/*.ckpt"))  # of an interrupted run
     needs.check_disk(needed - there, f"train {training}", run.out)
@@ -221,7 +224,8 @@ def _fit(method: Method, training: Training, source: Source, folder: Path, run: 
             strategy="ddp" if run.several else "auto",
             precision=precision(config.precision),
             callbacks=[averaging(protocol), Watch(stage, key), keeper],
-            plugins=[Atomic()],
+            plugins=[Atomic(), *environment(run)],
+            default_root_dir=folder,  # in a job Lightning starts from an hpc_ckpt_* of its own that lies there
             logger=loggers(folder, key),
             log_every_n_steps=50,
             enable_checkpointing=False,

@@ -23,7 +23,7 @@ from benchmark.files import UserError
 from benchmark.identity import Cell, Training
 from benchmark.plan.place import Run
 from benchmark.protocol import Protocol
-from benchmark.run import sample, train
+from benchmark.run import loss, sample, train
 
 LATENTS = """
 title: Latents, for tests
@@ -120,6 +120,10 @@ def test_the_latents_of_the_right_autoencoder_are_found(small, autoencoder, tmp_
     monkeypatch.setenv("AUTOENCODER", other)
     with pytest.raises(UserError, match="not the one used for training"):
         sample.sample(cell, run)
+    with pytest.raises(UserError, match="not the one used for training"):
+        loss.cell_loss(cell, run, loss.heldout_images(small, "32x32", run, "cpu", count=8))
+    with pytest.raises(UserError, match=f"has no latents of .* at 32x32 by the autoencoder {other}: run `make latents`"):
+        train.open_data(training, run)
     second = encode(small, run, other)
     assert train.open_data(training, run).index.folder == second
     with pytest.raises(UserError, match="nope 32x32 seed 0 is not trained"):

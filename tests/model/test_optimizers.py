@@ -11,6 +11,7 @@ import torch
 
 from benchmark import protocol, registry
 from benchmark.files import UserError
+from benchmark.identity import Training
 from benchmark.model.optimizers import MuonAdamW
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
@@ -143,3 +144,17 @@ def test_both_rates_follow_the_methods() -> None:
         for name in ("ledit", "sincos")
     }
     assert rates == {"ledit": [0.01, 5e-4], "sincos": [0.02, 1e-3]}
+
+
+def test_trainings_whose_rates_differ_have_different_keys() -> None:
+    """Muon's rate depends on the shared rate as well, which says nothing of AdamW's."""
+
+    def keys(method: str, *rates: dict) -> set[str]:
+        found = [small.contest(train={"muon_lr": 0.02} | rate) for rate in rates]
+        return {Training(rules, method, next(iter(rules.cells)), 0).key("data") for rules in found}
+
+    own, shared = {"lr": 1e-4, "lr_of": {"ledit": 1e-3}}, {"lr": 1e-3}
+    muon = {"optimizer": "muon"}
+    assert len(keys("ledit", muon | own, muon | shared)) == 2
+    assert len(keys("sincos", muon | {"lr": 1e-3, "lr_of": {"ledit": 1e-4}}, muon | shared)) == 1
+    assert len(keys("ledit", {"muon_lr": 0.02} | own, shared)) == 1, "AdamW has its own rate alone"

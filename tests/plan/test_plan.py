@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 import subprocess
 import sys
 
@@ -18,6 +19,7 @@ from benchmark.plan import report as plan
 from benchmark.plan import stages
 from benchmark.plan.cost import Cost
 from benchmark.plan.layout import CHECKPOINTS, REPORT, WEIGHTS
+from benchmark.plan.place import Run
 
 
 def printed(chosen, stages, name="h100", **options) -> str:
@@ -123,3 +125,13 @@ def test_a_plan_needs_no_torch(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "18 of 18 stages missing" in done.stdout, done.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_a_command_in_a_message_can_be_pasted(tmp_path):
+    run = Run(tmp_path / "my runs", "/data/it's here")
+    found = protocol.load("smoke", ["train.lr=1e-3", "core.width=64"])
+    words = shlex.split(plan.make_bench(found, "ntk", 2, run))
+    assert words == ["make", "bench", "METHOD=ntk", "PROTOCOL=smoke", "SEED=2", f"OUT={run.out}", f"DATA={run.data}",
+                     "SET=train.lr=1e-3 core.width=64"]  # fmt: skip
+    found.overrides = ['train.init="a $b"']
+    assert shlex.split(plan.make_bench(found, "ntk"))[-1] == 'SET=train.init="a $b"'

@@ -307,3 +307,14 @@ def test_methods_of_a_protocol():
     assert without == [name for name in registry.names() if name != "ledit_finetune"]
     with pytest.raises(UserError, match="unknown method 'nowhere'"):
         methods_of(protocol.load("smoke", ["methods=[-nowhere]"]))
+
+
+def test_a_record_stays_whatever_way_the_path_of_the_data_is_written(tmp_path):
+    smoke = protocol.load("smoke")
+    folder = shards(smoke, tmp_path).folder
+
+    def keys(data: str) -> list[str]:
+        return [stage.key() for stage in graph(smoke, ["nope"], tmp_path / "out", data=data) if stage.kind == "score"]
+
+    assert len(set(keys(str(folder)))) == 1
+    assert keys(str(folder)) == keys(f"{folder}/") == keys(f"{folder}/../{folder.name}") != keys("")

@@ -72,6 +72,17 @@ def test_report_and_skip(smoke, uninterrupted, capsys):
     assert "already complete, skipped" in capsys.readouterr().out
 
 
+def test_a_complete_training_is_found_on_a_machine_too_small_for_it(smoke, uninterrupted, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise UserError("needs more memory")
+
+    monkeypatch.setattr(needs, "check_memory", refuse)
+    here = run(uninterrupted.parents[1])
+    assert train.train(Training(smoke, "extrapolation", "16x16", 0), here) == uninterrupted
+    with pytest.raises(UserError, match="needs more memory"):
+        train.train(Training(smoke, "extrapolation", "16x16", 5), here)
+
+
 def test_ema_is_the_average_of_the_weights(smoke, tmp_path, monkeypatch):
     """The saved weights follow w <- d w + (1 - d) raw, written out here by hand."""
     trace = []

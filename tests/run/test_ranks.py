@@ -1,0 +1,103 @@
+"""Which processes belong to a run: those of torchrun, of srun, or those that it starts itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from lightning.fabric.plugins.environments import LightningEnvironment
+
+from benchmark import progress, protocol
+from benchmark.files import ROOT, UserError
+from benchmark.identity import Training
+from benchmark.plan.layout import REPORT
+from benchmark.plan.place import Run, check_ranks
+from benchmark.run import ranks
+from benchmark.run.train import train
+
+SLURM = ("JOB_ID", "NTASKS", "NTASKS_PER_NODE", "PROCID", "LOCALID", "NODEID", "STEP_NUM_TASKS", "NNODES", "JOB_NAME")
+
+
+@pytest.fixture(autouse=True)
+def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*(f"SLURM_{name}" for name in SLURM), "MASTER_ADDR", "TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK", "NODE_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(progress, "_alone", False)
+
+
+def under(monkeypatch: pytest.MonkeyPatch, **variables: object) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+
+
+BATCH = {"JOB_ID": 5, "NTASKS": 2, "PROCID": 0, "LOCALID": 0, "NODEID": 0}  # sbatch --ntasks 2, without srun
+STEP = BATCH | {"STEP_NUM_TASKS": 2, "NTASKS_PER_NODE": 2}  # srun --ntasks-per-node 2
+
+
+@pytest.mark.parametrize(
+    ("variables", "run", "expected"),
+    [
+        ({}, Run(devices="2"), None),
+        (BATCH, Run(devices="2"), LightningEnvironment),  # Lightning alone would wait for a second task
+        (BATCH, Run(devices="1"), LightningEnvironment),
+        (STEP, Run(devices="2"), ranks.Srun),
+        (STEP | {"NNODES": 3}, Run(devices="2"), ranks.Srun),  # of the job, not of this step
+        (STEP | {"PROCID": 1}, Run(devices="1"), LightningEnvironment),
+    ],
+)
+def test_the_environment_of_a_run(variables, run, expected, monkeypatch):
+    under(monkeypatch, **variables)
+    check_ranks(run)
+    found = ranks.environment(run)
+    assert [type(item) for item in found] == ([expected] if expected else [])
+    for item in found:
+        item.validate_settings(run.count, run.nodes)
+    if expected is ranks.Srun:
+        assert not found[0].auto_requeue
+
+
+@pytest.mark.parametrize(
+    ("variables", "run", "told"),
+    [
+        (BATCH, Run(devices="1", nodes=2), "NODES is 2, but the run was not started on the other machines"),
+        (STEP, Run(devices="4"), "srun started 2 tasks for 1 x 4 devices: use `srun --nodes 1 --ntasks-per-node 4`"),
+        (STEP | {"NTASKS_PER_NODE": 1}, Run(devices="2"), "srun started 2 tasks"),
+        (STEP, Run(), "or DEVICES=1 for separate runs"),  # each sees no GPU, or one
+    ],
+)
+def test_processes_that_were_not_started_are_not_waited_for(variables, run, told, monkeypatch):
+    under(monkeypatch, **variables)
+    with pytest.raises(UserError, match=told):
+        check_ranks(run)
+
+
+def test_tasks_with_a_device_each_speak_for_themselves(monkeypatch):
+    under(monkeypatch, **STEP | {"PROCID": 1})
+    assert not progress.first_rank()
+    check_ranks(Run(devices="1"))
+    assert progress.first_rank()
+
+
+def test_no_checkpoint_of_lightnings_own_is_saved_or_started_from(tmp_path, monkeypatch):
+    """In a batch job, on SIGUSR1, Lightning would save to the working directory what any training then starts from."""
+    monkeypatch.chdir(tmp_path)
+    environ = os.environ | {f"SLURM_{name}": str(value) for name, value in BATCH.items()} | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-u", "-m", "benchmark", "train", "extrapolation", "train.steps=100000", "--protocol", "smoke",
+               "--out", str(tmp_path / "long"), "--devices", "1"]  # fmt: skip
+    process = subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert any("steps" in line and "loss" in line for line in process.stdout), "it trains"
+        process.send_signal(signal.SIGUSR1)  # unheard by anybody, it ends a process
+        process.wait(60)
+    finally:
+        process.kill()
+        process.stdout.close()
+    assert not list(tmp_path.rglob("hpc_ckpt*"))
+    under(monkeypatch, **BATCH)
+    Path("hpc_ckpt_1.ckpt").write_bytes(b"of another training")
+    folder = train(Training(protocol.load("smoke"), "extrapolation", "16x16", 1), Run(out=tmp_path / "own", devices="1"))
+    assert (folder / REPORT).is_file()
