@@ -101,7 +101,8 @@ def tables_of(
 ) -> dict[str, Table | None]:
     """The table of every ranked protocol, and None for a leaderboard that is the papers' alone.
 
-    Those with records come first, then by name; a rehearsal follows what it rehearses, and protocols with a switch come last.
+    Those with records come first, those of the front page before others, then by name; a rehearsal follows what it rehearses, and
+    protocols with a switch come last.
     Verified rows are listed in `out_folder`.
     """
     known = {name: rules for name in protocol.names() if (rules := protocol.load(name)).ranked}
@@ -111,11 +112,11 @@ def tables_of(
         for row in board.rows if board else ():
             row.verified, row.new = checked.get((name, row.method), []), (name, row.method) in new
 
-    def place(item: tuple[str, Table | None]) -> tuple[bool, bool, str, bool, str]:
+    def place(item: tuple[str, Table | None]) -> tuple[bool, bool, bool, str, bool, str]:
         name, board = item
         longer = board.protocol.rehearses if board else ""
         switched = bool(board) and board.protocol.switches != protocol.Switches()
-        return not (board and board.rows), switched, longer or name, bool(longer), name
+        return not (board and board.rows), switched, name not in FRONT, longer or name, bool(longer), name
 
     return dict(sorted(found.items(), key=place))
 

@@ -451,3 +451,9 @@ def test_our_columns_stand_beside_the_papers_once_there_are_records(home: Path, 
     assert "| RPE-2D | no published number (scratch here) | – | – | – | – | – | – | 43.00 | 6.92 |" in lines
     assert '<td data-v="44.0">44.00</td>' in (home / "index.html").read_text()
     assert "LEDiT" in (home / "imagenet-256-xl2.md").read_text()
+
+
+def test_the_front_pages_protocol_comes_first() -> None:
+    """Before one with an earlier name, and the rehearsal that the front page falls back to after it."""
+    known = generate.tables_of(record.read_all(), published.load())
+    assert list(known)[:3] == [*generate.FRONT, "shapes-28k"]
