@@ -35,7 +35,7 @@ NOTES = {
     "tradeoff": "Further left: better at the training size. Further down: better beyond it. On the dashed line both are equal; "
     "the higher above the line, the more a method loses at larger sizes.",
     "cost": "Sampling and scoring take longer at larger sizes for every method; one above the others in a column costs more. "
-    "Drawn where all cells ran on one type of machine; trainings are left out if they are known to have run on another.",
+    "Drawn where all cells ran on one type of machine; trainings are shown if they are known to have run on it.",
 }
 BY_RATIO = "Dashed: the training size. Bars: ± one standard deviation over seeds; with one seed, the 95 % interval over images."
 INK = "#010203"  # stands for currentColor while matplotlib draws
@@ -270,7 +270,7 @@ def _cost(board: Table, style: Mapping[str, Look]) -> Figure | None:
             hours, training = record.value["hours"], record.value["training"]["hours"]
             if hours["sample"]:  # older records say 0 for images that they share with another method's cell
                 minutes.setdefault(len(trains) + pairs.index(record.pair), []).append(60 * (hours["sample"] + hours["score"]))
-            if training is not None and record.value["training"].get("machine", machine) == machine:
+            if training is not None and record.value["training"].get("machine") == machine:
                 minutes.setdefault(trains.index(record.train), []).append(60 * training)
         means = {cell: sum(values) / len(values) for cell, values in sorted(minutes.items()) if sum(values) > 0}
         if means:

@@ -78,9 +78,15 @@ class Run:
         return self.nodes * self.count > 1
 
 
+STEP = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE")  # what tells a process that it is one of several
+
+
 def tasks() -> int:
-    """Processes that srun has started, of which this is one; 1 without srun, as in a batch script or an allocation."""
-    return int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
+    """Processes that srun has started, of which this is one; 1 without srun, as in a batch script or an allocation.
+
+    A shell that srun started (--pty bash) has that step's variables as well, but is alone.
+    """
+    return 1 if os.environ.get("SLURM_JOB_NAME") == "bash" else int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
 
 
 def check_ranks(run: Run) -> None:

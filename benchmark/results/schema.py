@@ -31,15 +31,18 @@ class Metric:
     required: bool = False  # with low, high and replicates
     meaning: str = ""  # in a sentence, above its table
     section: str = ""  # the heading that its table stands under; "" for the measures that come first
-    # Whether the spread over seeds grows with the value. In `shapes-long` the slope of its logarithm over the value's is 1.7 for
-    # the loss and 0.4 for FID and sFID (`python -m benchmark.measure.stability --spread`).
+    # Whether the spread over seeds grows in proportion to the value: in `shapes-long` the slope of its logarithm over the value's
+    # is 0.9 or more (`python -m benchmark.measure.stability --spread`; 0.4 for FID and sFID, at most 0.7 for the others).
     proportional: bool = False
 
 
 QUALITY, STRUCTURE = "Further measures of quality", "Structure"
 METRICS = {
     "fid": Metric("FID", "↓", low=0, required=True, meaning="Fréchet distance between features of samples and of real images."),
-    "is": Metric("IS", "↑", low=1, required=True, meaning="Inception score: how clear and varied the classes of samples are."),
+    "is": Metric(
+        "IS", "↑", low=1, required=True, proportional=True,
+        meaning="Inception score: how clear and varied the classes of samples are.",
+    ),
     "sfid": Metric("sFID", "↓", low=0, meaning="FID of spatial features: layout rather than content."),
     "precision": Metric("Precision", "↑", 0, 1, meaning="The share of samples that resemble real images.", section=QUALITY),
     "recall": Metric("Recall", "↑", 0, 1, meaning="The share of real images that the samples cover.", section=QUALITY),
@@ -47,7 +50,7 @@ METRICS = {
     "kid": Metric("KID", "↓", meaning="Kernel distance between features; an unbiased estimate at any N.", section=QUALITY),
     "fid_inf": Metric("FID∞", "↓", meaning="FID extrapolated to infinitely many samples.", section=QUALITY),
     "spectrum": Metric(
-        "Spectrum", "↓", low=0, section=STRUCTURE,
+        "Spectrum", "↓", low=0, section=STRUCTURE, proportional=True,
         meaning="Distance of the radial power spectrum to the reference's: blur and ringing.",
     ),
     "top1": Metric(
@@ -55,7 +58,7 @@ METRICS = {
         meaning="The share of samples that the detector assigns to the requested class.",
     ),
     "objects": Metric(
-        "Object error", "↓", low=0, section=STRUCTURE,
+        "Object error", "↓", low=0, section=STRUCTURE, proportional=True,
         meaning="Deviation of the detected number of objects from the correct one: duplicated or missing objects.",
     ),
     "loss": Metric(

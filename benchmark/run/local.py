@@ -35,6 +35,8 @@ def bench(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> li
     """
     stages = graph(protocol, methods, seed, run)
     stages[0].context.data.require()  # before the machine is measured
+    if not all(stage.is_complete() for stage in stages if stage.spread):
+        check_ranks(run)
     estimate.announce(protocol, stages, run)
     if len(methods) > 1 and run.devices == "auto" and not gpus() and processors() > 1:
         abreast(stages, methods, seed, run)
@@ -70,7 +72,8 @@ def run_all(stages: Iterable[Stage]) -> list[tuple[Stage, str]]:
 
 def run_one(stage: Stage) -> None:
     """Runs a stage here; one that is for several devices in processes of its own, which its launcher multiplies."""
-    check_ranks(stage.context.run)
+    if stage.spread and not stage.is_complete():
+        check_ranks(stage.context.run)
     if stage.spread and stage.context.run.several and "LOCAL_RANK" not in os.environ and not stage.is_complete():
         code = follow([sys.executable, "-m", "benchmark", *stage.command()])
         stage.context.changed()  # latents may be there now

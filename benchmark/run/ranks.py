@@ -15,10 +15,22 @@ from benchmark.plan.place import Run, tasks
 
 
 class Srun(SLURMEnvironment):
-    """The tasks of an srun step. `place.check_ranks` has compared their number with the run's devices."""
+    """The tasks of an srun step, which may have some of the job's nodes alone.
+
+    `place.check_ranks` has compared their number with the run's devices.
+    """
 
     def __init__(self) -> None:
         super().__init__(auto_requeue=False)  # jobs of ours save and are requeued by `run.slurm`
+
+    def world_size(self) -> int:
+        return tasks()
+
+    @property
+    def main_address(self) -> str:
+        if "MASTER_ADDR" not in os.environ and (nodes := os.environ.get("SLURM_STEP_NODELIST")):
+            os.environ["MASTER_ADDR"] = self.resolve_root_node_address(nodes)
+        return super().main_address
 
     def validate_settings(self, num_devices: int, num_nodes: int) -> None:
         pass

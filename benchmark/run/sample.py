@@ -101,6 +101,7 @@ def sample(cell: Cell, run: Run) -> Path:
             return folder
         if progress.first_rank():
             (images / DONE).unlink(missing_ok=True)
+    check_ranks(run)
     base = Cell(cell.protocol, cell.training.method, cell.train, cell.test, cell.seed)
     same = base.method != cell.method and same_encodings(cell)
     if base.method != cell.method and cell.test == cell.train and not same:

@@ -25,6 +25,7 @@ from submitit.helpers import DelayedSubmission
 from benchmark import progress
 from benchmark.files import UserError, unknown
 from benchmark.inputs import Loader
+from benchmark.plan import place
 from benchmark.plan.place import Run, gpus
 from benchmark.plan.stages import graph
 from benchmark.protocol import Protocol
@@ -97,7 +98,8 @@ class Commands:
                 return  # only the first command is shared by the processes
             print("$", " ".join(command), flush=True)
             # The scheduler's announcement goes to every process of the job; only this one may act on it.
-            self.child = subprocess.Popen(command, preexec_fn=ignore_announcement)
+            environment = {name: value for name, value in os.environ.items() if not (number and name in place.STEP)}
+            self.child = subprocess.Popen(command, preexec_fn=ignore_announcement, env=environment)
             code = self.child.wait()
             if code == SAVED and submitit.JobEnvironment().global_rank:
                 return  # the first process was told of the end, and is about to queue the job again: no failure

@@ -156,7 +156,6 @@ def train(training: Training, run: Run) -> Path:
         UserError: data or checkpoint are not what they should be, or the loss is not a number.
         Stopped: asked to end; saved.
     """
-    check_ranks(run)
     source = open_data(training, run, verbose=True)
     folder = training.folder(run.out, source.hash)
     if is_trained(folder):
@@ -164,6 +163,7 @@ def train(training: Training, run: Run) -> Path:
         if progress.first_rank():
             discard(folder, run)  # of a run that was killed before it did so
         return folder
+    check_ranks(run)
     needs.check_memory(needs.training(training.protocol, training.size, run), f"train {training}")
     needed = cost.training(training.protocol, training.size).bytes + cost.checkpoints(training.protocol)
     there = sum(path.stat().st_size for path in folder.glob(f"{CHECKPOINTS}/*.ckpt"))  # of an interrupted run

@@ -12,14 +12,28 @@ import pytest
 from lightning.fabric.plugins.environments import LightningEnvironment
 
 from benchmark import progress, protocol
-from benchmark.files import ROOT, UserError
-from benchmark.identity import Training
-from benchmark.plan.layout import REPORT
+from benchmark.files import ROOT, UserError, read_json
+from benchmark.identity import Cell, Training
+from benchmark.plan import place
+from benchmark.plan.layout import DONE, REPORT
 from benchmark.plan.place import Run, check_ranks
 from benchmark.run import ranks
+from benchmark.run.sample import sample
 from benchmark.run.train import train
 
-SLURM = ("JOB_ID", "NTASKS", "NTASKS_PER_NODE", "PROCID", "LOCALID", "NODEID", "STEP_NUM_TASKS", "NNODES", "JOB_NAME")
+SLURM = (
+    "JOB_ID",
+    "NTASKS",
+    "NTASKS_PER_NODE",
+    "PROCID",
+    "LOCALID",
+    "NODEID",
+    "STEP_NUM_TASKS",
+    "NNODES",
+    "JOB_NAME",
+    "NODELIST",
+    "STEP_NODELIST",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +41,7 @@ def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*(f"SLURM_{name}" for name in SLURM), "MASTER_ADDR", "TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK", "NODE_RANK"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(progress, "_alone", False)
+    monkeypatch.setattr(place, "gpus", lambda: 0)
 
 
 def under(monkeypatch: pytest.MonkeyPatch, **variables: object) -> None:
@@ -45,7 +60,9 @@ STEP = BATCH | {"STEP_NUM_TASKS": 2, "NTASKS_PER_NODE": 2}  # srun --ntasks-per-
         (BATCH, Run(devices="2"), LightningEnvironment),  # Lightning alone would wait for a second task
         (BATCH, Run(devices="1"), LightningEnvironment),
         (STEP, Run(devices="2"), ranks.Srun),
-        (STEP | {"NNODES": 3}, Run(devices="2"), ranks.Srun),  # of the job, not of this step
+        (STEP | {"NTASKS": 6, "NNODES": 3}, Run(devices="2"), ranks.Srun),  # of the job: srun --preserve-env
+        (STEP | {"JOB_NAME": "bash"}, Run(devices="2"), LightningEnvironment),  # a shell: srun --pty bash
+        (STEP | {"JOB_NAME": "bash"}, Run(), LightningEnvironment),
         (STEP | {"PROCID": 1}, Run(devices="1"), LightningEnvironment),
     ],
 )
@@ -58,6 +75,33 @@ def test_the_environment_of_a_run(variables, run, expected, monkeypatch):
         item.validate_settings(run.count, run.nodes)
     if expected is ranks.Srun:
         assert not found[0].auto_requeue
+        assert found[0].world_size() == 2
+
+
+@pytest.mark.parametrize(("gpus", "variables"), [(1, {}), (2, STEP), (2, BATCH)])
+def test_every_gpu_is_taken_unless_devices_say_otherwise(gpus, variables, monkeypatch):
+    monkeypatch.setattr(place, "gpus", lambda: gpus)
+    under(monkeypatch, **variables)
+    check_ranks(Run())
+
+
+def test_ranks_meet_on_a_node_of_their_step(monkeypatch):
+    under(monkeypatch, **STEP)
+    monkeypatch.setenv("SLURM_NODELIST", "node[1-2]")
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "node2")
+    monkeypatch.setenv("MASTER_ADDR", "")  # so that the value set below goes with this test
+    monkeypatch.delenv("MASTER_ADDR")
+    assert ranks.Srun().main_address == "node2"
+
+
+def test_a_cell_that_shares_its_images_is_made_by_any_task(tmp_path, monkeypatch):
+    """Its base's are complete: nothing but the note of it is to be written, by a task that is not the first."""
+    rules, run = protocol.load("smoke"), Run(tmp_path, devices="1")
+    train(Training(rules, "extrapolation", "16x16", 0), run)
+    sample(Cell(rules, "extrapolation", "16x16", "16x16", 0), run)
+    under(monkeypatch, **STEP | {"PROCID": 1})
+    folder = sample(Cell(rules, "yarn", "16x16", "16x16", 0), run)
+    assert read_json(folder / DONE)["same_as"].startswith("extrapolation")
 
 
 @pytest.mark.parametrize(

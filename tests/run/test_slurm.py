@@ -280,6 +280,23 @@ def test_a_process_that_has_saved_does_not_end_the_others(rank, code, fails, mon
         work()
 
 
+def test_the_first_process_is_alone_after_the_command_that_all_share(monkeypatch, tmp_path):
+    """Scoring, which follows sampling in a job of several tasks, is no task among several."""
+    for name, value in (("STEP_NUM_TASKS", 4), ("NTASKS", 4), ("NTASKS_PER_NODE", 2), ("PROCID", 0)):
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    monkeypatch.setattr(slurm.submitit, "JobEnvironment", lambda: SimpleNamespace(global_rank=0))
+    code = """
+import sys
+from benchmark.plan.place import Run, check_ranks, tasks
+check_ranks(Run(devices=sys.argv[1], nodes=int(sys.argv[2])))
+open(sys.argv[3], "a").write(f"{tasks()} ")
+"""
+    work = [[sys.executable, "-c", code, *words, str(tmp_path / "seen")] for words in (("2", "2"), ("auto", "1"))]
+    monkeypatch.chdir(ROOT)
+    Commands(work)()
+    assert (tmp_path / "seen").read_text() == "4 1 "
+
+
 def test_at_its_time_limit_a_job_saves_and_is_queued_again(tmp_path):
     """The command gets SIGTERM and nothing else, ends, and is run again by the same job."""
     import submitit
