@@ -101,7 +101,7 @@ def keep_grids(protocol: Protocol, records: Sequence[record.Record], run: Run, t
             first = sheet.convert("RGB").crop((0, 0, sheet.width, min(height, sheet.height)))
             while max(first.size) > WEBP_SIDE:
                 first = first.reduce(2)
-            first.save(draft, format="WEBP", quality=90)  # at 75 the seams between patches would be smoothed away
+            first.save(draft, format="WEBP", quality=90, method=6)  # at 75 the seams between patches would be smoothed away
         written.append(path)
     for path in sorted((target / "grids" / protocol.name).glob("*/*.webp")):
         base = path.parent.parent / _base(path.parent.name) / path.name

@@ -31,7 +31,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from benchmark import progress, registry
 from benchmark.data import batches, sources, writer
 from benchmark.data.card import autoencoder_of, load_card
-from benchmark.data.index import Index
+from benchmark.data.index import Index, manifest_path
 from benchmark.data.latents import Encoder, autoencoder_identity, encoded, latents_fingerprint
 from benchmark.files import Stopped, UserError, atomic, listed, locked, read_fields, sweep, write_json
 from benchmark.identity import Training
@@ -71,8 +71,19 @@ def prepared(protocol: Protocol, run: Run, verbose: bool = True) -> Path | str:
         written = writer.prepare(data.card, data.source, run.out / "data", workers=workers, progress=report)
     if verbose and not (written.skipped and written.folder in _told):  # every stage of a run asks for them
         progress.say(str(written))
+        if written.skipped and (newer := _newer(data.source, written.folder)):
+            progress.say(
+                f"{newer} of the files in {data.source.where} are newer than these shards, made from files of the same names and "
+                f"sizes; if they hold something else, remove {written.folder}"
+            )
         _told.add(written.folder)
     return written.folder
+
+
+def _newer(source: sources.Source, folder: Path) -> int:
+    """How many tars or parquet files, which are known by name and size, have changed since shards were made of them."""
+    made = manifest_path(folder).stat().st_mtime
+    return sum(path.stat().st_mtime > made for path in getattr(source, "paths", ()))
 
 
 @dataclasses.dataclass(frozen=True)

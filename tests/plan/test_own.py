@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import os
+import time
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -12,6 +18,7 @@ from benchmark.files import UserError
 from benchmark.plan import stages
 from benchmark.plan.own import default_protocol, fitted
 from benchmark.plan.place import Run
+from benchmark.run import train
 
 TINY = ["core.width=32", "core.depth=1", "core.heads=2", "train.steps=2", "train.warmup=1", "train.precision=float32",
         "sample.count=4", "sample.batch=4", "sample.steps=2", "sample.precision=float32", "score.detector=shapes",
@@ -125,3 +132,20 @@ def test_published_hashes_know_no_convention():
     """A rule that came later is left out at its usual value: records of before keep their place."""
     assert "convention" not in protocol.load("shapes").rules()["objective"]
     assert protocol.load("imagenet-256-sit-ft").rules()["objective"]["convention"] == "sit"
+
+
+def test_files_that_have_changed_since_their_shards_were_written_are_told(tmp_path, capsys):
+    """Tars and parquet files are known by name and size: new content of the same length is not seen."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    stream = io.BytesIO()
+    Image.fromarray(np.random.RandomState(0).randint(0, 255, (80, 80, 3), np.uint8)).save(stream, "PNG")
+    pq.write_table(pa.table({"image": [stream.getvalue()] * 4}), folder / "a.parquet")
+    for wait, told in ((0, False), (-100, False), (100, True)):
+        run = Run(tmp_path / "runs", str(folder), "1", workers=1)
+        if wait:
+            os.utime(folder / "a.parquet", (time.time() + wait,) * 2)
+        train._told.clear()
+        where = train.prepared(fitted("folder", TINY, run), run)
+        assert ("1 of the files in" in capsys.readouterr().out) == told
+    assert where.is_dir()
