@@ -264,7 +264,7 @@ def different(a: Entry, b: Entry) -> bool:
     if len(common) >= (PAIRED if usual[0] else ENOUGH):
         differences = [a.by_seed[seed] - b.by_seed[seed] for seed in common]
         return abs(mean(differences)) > student(len(common) - 1) * statistics.stdev(differences) / math.sqrt(len(common))
-    if usual[0] and usual[1]:
+    if usual[0]:
         values = [[entry.by_seed[seed] for seed in seeds] for entry, seeds in ((a, seeds_a), (b, seeds_b))]
         errors = [
             max(spread, entry.spread or 0.0) / math.sqrt(len(own))

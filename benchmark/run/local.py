@@ -72,9 +72,10 @@ def run_all(stages: Iterable[Stage]) -> list[tuple[Stage, str]]:
 
 def run_one(stage: Stage) -> None:
     """Runs a stage here; one that is for several devices in processes of its own, which its launcher multiplies."""
-    if stage.spread and not stage.is_complete():
+    missing = stage.spread and not stage.is_complete()
+    if missing:
         check_ranks(stage.context.run)
-    if stage.spread and stage.context.run.several and "LOCAL_RANK" not in os.environ and not stage.is_complete():
+    if missing and stage.context.run.several and "LOCAL_RANK" not in os.environ:
         code = follow([sys.executable, "-m", "benchmark", *stage.command()])
         stage.context.changed()  # latents may be there now
         if code in {128 + number for number in ENDINGS} | {-number for number in ENDINGS}:

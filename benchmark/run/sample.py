@@ -196,7 +196,6 @@ def check_autoencoder(protocol: Protocol, report: dict[str, Any]) -> None:
 
 def launched(run: Run) -> Fabric:
     """Fabric on the run's devices: one process each, started by it, by torchrun or by a cluster's scheduler."""
-    check_ranks(run)
     quieten()
     # A process that is done early waits for the slowest, for longer than the half hour after which torch would give it up.
     strategy = DDPStrategy(timeout=timedelta(days=1)) if run.several else "auto"
