@@ -304,7 +304,7 @@ def svg(figure: Figure, name: str, caption: str, titles: Mapping[str, str] | Non
     figure.savefig(stream, format="svg", metadata=metadata, transparent=True)
     text = stream.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor").replace("'DejaVu Sans', sans-serif", "system-ui, sans-serif")
-    text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
+    text = _short(re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2))
 
     def sign(found: re.Match[str]) -> str:
         title = html.escape((titles or {})[found[2]])
@@ -316,6 +316,12 @@ def svg(figure: Figure, name: str, caption: str, titles: Mapping[str, str] | Non
     text = text.replace("<svg", f'<svg role="img" aria-label="{html.escape(caption)}"', 1)
     head, _, rest = text.partition(">")
     return f"{head}>{THEME}{rest}"
+
+
+def _short(text: str) -> str:
+    """SVG text with two decimals of a point in its tags, where matplotlib writes six, and without indentation."""
+    text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"\d+\.\d{3,}", lambda number: f"{round(float(number[0]), 2):g}", tag[0]), text)
+    return re.sub(r"\n {2,}", "\n", text)
 
 
 def panels(text: str) -> int:

@@ -17,7 +17,7 @@ TIMES = (1.0, 0.5)  # noise levels shown of methods that look at it
 
 
 class Spectrum(NamedTuple):
-    """One panel: turns of every band across the training grid and across the test grid, and the factor on cos and sin."""
+    """One panel: rotations of every frequency band across the training and the test grid, and the factor on cos and sin."""
 
     title: str
     trained: list[float]
@@ -38,10 +38,10 @@ def spectra() -> list[Spectrum]:
         method = registry.build(name, rules, size, 0)
         for time in TIMES if cls.timed else (None,):
             title = cls.title if time is None else f"{cls.title}, t = {time:g}"
-            turns = [
+            rotations = [
                 (tested * method.theta(TRAINED, tested, time) / (2 * math.pi)).tolist() for tested in (TRAINED, STRETCH * TRAINED)
             ]
-            found.append(Spectrum(title, *turns, method.temperature(STRETCH)))
+            found.append(Spectrum(title, *rotations, method.temperature(STRETCH)))
     return sorted(found, key=lambda one: (one.title != base.title, one.title.lower()))
 
 
@@ -60,7 +60,7 @@ def draw(path: Path = FILE) -> Path:
         figure = Figure(figsize=(9, 1.75 * rows + 0.6))
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         for axes, panel in zip(grid.flat, panels, strict=False):
-            plain = [STRETCH * turns for turns in panels[0].trained]
+            plain = [STRETCH * rotations for rotations in panels[0].trained]
             axes.axhline(1, color=plots.INK, linewidth=0.6, alpha=0.4)
             axes.plot(plain, color=plots.OTHER, linewidth=1, linestyle=(0, (2, 2)))
             axes.plot(panel.trained, color=plots.OTHER, linewidth=1.2)
@@ -77,15 +77,15 @@ def draw(path: Path = FILE) -> Path:
         for axes in grid.flat[len(panels) :]:
             axes.set_visible(False)
         for axes in grid[:, 0]:
-            axes.set_ylabel("turns")
+            axes.set_ylabel("rotations")
         for axes in grid[-1]:
-            axes.set_xlabel("band j")
+            axes.set_xlabel("frequency band")
         lines = [
             Line2D([], [], color=plots.OTHER, linewidth=1.2, label="training grid"),
             Line2D([], [], color=plots.COLOURS[0], linewidth=1.6, marker="o", markersize=2.5, label=f"{STRETCH} x that grid"),
             Line2D([], [], color=plots.OTHER, linewidth=1, linestyle=(0, (2, 2)), label=f"{panels[0].title} at {STRETCH} x"),
         ]
         figure.legend(handles=lines, loc="outside lower center", ncols=3)
-        caption = f"Turns of each rotary band across the grid, at {TRAINED} tokens an axis and at {STRETCH * TRAINED}"
+        caption = f"Rotations of each frequency band across the grid, at {TRAINED} tokens an axis and at {STRETCH * TRAINED}"
         write_text(path, plots.svg(figure, "spectrum", caption) + "\n")
     return path
