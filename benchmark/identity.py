@@ -197,6 +197,8 @@ def _imported(path: str, size: int, changed: int) -> list[str]:
             if isinstance(child, ast.ImportFrom) and (child.module or "").split(".")[0] in ("benchmark", "methods"):
                 found.append(str(child.module))
                 found.extend(f"{child.module}.{alias.name}" for alias in child.names)  # of which the modules have a file
+            if isinstance(child, ast.Import):
+                found.extend(alias.name for alias in child.names if alias.name.split(".")[0] in ("benchmark", "methods"))
             visit(child)
 
     visit(ast.parse(Path(path).read_text(encoding="utf-8")))

@@ -31,6 +31,11 @@ class Stage:
     def advance(self, count: int = 1, figures: str = "") -> None:
         self.set(self.done + count, figures)
 
+    def report(self, done: int, total: int) -> None:
+        """The count and its total, where that is only known on the way."""
+        self.total = total
+        self.set(done)
+
     def set(self, done: int, figures: str = "") -> None:
         self.done = done
         self.figures = figures or self.figures

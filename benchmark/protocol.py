@@ -112,6 +112,11 @@ class Score(Section):
     nearest: Some = 10_000  # real images for precision and recall; ADM's references hold 10,000 up to 256x256, 1,000 at 512x512
     splits: Annotated[int, Interval(ge=0, le=10**6)] = 0  # of the inception score; 0 follows the detector, as the field does
 
+    @property
+    def kept(self) -> int:
+        """Real images whose features a reference keeps."""
+        return min(self.nearest, self.reference)
+
 
 @dataclass
 class Switches(Section):
@@ -380,15 +385,16 @@ def _check_relations(protocol: Protocol) -> None:
         raise unknown(f"solver for the {protocol.objective.name} objective", protocol.sample.solver, solvers)
     shifted = protocol.switches.timestep_shift != "none"
     need(not shifted or protocol.objective.name == "flow", "switches.timestep_shift is for flow models only")
-    usual = protocol.objective.convention == "dit"
-    need(usual or protocol.objective.name == "flow", "objective.convention is for flow models only")
-    need(protocol.objective.shift == 1 or protocol.objective.name == "flow", "objective.shift is for flow models only")
+    for name in ("time", "shift", "convention"):
+        usual = getattr(protocol.objective, name) == getattr(Objective, name)
+        need(usual or protocol.objective.name == "flow", f"objective.{name} is for flow models only")
+    need(protocol.train.muon_lr == Train.muon_lr or protocol.train.optimizer == "muon", "train.muon_lr is for Muon only")
     need(protocol.sample.count >= 2, "sample.count must be at least 2: a covariance needs two images")
     need(protocol.score.reference >= 2, "score.reference must be at least 2: a covariance needs two images")
     splits, count = protocol.score.splits, protocol.sample.count
     need(0 <= splits <= count, f"score.splits must be 0 (the detector's rule) to {count}: every split needs an image")
-    nearest = min(protocol.score.nearest, protocol.score.reference, count)
-    need(nearest >= 4, "score.nearest, score.reference and sample.count must be at least 4: precision needs a third neighbour")
+    enough = min(protocol.score.kept, count) >= 4
+    need(enough, "score.nearest, score.reference and sample.count must be at least 4: precision needs a third neighbour")
     for name, values in protocol.options.items():
         need(_finite(values), f"options.{shown(name)} must hold finite numbers")
 

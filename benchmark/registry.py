@@ -262,11 +262,6 @@ def build(name: str, protocol: Protocol, train: str, seed: int) -> Method:
     return load(name)(protocol, train, seed, protocol.options.get(name, {}))
 
 
-def sources(name: str) -> list[str]:
-    """The file of a method and the files of methods/ it imports, relative to the repository: what its numbers run through."""
-    return [f"methods/{each}.py" for each in _built_on(name)]
-
-
 def _built_on(name: str) -> list[str]:
     """A method and those of methods/ that it builds on, by name."""
     found: set[str] = set()

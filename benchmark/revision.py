@@ -7,19 +7,13 @@ class attribute `revision`), and CHANGELOG.md says what the number means from th
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
-import yaml
-
 from benchmark import registry
-from benchmark.files import ROOT, UserError
 
 TRAIN = 1  # core, objectives, optimizer, averaging, reading of data: everything that a loss runs through
 SAMPLE = 1  # solvers, guidance, decoding, rounding to uint8: from weights to images
 SCORE = 2  # detectors, metrics, reference statistics, intervals: from images to scores
-
-LEDGER = ROOT / "leaderboards" / "ledger.yaml"
 
 
 def parts() -> dict[str, int]:
@@ -32,23 +26,10 @@ def current(method: str) -> dict[str, Any]:
     return {**parts(), "method": registry.revisions(method)}
 
 
-def is_stale(revisions: dict[str, Any] | None, method: str) -> bool:
-    """Whether a record's number may have changed its meaning since; true if its revisions are unknown.
+def is_stale(revisions: dict[str, Any], method: str) -> bool:
+    """Whether a record's number may have changed its meaning since.
 
     Of a method whose file is gone only the shared parts can be compared.
     """
-    if revisions is None:
-        return True
     now = current(method) if method in registry.names() else {**parts(), "method": revisions["method"]}
     return revisions != now
-
-
-@functools.cache
-def ledger() -> dict[str, dict[str, Any]]:
-    """The revisions behind the code hashes that records of schema 1 hold in their place: {hash: revisions}."""
-    try:
-        return yaml.safe_load(LEDGER.read_text(encoding="utf-8")) or {}
-    except FileNotFoundError:
-        return {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{LEDGER} is not YAML ({' '.join(str(error).split())})") from None

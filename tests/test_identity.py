@@ -66,6 +66,8 @@ def test_an_import_inside_a_function_counts_and_one_for_annotations_does_not(cop
     (folder / "three.py").write_text("X = 1\n")
     assert set(code_files("benchmark.model.one")) >= {"benchmark/model/one.py", "benchmark/model/two.py"}
     assert "benchmark/model/three.py" not in code_files("benchmark.model.one")
+    (folder / "two.py").write_text("import benchmark.model.three as three\n")
+    assert "benchmark/model/three.py" in code_files("benchmark.model.one")
 
 
 def shapes(*tests: str) -> Protocol:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from benchmark import registry
+from benchmark import lazy, registry
 from benchmark.files import ROOT
 
 # Top to bottom: a file imports only what stands above it; files of one package import each other without a cycle.
@@ -91,6 +93,22 @@ def test_imports_go_one_way(path):
             assert other in ORDER, module
             assert ORDER.index(other) <= ORDER.index(place(path)), f"{path} imports {other}, which stands below it"
         assert not module.startswith("methods"), f"{path} reaches into methods/; only the registry finds methods"
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_what_is_asked_of_another_module_is_there(path):
+    """A type checker does not look behind a module that is imported on first use."""
+    if path.name == "__main__.py":
+        return
+    module = importlib.import_module(".".join(("benchmark", *path.with_suffix("").parts)).removesuffix(".__init__"))
+    tree = ast.parse((ROOT / "benchmark" / path).read_text(encoding="utf-8"))
+    local = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    local |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            known = vars(module).get(node.value.id)
+            if isinstance(known, lazy.Module | ModuleType) and node.value.id not in local:
+                assert hasattr(known, node.attr), f"line {node.lineno}: {node.value.id} has no {node.attr}"
 
 
 def test_no_package_imports_itself_in_a_circle():

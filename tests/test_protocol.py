@@ -103,11 +103,15 @@ def test_a_file_elsewhere_is_custom(tmp_path):
         ("score.nearest=3", "precision needs a third neighbour"),
         ("sample.count=3", "precision needs a third neighbour"),
         ("data.factor=8", "data.factor is 1 for pixels only"),
+        ("objective.name=ddpm sample.solver=ddim objective.time=uniform", "objective.time is for flow models only"),
+        ("objective.name=ddpm sample.solver=ddim objective.shift=2", "objective.shift is for flow models only"),
+        ("objective.name=ddpm sample.solver=ddim objective.convention=sit", "objective.convention is for flow models only"),
+        ("train.optimizer=adamw train.muon_lr=0.1", "train.muon_lr is for Muon only"),
     ],
 )
 def test_bad_rules_are_refused_in_one_line(override, message):
     with pytest.raises(UserError) as error:
-        protocol.load("smoke", [override])
+        protocol.load("smoke", override.split())
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 

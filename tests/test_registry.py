@@ -80,7 +80,6 @@ def test_a_file_is_read_once_until_it_changes(folder: Path, monkeypatch: pytest.
         patch.setattr(registry.ast, "walk", None)
         patch.setattr(registry.ast, "literal_eval", None)
         assert registry.revisions("child") == expected
-        assert registry.sources("child") == ["methods/base.py", "methods/child.py"]
     registry.revisions("child")["base"] = 9  # what is handed out is the caller's own
     assert registry.revisions("child") == expected
     (folder / "base.py").write_text("class Base(Method):\n    revision = 10\n")
@@ -89,7 +88,7 @@ def test_a_file_is_read_once_until_it_changes(folder: Path, monkeypatch: pytest.
     assert registry.revisions("child") == {"base": 7, "child": 7, "other": 7}
     (folder / "base.py").unlink()
     with pytest.raises(UserError, match=r"^there is no methods/base\.py$"):
-        registry.sources("child")
+        registry.revisions("child")
 
 
 METHOD = "from benchmark.model.method import Method\n\n\n"

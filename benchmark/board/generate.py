@@ -7,7 +7,6 @@ leaderboards/published.yaml, leaderboards/notes, leaderboards/grids and what the
 from __future__ import annotations
 
 import base64
-import difflib
 import hashlib
 import re
 from collections.abc import Collection, Sequence
@@ -224,15 +223,3 @@ def _where(name: str, old: Content, text: Content) -> str:
     pairs = enumerate(zip(old.splitlines(), text.splitlines(), strict=False), start=1)
     line = next((number for number, (a, b) in pairs if a != b), min(old.count("\n"), text.count("\n")) + 1)
     return f"{name} differs from line {line}"
-
-
-def check(records_folder: Path | str = record.FOLDER, out_folder: Path | str = FOLDER) -> str:
-    """A unified diff from the files to what the records give, a line a picture; "" when they are the same. Nothing is written."""
-    lines: list[str] = []
-    for name, (old, text) in sorted(_changes(records_folder, Path(out_folder).resolve()).items()):
-        if isinstance(old, bytes) or isinstance(text, bytes):
-            lines.append(_where(name, old, text))
-            continue
-        names = f"{name} (committed)", f"{name} (from the records)"
-        lines += difflib.unified_diff((old or "").splitlines(), (text or "").splitlines(), *names, n=1, lineterm="")
-    return "\n".join(lines)

@@ -60,7 +60,7 @@ def stable(item: StablePairs, figures: Published, size: str) -> tuple[list[Pair]
 
 def share(board: Table, column: Column, pairs: list[Pair], metric: str) -> Share | None:
     """How a measure orders the pairs at one of our columns; None where it has no pair to order."""
-    sign = 1 if METRICS[metric].arrow == "↓" else -1
+    sign = METRICS[metric].sign
     entries = {row.method: row.entries[metric, column] for row in board.rows if (metric, column) in row.entries}
     have = {method: entry for method, entry in entries.items() if entry.value is not None}
     pairs = [pair for pair in pairs if set(pair) <= set(have)]

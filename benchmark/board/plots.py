@@ -211,7 +211,7 @@ def _by_ratio(board: Table, metric: str, style: Mapping[str, Look]) -> Figure | 
         axes.set_xlabel("test size / training size, per axis")
         axes.set_title(f"trained at {train}")
         axes.grid(axis="y")
-        if METRICS[metric].arrow == "↓" and all(value is None or value > 0 for value in entries):
+        if METRICS[metric].sign > 0 and all(value is None or value > 0 for value in entries):
             axes.set_yscale("log")
             shown = [value for value in entries if value is not None]
             _plain_log(axes.yaxis, max(shown) / min(shown))

@@ -157,7 +157,7 @@ class Table:
 
     def ranks(self, metric: str) -> dict[str, int]:
         """{method: its place, from 1} by a measure's headline, of the complete rows that have it."""
-        sign = 1 if METRICS[metric].arrow == "↓" else -1
+        sign = METRICS[metric].sign
         values = {row.method: row.entries[metric, self.headline].value for row in self.rows if row.complete}
         order = sorted((sign * value, method) for method, value in values.items() if value is not None)
         return {method: place for place, (_, method) in enumerate(order, start=1)}
@@ -293,15 +293,17 @@ def _half(entry: Entry) -> float | None:
 Images = Sequence[Mapping[int, float]]  # of the entries of a column: their FIDs by seed, which are the same for the same images
 
 
-def _mark_best(entries: Sequence[Entry], images: Images, arrow: str) -> None:
+def _mark_best(entries: Sequence[Entry], images: Images, sign: int) -> None:
     """Marks the best value of a column and everything that is not different from it.
 
     An entry whose images are some of another's, as those of training-free rows are at the training size, is judged as that one.
+
+    Args:
+        sign: of the measure.
     """
     present = [(entry, fids) for entry, fids in zip(entries, images, strict=True) if entry.value is not None]
-    if not present or not arrow:
+    if not present:
         return
-    sign = 1 if arrow == "↓" else -1
     fullest = [
         max((other for other in present if fids.items() <= other[1].items()), key=lambda other: len(other[1]))[0]
         for _, fids in present
@@ -390,7 +392,7 @@ def build(rules: Protocol, records: Iterable[Record]) -> Table:
             entries = [row.entries[metric, column] for row in table.rows]
             images = [row.entries["fid", column].by_seed for row in table.rows]
             _note_usual(entries, images, families, METRICS[metric].proportional)
-            _mark_best(entries, images, METRICS[metric].arrow)
+            _mark_best(entries, images, METRICS[metric].sign)
     ranks = table.ranks("fid")
     table.rows.sort(key=lambda row: (row.missing, ranks.get(row.method, math.inf), row.method))
     return table

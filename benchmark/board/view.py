@@ -17,7 +17,7 @@ from benchmark.board.grid import Cell, Grid, Head, Line, decimals, shown
 from benchmark.board.published import Absent, Published
 from benchmark.board.table import MARKS, Column, Row, Table, different, far
 from benchmark.files import UserError
-from benchmark.results.record import METRICS, Metric
+from benchmark.results.record import METRICS, Metric, same_images
 
 if TYPE_CHECKING:
     from benchmark.board.plots import Look
@@ -216,7 +216,7 @@ def facts(board: Table) -> list[tuple[str, str]]:
         ("Detector", f"{rules.score.detector}{hashes('detector')}"),
         ("Data", f"{rules.data.card}{hashes('data')}"),
         ("Reference", f"{rules.score.reference:,} images at every test size{': ' + each if each else ''}"),
-        ("Precision, recall", f"{min(rules.score.nearest, rules.score.reference):,} real images, exact distances"),
+        ("Precision, recall", f"{rules.score.kept:,} real images, exact distances"),
         ("Inception score", f"{rules.splits} split{'s' if rules.splits > 1 else ''}"),
         ("Training", f"{steps} of {rules.train.batch}, {rules.objective.name} objective, {_optimizer(rules)}"),
         ("Sampling", f"{rules.sample.solver}, {rules.sample.steps} steps, guidance {rules.sample.guidance:g}"),
@@ -266,7 +266,7 @@ def _head(column: Column, metric: str, one: bool) -> Head:
     size = column.test if one else f"{column.train}-{column.test}"
     key = f"{metric}.{f'mean-{column.group}' if column.is_mean else size}"
     below = column.test if one and not column.is_mean else below
-    return Head(title, below, key=key, group="mean" if column.is_mean else column.group, falls=METRICS[metric].arrow == "↑")
+    return Head(title, below, key=key, group="mean" if column.is_mean else column.group, falls=METRICS[metric].sign < 0)
 
 
 def _name(item: Method) -> Cell:
@@ -355,7 +355,7 @@ def _real(rules: Protocol, size: str, grids: Path) -> str:
 def _samples(board: Table, row: Row, column: Column, seed: int, grids: Path) -> str:
     """The picture of a cell's samples, or "". Where they are its base's (the FIDs are equal), the base's may be the only one."""
     fids = [item.entries["fid", column].by_seed.get(seed) for item in board.rows if item.method in (row.method, row.trained_as)]
-    same = fids[0] is not None and len(fids) == 2 and fids[0] == fids[1]
+    same = len(fids) == 2 and same_images(*fids)
     own, base = (f"{board.protocol.name}/{name}/{column.train}-{column.test}-s{seed}" for name in (row.method, row.trained_as))
     return picture(grids, own) or (picture(grids, base) if same else "")
 

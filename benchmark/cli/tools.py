@@ -41,7 +41,7 @@ classifier, detectors, external, photos, trainings, references, samples_of = (
     for name in ("classifier", "detectors", "external", "photos", "photos_training", "reference", "samples")
 )
 checkpoint = lazy.module("benchmark.model.checkpoint")
-generation = lazy.module("benchmark.board.generate")
+generation, ranking = lazy.module("benchmark.board.generate"), lazy.module("benchmark.board.ranking")
 speeds, spectra = lazy.module("benchmark.measure.speed"), lazy.module("benchmark.measure.spectrum")
 app = typer.Typer()
 EVALUATE, BOARDS, OTHER = "Evaluate", "Leaderboards", "Other"
@@ -107,12 +107,7 @@ def print_scores(samples: str, reference: str, detector: str, weights: str, as_j
         print(json.dumps({"samples": samples, **result}, sort_keys=True, allow_nan=False))
         return
     with progress.stage("features", 1, "image") as stage:
-
-        def report(done: int, total: int) -> None:
-            stage.total = total
-            stage.set(done)
-
-        result = external.score_files(samples, reference, detector, weights or None, report=report)
+        result = external.score_files(samples, reference, detector, weights or None, report=stage.report)
     table = Table(title=f"{samples}: {result['count']} images against {reference}, detector {detector}")
     for column in ("score", "value", "low", "high"):
         table.add_column(column, justify="left" if column == "score" else "right")
@@ -193,7 +188,7 @@ def leaderboards(
             raise UserError("--against and --check cannot be combined; give one of them")
         if not Path(against).is_dir():
             raise UserError(f"{against} is not a folder of records")
-        print(generation.ranking_changes(against, boards.BOARDS / "records"))
+        print(ranking.ranking_changes(against, boards.BOARDS / "records"))
         return
     for path in generation.generate(check=check):
         print(path)

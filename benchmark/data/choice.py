@@ -24,6 +24,7 @@ DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")  # Pillow's modes of more t
 GREY = ("1", "L", "LA", "La", *DEEP)  # Pillow's modes without colour
 # How the reasons for leaving out a sound picture begin.
 TOO_SMALL, NO_COLOUR, TOO_DEEP, BESIDE = "too small", "grey", "more than 8 bits a channel", "beside the class folders"
+CHOSEN = (TOO_SMALL, NO_COLOUR, TOO_DEEP, BESIDE)  # reasons to leave out a picture that can be read
 UNREADABLE = "unreadable"
 
 
@@ -113,8 +114,8 @@ class Choice:
 
     def counts(self, reasons: Iterable[str]) -> dict[str, int]:
         """How many pictures are not taken, by the reasons as they are told; those that could not be read are the first."""
-        begun = Counter(next((r for r in (TOO_SMALL, NO_COLOUR, TOO_DEEP, BESIDE) if why.startswith(r)), "") for why in reasons)
-        told = {self.told(reason): begun[reason] for reason in (TOO_SMALL, NO_COLOUR, TOO_DEEP, BESIDE)}
+        begun = Counter(next((reason for reason in CHOSEN if why.startswith(reason)), "") for why in reasons)
+        told = {self.told(reason): begun[reason] for reason in CHOSEN}
         return {UNREADABLE: begun[""], **told}
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmark.data.card import CLASSES, Card
-from benchmark.data.choice import NO_COLOUR, TOO_SMALL, UNREADABLE, Choice, LeftOut
+from benchmark.data.choice import CHOSEN, Choice, LeftOut
 from benchmark.data.images import DAMAGE
 from benchmark.data.index import FORMAT, read_manifest, row_type
 from benchmark.data.pool import parallel
@@ -51,7 +51,6 @@ class Written:
     folder: Path
     fingerprint: str
     count: int
-    failures: int  # pictures that could not be read
     skipped: bool  # it was complete already
     left_out: dict[str, int] = field(default_factory=dict)  # reason -> pictures that are not taken, each in the manifest
     others: dict[str, int] = field(default_factory=dict)  # reason -> pictures or files that are not taken, only counted
@@ -234,7 +233,7 @@ class _Work:
         """What a manifest says in few numbers."""
         left_out = self.choice.counts(trouble for _, trouble in manifest["failures"])
         others = {"of other classes": manifest.get("dropped", 0), "of other file types": manifest.get("ignored", 0)}
-        return Written(self.out, self.key, manifest["count"], left_out[UNREADABLE], skipped, left_out, others)
+        return Written(self.out, self.key, manifest["count"], skipped, left_out, others)
 
     def _tell(self) -> None:
         self._tolerate()
@@ -242,7 +241,7 @@ class _Work:
             self.progress(self.count, self.total)
 
     def _tolerate(self) -> None:
-        unreadable = [(name, trouble) for name, trouble in self.failures if not trouble.startswith((TOO_SMALL, NO_COLOUR))]
+        unreadable = [(name, trouble) for name, trouble in self.failures if not trouble.startswith(CHOSEN)]
         if len(unreadable) > self.tolerance * self.total:
             name, trouble = unreadable[0]
             raise UserError(

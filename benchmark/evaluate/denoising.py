@@ -147,7 +147,7 @@ def losses(
     return found
 
 
-def entry(found: Tensor, method: Method, images: HeldOut, resamples: int = 200, level: float = 0.95) -> dict[str, Any]:
+def entry(found: Tensor, method: Method, images: HeldOut, resamples: int, level: float) -> dict[str, Any]:
     """The score of a record.
 
     Args:

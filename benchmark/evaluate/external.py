@@ -56,9 +56,14 @@ def score_files(
     images = open_images(samples)
     if str(reference_path) != "shapes" and not Path(reference_path).exists():  # before the weights are fetched
         raise UserError(f"{reference_path} does not exist")
+    least = options.neighbours + 1
+    if images.count < least:
+        raise UserError(f"{samples} holds {images.count} images; precision needs at least {least}, and FID many more")
     detector = detectors.load(detector_name, weights, device)
     real = open_reference(reference_path, detector, images.size_hw, options.nearest, batch, report)
     check_size(real, size_name(*images.size_hw))  # before any work
+    if real.nearest is not None and len(real.nearest) < least:
+        raise UserError(f"{reference_path} holds {len(real.nearest)} images; precision needs at least {least}, and FID many more")
     splits = options.splits or registry.detector_facts(detector_name).splits(images.count)
     options = dataclasses.replace(options, splits=splits, balanced=False)  # the classes of these images are unknown
     with tempfile.TemporaryDirectory() as scratch:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmark.files import UserError
+from benchmark.model.flops import OUTPUTS
 from benchmark.protocol import Objective as ObjectiveConfig
 from benchmark.protocol import Sample as SampleConfig
 
@@ -37,7 +38,7 @@ class FlowMatching:
         sit     1 - t, -v            willisma/SiT (transport: t = 0 is noise, the velocity points to data)
     """
 
-    outputs = 1  # output channels per input channel
+    outputs = OUTPUTS["flow"]  # output channels per input channel
 
     def __init__(self, config: ObjectiveConfig) -> None:
         self.density, self.shift, self.convention = config.time, config.shift, config.convention
@@ -121,14 +122,14 @@ class DDPM:
     The loss is mse(eps) + one term of the variational bound in bits per dimension, with eps detached there.
     """
 
-    outputs = 2
-    levels = 1000
+    outputs = OUTPUTS["ddpm"]
+    levels, betas = 1000, (1e-4, 0.02)
 
     def __init__(self, config: ObjectiveConfig) -> None:
-        betas = torch.linspace(1e-4, 0.02, self.levels, dtype=torch.float64)
+        betas = torch.linspace(*self.betas, self.levels, dtype=torch.float64)
         alphas_bar = (1 - betas).cumprod(0)
         before = torch.cat([torch.ones(1, dtype=torch.float64), alphas_bar[:-1]])
-        self.betas, self.alphas_bar, self.alphas_bar_before = betas, alphas_bar, before
+        self.alphas_bar = alphas_bar
         variance = betas * (1 - before) / (1 - alphas_bar)  # of q(x_{t-1} | x_t, x_0): Ho et al., eq. 7
         # The first variance is zero: its logarithm takes the next one's, as the published models were trained.
         self.log_variance = torch.cat([variance[1:2], variance[1:]]).log()
@@ -219,8 +220,8 @@ class DDPM:
         from diffusers import DDPMScheduler  # seconds, for this sampler alone
 
         scheduler = DDPMScheduler(
-            num_train_timesteps=self.levels, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False,
-            variance_type="learned_range", timestep_spacing="linspace")  # fmt: skip
+            num_train_timesteps=self.levels, beta_start=self.betas[0], beta_end=self.betas[1], beta_schedule="linear",
+            clip_sample=False, variance_type="learned_range", timestep_spacing="linspace")  # fmt: skip
         scheduler.set_timesteps(steps)
         return lambda output, level, after, x: scheduler.step(output, level, x, generator=list(generators)).prev_sample
 

@@ -34,7 +34,6 @@ class Method(LightningModule):
         note: what a reader of its row must know, such as "reimplemented from the abstract".
         paper: where it was published: an arXiv number such as "2309.00071", or a URL.
         year: of that publication; of an arXiv number, the year in it.
-        kind: "trained", or "training-free" where it uses another method's checkpoint. Follows from `trains_as`.
         revision: raised when the meaning of its numbers changes (benchmark/revision.py); records of lower ones are stale.
         augments: the name of the option that turns on an augmentation of pictures in training; "" for none.
         trains_as: the name of the method whose checkpoint it uses; None is its own. Such a method is training-free, and
@@ -59,7 +58,6 @@ class Method(LightningModule):
     note: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     year: ClassVar[int] = 0
-    kind: ClassVar[str] = "trained"
     revision: ClassVar[int] = 1
     augments: ClassVar[str] = ""
     trains_as: ClassVar[str | None] = None
@@ -76,10 +74,6 @@ class Method(LightningModule):
     encoder: Callable[[dict[str, Any]], dict[str, Any]] | None = (
         None  # where pictures become latents on the way (data/latents.py)
     )
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        cls.kind = "training-free" if cls.trains_as else "trained"
 
     def __init__(self, protocol: Protocol, train: str, seed: int = 0, options: Mapping[str, Any] | None = None) -> None:
         super().__init__()

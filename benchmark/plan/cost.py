@@ -103,5 +103,5 @@ def detecting(protocol: Protocol, images: int) -> Cost:
 
 def reference(protocol: Protocol) -> Cost:
     """Reference statistics of one size: the detector's pass, and the features that are kept."""
-    kept = min(protocol.score.nearest, protocol.score.reference) * detector_facts(protocol.score.detector).numbers
+    kept = protocol.score.kept * detector_facts(protocol.score.detector).numbers
     return detecting(protocol, protocol.score.reference) + Cost(bytes=4.0 * kept)

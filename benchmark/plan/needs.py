@@ -48,14 +48,14 @@ def reference(protocol: Protocol) -> dict[str, float]:
     score = protocol.score
     width = detector_facts(score.detector).numbers
     return {
-        f"the features of {min(score.nearest, score.reference)} images": 4.0 * width * min(score.nearest, score.reference),
+        f"the features of {score.kept} images": 4.0 * width * score.kept,
         f"the order of {score.reference} images": 9.0 * score.reference,
     }
 
 
-def check_memory(needed: dict[str, float], what: str, on_gpu: bool = True) -> None:
+def check_memory(needed: dict[str, float], what: str) -> None:
     """Raises UserError where this machine has less memory than is needed."""
-    total, there = sum(needed.values()), memory(on_gpu)
+    total, there = sum(needed.values()), memory()
     if total > there:
         most = max(needed, key=needed.__getitem__)
         raise UserError(
@@ -74,9 +74,9 @@ def check_disk(needed: float, what: str, folder: Path) -> None:
         raise UserError(f"{what} needs about {shown(needed)} on disk, but {folder} has {shown(free)} left")
 
 
-def memory(on_gpu: bool = True) -> float:
+def memory() -> float:
     """Bytes of a device's memory: of the first GPU where there is one, else of this machine, or of the share that we may use."""
-    if on_gpu and gpus():
+    if gpus():
         # Not mem_get_info, which opens a context: every rank would hold one on the first GPU.
         return float(torch.cuda.get_device_properties(0).total_memory)
     total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmark import lazy, registry, revision
-from benchmark.files import digest, read_fields
+from benchmark.files import below, digest, read_fields
 from benchmark.identity import Cell, Training, cells_of, features_folder, reference_ending, reference_key, scoring_code
 from benchmark.plan import cost
 from benchmark.plan.cost import Cost
@@ -55,10 +55,12 @@ class Stage:
 
     Attributes:
         needs: the stages that must be complete before it can run.
+        after: those that come first where both are to run, since it then has less to do; it can do without.
     """
 
     context: Context
     needs: list[Stage] = field(default_factory=list)
+    after: list[Stage] = field(default_factory=list)
     kind = ""
     spread = False  # whether it runs in one process for each device
 
@@ -233,8 +235,7 @@ class Reference(Stage):
         score, weights = self.protocol.score, registry.detector_weights(self.protocol.score.detector)
         if weights is None or (self.context.data.card.kind != "shapes" and not self.context.run.data):
             return None
-        nearest = min(score.nearest, score.reference)
-        return reference_key(*self.context.data.real(), self.test, score.detector, weights, score.reference, nearest)
+        return reference_key(*self.context.data.real(), self.test, score.detector, weights, score.reference, score.kept)
 
     def state(self) -> str:
         key, folder = self.key(), self.context.run.out / "references"
@@ -252,7 +253,7 @@ class Reference(Stage):
         data = self.context.data
         name, _ = data.real()
         source = name if data.card.kind == "shapes" else str(data.folder)  # of the prepared pictures: what the key names
-        numbers = ["--count", str(score.reference), "--nearest", str(min(score.nearest, score.reference))]
+        numbers = ["--count", str(score.reference), "--nearest", str(score.kept)]
         return ["reference", source, self.test, *numbers, "--detector", score.detector]
 
     def command(self) -> list[str]:
@@ -376,7 +377,7 @@ class Score(Stage):
 def images_folder(folder: Path) -> Path:
     """Where the images of a complete cell are: in its own folder, or in that of the cell whose encodings are the same."""
     same = read_fields(folder / DONE, "count").get("same_as")
-    return folder.parent / same if same else folder
+    return below(folder.parent, str(same)) if same else folder
 
 
 def features_of(folder: Path, protocol: Protocol) -> Path | None:
@@ -440,8 +441,7 @@ def graph(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> li
         base = samples.get(same)
         train = trainings[training]
         made = Sample(context=context, needs=[train], cell=cell, train=train, base=base)
-        if made.shared and base is not None:
-            made.needs.append(base)
+        made.after = [base] if made.shared and base else []
         cells += [made, Score(context=context, needs=[made, references[cell.test]], sample=made)]
         samples.setdefault(same, made)
     later: list[Stage] = [*latents.values(), *trainings.values(), *references.values(), *cells]

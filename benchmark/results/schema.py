@@ -35,6 +35,11 @@ class Metric:
     # is 0.9 or more (`python -m benchmark.measure.stability --spread`; 0.4 for FID and sFID, at most 0.7 for the others).
     proportional: bool = False
 
+    @property
+    def sign(self) -> int:
+        """1 where less is better, -1 where more is."""
+        return 1 if self.arrow == "↓" else -1
+
 
 QUALITY, STRUCTURE = "Further measures of quality", "Structure"
 METRICS = {
@@ -204,7 +209,7 @@ class Schema(TypedDict):
     method: _Method
     cell: _Cell
     seed: Natural
-    revisions: _Revisions | None  # None: of a record of schema 1 whose code the ledger does not know
+    revisions: _Revisions
     code: _Code
     training: _Training
     data: _Data

@@ -128,7 +128,7 @@ def _is_shared(protocol: Protocol, picture: Path, boards: Path) -> bool:
         path = boards / "records" / protocol.name / method / f"{picture.stem}.json"
         scores = record.read(path, protocol).scores if path.is_file() else None
         fids.append(scores["fid"]["value"] if scores else None)
-    return fids[0] is not None and fids[0] == fids[1]
+    return record.same_images(*fids)
 
 
 def _hand_on(protocol: Protocol, picture: Path, target: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -16,6 +16,7 @@ from benchmark.data.card import autoencoder_of, load_card
 from benchmark.evaluate import denoising
 from benchmark.evaluate.denoising import HeldOut
 from benchmark.evaluate.reference import Scenes, Shards
+from benchmark.evaluate.score import options_of
 from benchmark.identity import Cell
 from benchmark.plan.place import Run, device
 from benchmark.protocol import Protocol
@@ -42,17 +43,20 @@ def cell_loss(cell: Cell, run: Run, images: HeldOut) -> dict[str, Any]:
     """The denoising loss of a cell, as the score of its record; `images` are of the cell's test size."""
     method = built(cell, run).to(images.data.device)
     with progress.stage(f"loss {cell}", 1, "forward") as stage:
-
-        def report(done: int, total: int) -> None:
-            stage.total = total
-            stage.set(done)
-
-        return denoising.entry(denoising.losses(method, images, report=report), method, images)
+        found, options = denoising.losses(method, images, report=stage.report), options_of(cell.protocol)
+        return denoising.entry(found, method, images, options.resamples, options.level)
 
 
-def compared(
-    cells: Sequence[Cell], run: Run, against: str = "", folder: Path | str = ""
-) -> list[tuple[Cell, dict[str, Any], Comparison | None]]:
+class Loss(NamedTuple):
+    """The denoising loss of a cell as the score of a record, its comparison with another method's, and on how many images."""
+
+    cell: Cell
+    entry: dict[str, Any]
+    comparison: Comparison | None
+    count: int
+
+
+def compared(cells: Sequence[Cell], run: Run, against: str = "", folder: Path | str = "") -> list[Loss]:
     """The denoising loss of a method's cells, and each in pairs against another method's.
 
     Args:
@@ -66,27 +70,25 @@ def compared(
         own, comparison = cell_loss(cell, run, images), None
         if other != cell.method:
             comparison = compare(own, cell_loss(dataclasses.replace(cell, method=other), run, images))
-        found.append((cell, own, comparison))
+        found.append(Loss(cell, own, comparison, len(images.data)))
     return found
 
 
 def print_losses(
-    found: Sequence[tuple[Cell, dict[str, Any], Comparison | None]],
+    found: Sequence[Loss],
     against: str,
     levels: bool = False,
     console: Console | None = None,
 ) -> None:
     """Prints the losses of a method by test size; with `levels` also at each noise level."""
     console = console or Console()
-    method, seed = found[0][0].method, found[0][0].seed
-    kind = "training images" if any(own["trained_on"] for _, own, _ in found) else "images"
-    table = Table(
-        title=f"denoising loss of {method}, seed {seed}, on {denoising.IMAGES} {kind} at each test size, 95 % intervals"
-    )
-    pairs = any(comparison for _, _, comparison in found)
+    method, seed = found[0].cell.method, found[0].cell.seed
+    kind = "training images" if any(loss.entry["trained_on"] for loss in found) else "images"
+    table = Table(title=f"denoising loss of {method}, seed {seed}, on {found[0].count} {kind} at each test size, 95 % intervals")
+    pairs = any(loss.comparison for loss in found)
     for column in ("train", "test", "loss", "low", "high", *((f"minus {against}'s", "low", "high", "verdict") if pairs else ())):
         table.add_column(column, justify="right")
-    for cell, own, comparison in found:
+    for cell, own, comparison, _ in found:
         figures = [f"{own[key]:.5f}" for key in ("value", "low", "high")]
         if comparison:
             figures += [f"{value:+.5f}" for value in (comparison.difference, comparison.low, comparison.high)]
@@ -95,8 +97,8 @@ def print_losses(
     console.print(table)
     if levels:
         table = Table(title="at each noise level (0 is data, 1 is noise)")
-        for column in ("train", "test", *(f"{time:.3f}" for time in found[0][1]["times"])):
+        for column in ("train", "test", *(f"{time:.3f}" for time in found[0].entry["times"])):
             table.add_column(column, justify="right")
-        for cell, own, _ in found:
+        for cell, own, *_ in found:
             table.add_row(cell.train, cell.test, *(f"{value:.4f}" for value in own["levels"]))
         console.print(table)

@@ -35,7 +35,7 @@ from benchmark.model.method import Method
 from benchmark.model.precision import autocast, effective
 from benchmark.plan import cost, needs
 from benchmark.plan.layout import CHUNKS, DONE, GRID, REPORT
-from benchmark.plan.place import Run, check_ranks, device
+from benchmark.plan.place import Run, check_ranks, device, machine
 from benchmark.plan.stages import features_of, images_folder, is_sampled, kept_images
 from benchmark.protocol import Protocol, size_hw
 from benchmark.run.ranks import environment
@@ -184,7 +184,7 @@ def generate(cell: Cell, folder: Path, training: Path, report: dict[str, Any], t
             add_hours(folder, fabric.global_rank, (time.monotonic() - began) / 3600)
         fabric.barrier()
         if fabric.is_global_zero:
-            finish(cell, folder, place)
+            finish(cell, folder, place, fabric.world_size)
         fabric.barrier()
 
 
@@ -218,8 +218,8 @@ def _hours(path: Path) -> float:
     return value
 
 
-def finish(cell: Cell, folder: Path, place: Path) -> None:
-    """Checks that every batch is there, writes the grid, and notes that the cell is complete."""
+def finish(cell: Cell, folder: Path, place: Path, devices: int) -> None:
+    """Checks that every batch is there, writes the grid, and notes that the cell is complete, and what it was made on."""
     cut = units(cell, folder).units
     missing = [k for k, unit in enumerate(cut) if not is_done(unit_file(place, k), unit)]
     if missing:
@@ -232,9 +232,8 @@ def finish(cell: Cell, folder: Path, place: Path) -> None:
             break
     save_grid(images[:GRID_IMAGES], folder / GRID)
     config = cell.protocol.sample
-    write_json(folder / DONE, {
-        "count": config.count, "size": list(size_hw(cell.test)), "hours": hours, "precision": effective(config.precision),
-    })  # fmt: skip
+    hardware = {"device": device(), "name": machine(), "count": devices, "precision": effective(config.precision)}
+    write_json(folder / DONE, {"count": config.count, "size": list(size_hw(cell.test)), "hours": hours, "hardware": hardware})
 
 
 def save_grid(images: list[np.ndarray], path: Path, columns: int = 8, gap: int = GAP) -> None:

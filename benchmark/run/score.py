@@ -15,7 +15,7 @@ from benchmark.files import UserError, read_fields, read_json, sweep, write_text
 from benchmark.identity import Cell, features_folder
 from benchmark.plan import needs
 from benchmark.plan.layout import DONE, REPORT
-from benchmark.plan.place import Run, device, machine
+from benchmark.plan.place import Run, device
 from benchmark.plan.stages import Context, Score, records_folder
 from benchmark.protocol import Protocol, size_hw
 from benchmark.results import record
@@ -45,7 +45,7 @@ def reference(protocol: Protocol, test: str, context: Context, detector: Detecto
     needs.check_memory(needs.reference(protocol), f"reference {card.name} {test}")
     sweep(run.out / "references")  # of a killed run
     detector = detector or detectors.load(protocol.score.detector, device=device())
-    count, nearest = protocol.score.reference, min(protocol.score.nearest, protocol.score.reference)
+    count, nearest = protocol.score.reference, protocol.score.kept
     with progress.stage(f"reference {card.name} {test}", count, "image") as stage:
         folder = run.out / "references"
         return make(source, size_hw(test), detector, count, nearest, folder, report=lambda done, _: stage.set(done))
@@ -102,10 +102,10 @@ def measured(cell: Cell, folder: Path, detector: Detector, real: Reference) -> t
 def build(
     cell: Cell, folder: Path, scores: dict[str, Any] | None, detector: Detector, real: Reference, hours: float, run: Run
 ) -> dict[str, Any]:
-    """The record of a scored cell."""
+    """The record of a scored cell; its hardware is that of sampling, which is nearly all of the work."""
     cls = registry.load(cell.method)
     training, data_hash = trained(cell.training, run)
-    report, sampled = read_fields(training / REPORT, *TRAINED), read_fields(folder / DONE, "hours")
+    report, sampled = read_fields(training / REPORT, *TRAINED), read_fields(folder / DONE, "hours", "hardware")
     return record.build(
         cell.protocol,
         method={
@@ -125,10 +125,5 @@ def build(
         scores=scores,
         uncertainty=scoring.uncertainty(scoring.options_of(cell.protocol)),
         hours={"sample": sampled["hours"], "score": hours},
-        hardware={
-            "device": device(),
-            "name": machine(),
-            "count": run.count * run.nodes,
-            **({"precision": sampled["precision"]} if "precision" in sampled else {}),
-        },
+        hardware=sampled["hardware"],
     )

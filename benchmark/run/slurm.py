@@ -43,12 +43,12 @@ REQUEUES = 100  # how often a job may reach its time limit and be queued again
 
 @dataclass(frozen=True)
 class Task:
-    """One job: commands that run one after another, and the tasks that must have succeeded before.
+    """One job: commands that run one after another.
 
     Attributes:
-        kind: data, latents, train, reference, cell or end; the last runs however the others ended.
+        kind: data, latents, train, reference, cell or end.
         commands: arguments of `python -m benchmark`.
-        needs: names of tasks.
+        needs, after: names of tasks: those that must have succeeded before, and those that must have ended, however they did.
         spread: whether the first command runs in as many processes as the run has devices; the others run in one.
     """
 
@@ -57,6 +57,7 @@ class Task:
     commands: tuple[tuple[str, ...], ...]
     needs: tuple[str, ...] = ()
     spread: bool = False
+    after: tuple[str, ...] = ()
 
 
 def tasks(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> list[Task]:
@@ -68,14 +69,16 @@ def tasks(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> li
         name = names[id(stage)]
         kind = {"shards": "data", "sample": "cell", "score": "cell"}.get(stage.kind, stage.kind)
         before = found.get(name, Task(name, kind, (), spread=stage.spread))  # of a cell's stages the first one's
-        needs = [*before.needs, *(names[id(need)] for need in stage.needs if id(need) in names)]
-        needs = tuple(need for need in dict.fromkeys(needs) if need != name)
-        found[name] = replace(before, commands=(*before.commands, tuple(stage.command())), needs=needs)
+        needs, after = (
+            tuple(other for other in dict.fromkeys([*known, *(names[id(s)] for s in more if id(s) in names)]) if other != name)
+            for known, more in ((before.needs, stage.needs), (before.after, stage.after))
+        )
+        found[name] = replace(before, commands=(*before.commands, tuple(stage.command())), needs=needs, after=after)
     where = ["--out", str(run.out), *(["--data", run.data] if run.data else [])]
     about = [*protocol.overrides, "--methods", ",".join(methods), "--seed", str(seed), *where]
     board = ["board", "--protocol", protocol.source, *protocol.overrides, *where]
     commands = [board, ["plan", protocol.source, *about]]
-    return [*found.values(), Task("end", "end", tuple(map(tuple, commands)), tuple(found))]
+    return [*found.values(), Task("end", "end", tuple(map(tuple, commands)), after=tuple(found))]
 
 
 # --- What a job runs -------------------------------------------------------------------------------------------------
@@ -203,7 +206,7 @@ class Queue:
         """Submits tasks of one kind, all spread or none, together: as an array where there are several.
 
         Args:
-            after: SLURM's dependency, such as "afterok:17:18_0".
+            after: SLURM's dependency, such as "afterok:17:18_0,afterany:19".
         """
         kind = group[0].kind
         chosen = {"name": f"posbench-{kind}", **self.placement(group[0]), **self.parameters[kind]}
@@ -272,10 +275,11 @@ def start(
 
 
 def groups(todo: Sequence[Submitted]) -> list[list[Submitted]]:
-    """Tasks of one kind that need the same others, spread alike, in an order in which everything comes after what it needs."""
-    found: dict[tuple[str, tuple[str, ...], bool], list[Submitted]] = {}
+    """Tasks of one kind that wait for the same others, spread alike, in an order in which everything comes after those."""
+    found: dict[tuple[Any, ...], list[Submitted]] = {}
     for item in todo:
-        found.setdefault((item.task.kind, tuple(sorted(item.task.needs)), item.task.spread), []).append(item)
+        waits = tuple(sorted(item.task.needs)), tuple(sorted(item.task.after))
+        found.setdefault((item.task.kind, *waits, item.task.spread), []).append(item)
     return sorted(found.values(), key=lambda group: KINDS.index(group[0].task.kind))
 
 
@@ -283,10 +287,10 @@ def submit_all(todo: Sequence[Submitted], queue: Queue) -> None:
     """Submits every task at once; the scheduler keeps the order."""
     jobs: dict[str, str] = {}
     for group in groups(todo):
-        needs = [jobs[name] for name in group[0].task.needs]
-        rule = "afterany" if group[0].task.kind == "end" else "afterok"
+        rules = {"afterok": group[0].task.needs, "afterany": group[0].task.after}
+        waits = [":".join([rule, *(jobs[name] for name in names)]) for rule, names in rules.items() if names]
         try:
-            made = queue.submit([item.task for item in group], ":".join([rule, *needs]) if needs else "")
+            made = queue.submit([item.task for item in group], ",".join(waits))
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
             done = f"{len(jobs)} of {len(todo)} jobs were submitted"
             raise UserError(
@@ -307,16 +311,15 @@ def follow(todo: Sequence[Submitted], queue: Queue, every: float, pause: Callabl
     with progress.stage("sweep", len(todo), "job") as stage:
         while any(item.state in open_ for item in todo):
             for item in todo:
-                needs = [states[name] for name in item.task.needs]
-                last = item.task.kind == "end"
+                needs, after = ([states[name] for name in names] for names in (item.task.needs, item.task.after))
                 if item.state == "submitted":
                     check(item)
                 elif item.state == "waiting":
                     lost = [need.task.name for need in needs if need.state in ("failed", "skipped")]
-                    if lost and not last:
+                    if lost:
                         item.state, item.reason = "skipped", f"needs {lost[0]}"
                         continue
-                    ready = all(need.state == "done" or (last and need.state not in open_) for need in needs)
+                    ready = all(need.state == "done" for need in needs) and not any(other.state in open_ for other in after)
                     if ready and not any(other.state == "submitted" for other in todo):
                         (item.job,) = queue.submit([item.task])
                         item.state = "submitted"
@@ -345,6 +348,6 @@ def print_summary(todo: Sequence[Submitted]) -> None:
         table.add_column(column, overflow="fold")
     for item in todo:
         output = str(item.job.paths.stdout) if item.job is not None else ""
-        after = "all others" if item.task.kind == "end" else ", ".join(item.task.needs)
+        after = "all others" if item.task.kind == "end" else ", ".join([*item.task.needs, *item.task.after])
         table.add_row(item.task.name, getattr(item.job, "job_id", ""), after, item.state, item.reason or output)
     Console(width=None if sys.stdout.isatty() else 200).print(table)

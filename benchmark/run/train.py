@@ -63,12 +63,7 @@ def prepared(protocol: Protocol, run: Run, verbose: bool = True) -> Path | str:
         there = sum(path.stat().st_size for path in Path(data.folder).glob("*.tar"))  # of an interrupted run
         needs.check_disk(data.count * data.picture_bytes - there, f"shards {data.card.name}, {data.count:,} images", run.out)
     with progress.stage(f"shards {data.card.name}", 1, "image") as stage:
-
-        def report(done: int, total: int) -> None:
-            stage.total = total
-            stage.set(done)
-
-        written = writer.prepare(data.card, data.source, run.out / "data", workers=workers, progress=report)
+        written = writer.prepare(data.card, data.source, run.out / "data", workers=workers, progress=stage.report)
     if verbose and not (written.skipped and written.folder in _told):  # every stage of a run asks for them
         progress.say(str(written))
         if written.skipped and (newer := _newer(data.source, written.folder)):

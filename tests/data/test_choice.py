@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from benchmark.data.card import Card, load_card
+from benchmark.data.choice import UNREADABLE
 from benchmark.data.index import Index
 from benchmark.data.sources import source
 from benchmark.data.writer import fingerprint, prepare
@@ -162,6 +163,18 @@ def test_more_than_eight_bits_are_left_out_beforehand(mode, tmp_path):
         about = read_json(done.folder / "manifest.json")
         assert (about["failures"], about["class_names"]) == ([["deep/1.tif", reason]], ["a"])
         assert f"left out: 1 {reason.partition(':')[0].replace('more', 'with more')} (listed" in str(done)
+
+
+def test_what_is_left_out_by_choice_is_no_damage(tmp_path):
+    """A data set whose pictures should all be readable may hold some of more than 8 bits; damaged ones it may not."""
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    Image.new("I;16", (80, 70)).save(tmp_path / "in" / "deep" / "1.tif")
+    put(tmp_path / "in", {"a/good.jpg": jpeg(1)})
+    done = prepare(Card("folder", "folder"), tmp_path / "in", tmp_path / "out")
+    assert (done.count, done.left_out[UNREADABLE]) == (1, 0)
+    put(tmp_path / "in", {"a/cut.jpg": jpeg(2)[:80]})
+    with pytest.raises(UserError, match=r"1 of \d images are unreadable so far"):
+        prepare(Card("folder", "folder"), tmp_path / "in", tmp_path / "out")
 
 
 def test_images_beside_class_folders_are_named(tmp_path):

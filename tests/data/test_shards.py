@@ -29,6 +29,7 @@ from PIL import Image
 from benchmark.data import shapes, writer
 from benchmark.data.batches import Batches
 from benchmark.data.card import Card
+from benchmark.data.choice import UNREADABLE
 from benchmark.data.index import Index
 from benchmark.data.latents import (
     prepare_latents,
@@ -85,7 +86,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 def test_webdataset_reads_drawn_scenes(tmp_path: Path) -> None:
     done = write(DRAWN, source(DRAWN), tmp_path, per_shard=20)
-    assert (done.count, done.failures, done.skipped) == (50, 0, False)
+    assert (done.count, done.left_out[UNREADABLE], done.skipped) == (50, 0, False)
     assert sorted(p.name for p in tmp_path.glob("*.tar")) == [f"train-00000{k}.tar" for k in range(3)]
     urls = sorted(str(path) for path in tmp_path.glob("*.tar"))
     samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8"))
@@ -276,7 +277,7 @@ def test_oddities_of_imagenet_survive(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"4 of 11 images are unreadable.*more than 10\.00%"):
         write(FOLDER, source(FOLDER, tmp_path / "in"), tmp_path / "out", tolerance=0.1)
     done = write(FOLDER, source(FOLDER, tmp_path / "in"), tmp_path / "out", tolerance=0.5)
-    assert (done.count, done.failures) == (7, 4)
+    assert (done.count, done.left_out[UNREADABLE]) == (7, 4)
     assert "4 unreadable" in str(done)
     manifest = read_json(tmp_path / "out/manifest.json")
     assert sorted(name for name, _ in manifest["failures"]) == ["a/cut.JPEG", "a/gone.JPEG", "b/empty.JPEG", "b/text.JPEG"]

@@ -257,17 +257,17 @@ def test_latents_are_encoded_and_their_posterior_sampled_once(shards, tmp_path):
 def test_entry_holds_value_interval_and_levels():
     model, images = built(), scenes(count=16)
     found = denoising.losses(model, images)
-    score = denoising.entry(found, model, images, resamples=50)
+    score = denoising.entry(found, model, images, 50, 0.95)
     assert score["value"] == pytest.approx(float(found.mean()))
     assert score["levels"] == pytest.approx(found.mean(1).tolist())
     assert len(score["times"]) == 8
     assert score["times"] == sorted(score["times"])
     assert score["images"] == images.hash
     assert score["trained_on"] is False
-    assert denoising.entry(found, model, dataclasses.replace(images, trained_on=True), resamples=0)["trained_on"] is True
+    assert denoising.entry(found, model, dataclasses.replace(images, trained_on=True), 0, 0.95)["trained_on"] is True
     assert len(score["replicates"]) == 50
     assert score["low"] < score["value"] < score["high"]
-    assert "low" not in denoising.entry(found, model, images, resamples=0)
+    assert "low" not in denoising.entry(found, model, images, 0, 0.95)
 
 
 def test_methods_are_compared_in_pairs():
@@ -275,7 +275,7 @@ def test_methods_are_compared_in_pairs():
     generator = torch.Generator().manual_seed(0)
     model, images = built(), scenes(count=64)
     spread = torch.rand(8, 64, generator=generator, dtype=torch.float64) + torch.rand(64, generator=generator) * 3
-    one, other = (denoising.entry(spread * factor, model, images) for factor in (1.0, 1.01))
+    one, other = (denoising.entry(spread * factor, model, images, 200, 0.95) for factor in (1.0, 1.01))
     assert one["high"] > other["value"]
     comparison = compare(one, other)
     assert comparison.verdict == "lower"
@@ -287,7 +287,7 @@ def test_interval_is_as_wide_as_other_images_make_it():
     generator, model = torch.Generator().manual_seed(3), built()
     images = HeldOut(SIZE, torch.zeros(32, 1), torch.zeros(32), False, "0" * 12)
     sets = [torch.rand(8, 32, generator=generator, dtype=torch.float64) ** 2 for _ in range(300)]
-    widths = [score["high"] - score["low"] for score in (denoising.entry(one, model, images) for one in sets[:30])]
+    widths = [score["high"] - score["low"] for score in (denoising.entry(one, model, images, 200, 0.95) for one in sets[:30])]
     assert np.mean(widths) == pytest.approx(2 * 1.96 * np.std([float(one.mean()) for one in sets]), rel=0.15)
 
 

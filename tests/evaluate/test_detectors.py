@@ -204,6 +204,9 @@ def test_offline_without_weights(monkeypatch, tmp_path, name):
 def test_weights_from_the_variable(monkeypatch, weights, inception):
     monkeypatch.setenv("DETECTOR_WEIGHTS", str(weights))
     assert detectors.load("inception").hash == inception.hash
+    monkeypatch.setenv("DETECTOR_WEIGHTS", "random")
+    with pytest.raises(UserError, match="DETECTOR_WEIGHTS is the path of a weight file"):
+        detectors.load("inception")
 
 
 def test_missing_weights(tmp_path):

@@ -517,6 +517,9 @@ def test_reference_of_another_size_is_seen_before_any_work(tmp_path, real, monke
     pngs(tmp_path / "samples", scenes(12, SIZE[::-1]))
     with pytest.raises(UserError, match="the samples are 32x24"):
         score_files(tmp_path / "samples", tmp_path / "reference.npz", "grid")
+    pngs(tmp_path / "few", scenes(3, SIZE))
+    with pytest.raises(UserError, match="few holds 3 images; precision needs at least 4"):
+        score_files(tmp_path / "few", tmp_path / "reference.npz", "grid")
     assert detector.calls == 0
 
 

@@ -79,7 +79,7 @@ def test_says_what_it_is(name):
     assert len(first) > 30
     assert first.endswith("."), "the idea in one sentence"
     assert cls.trains_as is None or registry.load(cls.trains_as).trains_as is None
-    assert cls.kind == ("trained" if cls.trains_as is None else "training-free")
+    assert registry.about(name).kind == ("trained" if cls.trains_as is None else "training-free")
     assert dataclasses.is_dataclass(cls.Options)
     with pytest.raises(UserError, match=r"unknown option .* .nonsense."):
         cls.make_options({"nonsense": 1})
@@ -174,7 +174,7 @@ def test_is_in_the_table_of_contents(name):
     row = [line for line in lines if f"| `{name}` |" in line]
     assert row, f"add a row for {name} to the table in methods/README.md"
     assert len(row) == 1, f"{name} has {len(row)} rows in methods/README.md"
-    for part in (f"| {cls.title} |", cls.kind, cls.trains_as or "", cls.paper, cls.year):
+    for part in (f"| {cls.title} |", registry.about(name).kind, cls.trains_as or "", cls.paper, cls.year):
         assert f"{part}" in row[0], f"the row of {name} in methods/README.md does not say {part}"
 
 

@@ -27,7 +27,7 @@ def test_weights_are_counted_as_the_optimizer_holds_them() -> None:
 
 
 def test_what_cannot_fit_is_refused_with_the_figure_and_its_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(needs, "memory", lambda on_gpu=True: 4.0 * 2**30)
+    monkeypatch.setattr(needs, "memory", lambda: 4.0 * 2**30)
     rules = protocol.load("smoke", ["core.width=8192", "core.depth=64", "core.heads=64"])
     with pytest.raises(UserError, match=r"train needs about [\d,.]+ GiB of memory, mostly for weights.*has 4.0 GiB"):
         needs.check_memory(needs.training(rules, "16x16", Run(tmp_path)), "train")

@@ -54,7 +54,7 @@ def test_shared_trainings_are_planned_once_and_nothing_is_written(tmp_path):
     assert kinds(found)[:2] == ["shards", "train"]
     for number, stage in enumerate(found):  # everything that a stage needs comes before it
         before = found[:number]
-        assert all(any(need is one for one in before) for need in stage.needs), stage
+        assert all(any(need is one for one in before) for need in [*stage.needs, *stage.after]), stage
         if stage.kind == "sample":
             assert any(need.kind == "train" and need.training == stage.cell.training for need in stage.needs)
         if stage.kind == "score":
@@ -69,7 +69,8 @@ def test_images_that_methods_share_have_one_maker(methods, tmp_path):
     expected = {"yarn"} if "extrapolation" in methods else {"ntk"}
     assert {(stage.cell.method, stage.cell.test) for stage in shared} == {(name, "16x16") for name in expected}
     for stage in shared:
-        assert stage.base in stage.needs
+        assert stage.base in stage.after
+        assert stage.base not in stage.needs
         assert stage.base.cell.training == stage.cell.training
         assert not stage.base.shared
         assert stage.full_cost() == cost.Cost()

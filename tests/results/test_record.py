@@ -196,20 +196,6 @@ def test_a_record_is_stale_when_a_revision_of_its_parts_was_raised(rules: protoc
     for part in ("train", "sample", "score"):
         assert record.from_value(put(good, "revisions", part, to=7), rules).stale
     assert record.from_value(put(good, "revisions", "method", "extrapolation", to=7), rules).stale
-    assert record.from_value({**good, "revisions": None}, rules).stale
-
-
-def test_records_of_schema_1_are_read_through_the_ledger(rules: protocol.Protocol, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They hold a hash of the code behind them in place of revisions."""
-    good = value_of(rules, "yarn", PAIR)
-    revisions = good.pop("revisions")
-    old = {**good, "schema": 1, "code": {**good["code"], "version": "a" * 12, "files": ["benchmark/core.py"]}}
-    monkeypatch.setattr(revision, "ledger", lambda: {"a" * 12: revisions})
-    assert not record.from_value(old, rules).stale
-    assert record.from_value(old, rules).value == {**good, "schema": 2, "revisions": revisions}
-    assert record.from_value(put(old, "code", "version", to="b" * 12), rules).stale, "the ledger does not know it"
-    with pytest.raises(UserError, match=r"code\.version must be"):
-        record.from_value(put(old, "code", "version", to="xyz"), rules)
 
 
 @pytest.mark.parametrize(

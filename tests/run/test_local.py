@@ -7,7 +7,7 @@ import pytest
 from benchmark import protocol
 from benchmark.files import Stopped, UserError
 from benchmark.plan.place import Run
-from benchmark.plan.stages import Stage, Train, graph
+from benchmark.plan.stages import Sample, Stage, Train, graph
 from benchmark.run import local
 
 
@@ -48,6 +48,23 @@ def test_a_method_that_fails_leaves_the_others_alone(error, reason, traced, monk
     assert {stage.training.method for stage in ran if stage.kind == "train"} == {"sincos"}
     with pytest.raises(UserError, match="1 stage failed: "):
         local.raise_for([(failed, told)])
+
+
+def test_the_images_that_methods_share_are_made_by_the_next_if_the_first_fails(monkeypatch, tmp_path):
+    stages = graph(protocol.load("smoke"), ["yarn", "ntk"], 0, Run(tmp_path))
+    ran: list[Stage] = []
+
+    def run_one(stage: Stage) -> None:
+        if isinstance(stage, Sample) and stage.cell.method == "yarn":
+            raise ValueError("a fault of this method")
+        ran.append(stage)
+
+    monkeypatch.setattr(local, "run_one", run_one)
+    failures = local.run_all(stages)
+    assert {stage.cell.method for stage, _ in failures} == {"yarn"}
+    scored = [stage.cell.test for stage in ran if stage.kind == "score"]
+    assert len(scored) == len(protocol.load("smoke").pairs())
+    assert "16x16" in scored
 
 
 @pytest.mark.parametrize("error", [Stopped("stopped"), OSError(28, "No space left on device")])

@@ -31,7 +31,7 @@ def run(tmp_path_factory):
 
 def test_a_training_free_method_is_compared_with_the_one_whose_checkpoint_it_uses(run):
     found = loss.compared(CELLS, run)
-    (_, same, equal), (_, own, comparison) = found
+    (_, same, equal, _), (_, own, comparison, _) = found
     assert equal.difference == equal.low == equal.high == 0  # at the training size it is the other one
     assert comparison.difference != 0
     images = loss.heldout_images(RULES, "32x32", run, "cpu")
@@ -45,17 +45,18 @@ def test_a_training_free_method_is_compared_with_the_one_whose_checkpoint_it_use
     for shown in (f"{own['value']:.5f}", f"{comparison.difference:+.5f}", f"{own['levels'][3]:.4f}"):
         assert shown in text.getvalue()
     assert f"on {denoising.IMAGES} images" in text.getvalue()
+    assert {one.count for one in found} == {denoising.IMAGES}
     text = io.StringIO()  # of a data set's own shards
-    read = [(cell, entry | {"trained_on": True}, other) for cell, entry, other in found]
+    read = [one._replace(entry=one.entry | {"trained_on": True}, count=30) for one in found]
     loss.print_losses(read, "extrapolation", console=rich.console.Console(file=text, width=140))
-    assert f"on {denoising.IMAGES} training images" in text.getvalue()
+    assert "on 30 training images" in text.getvalue()
 
 
 def test_a_method_with_its_own_checkpoint_stands_alone_unless_asked(run):
-    ((_, _, comparison),) = loss.compared(OWN[:1], run)
-    assert comparison is None
-    ((_, _, comparison),) = loss.compared(OWN[1:], run, against="yarn")
-    assert comparison.difference != 0
+    (alone,) = loss.compared(OWN[:1], run)
+    assert alone.comparison is None
+    (paired,) = loss.compared(OWN[1:], run, against="yarn")
+    assert paired.comparison.difference != 0
     with pytest.raises(UserError, match="unknown method"):
         loss.compared(OWN, run, against="yarm")
 

@@ -51,13 +51,14 @@ def test_every_cell_comes_after_its_training_and_its_reference(graph):
         task = by_name[f"cell {cell.method} {cell.train} -> {cell.test}"]
         trained = "nope" if cell.method == "nope" else "extrapolation"
         shared = {"cell extrapolation 16x16 -> 16x16"} if (cell.method, cell.test) == ("yarn", "16x16") else set()
-        assert set(task.needs) == {f"train {trained} at 16x16", f"reference {REAL.format(cell.test)}"} | shared
+        assert set(task.needs) == {f"train {trained} at 16x16", f"reference {REAL.format(cell.test)}"}
+        assert set(task.after) == shared
         assert by_name[f"reference {REAL.format(cell.test)}"].needs == (SHARDS,)
     assert by_name["train nope at 16x16"].needs == (SHARDS,)
     assert by_name[SHARDS].needs == ()
-    assert set(by_name["end"].needs) == set(names) - {"end"}
+    assert set(by_name["end"].after) == set(names) - {"end"}
     for number, task in enumerate(graph):
-        assert set(task.needs) <= set(names[:number])
+        assert set(task.needs) | set(task.after) <= set(names[:number])
 
 
 def test_jobs_run_the_ordinary_verbs(graph):
@@ -173,6 +174,8 @@ def test_slurm_gets_arrays_with_dependencies(fake_slurm, tmp_path):
     assert set(told["dependency"].split(":")[1:]) == needed
     assert told["kill-on-invalid-dep"] == "yes"
     assert (told["time"], told["qos"]) == ("60", "short")
+    shared = scripts[jobs["cell yarn 16x16 -> 16x16"].split("_")[0]]["dependency"]
+    assert f",afterany:{jobs['cell extrapolation 16x16 -> 16x16']}" in shared, "its images are likely the same"
     last = scripts[jobs["end"]]
     assert last["dependency"].startswith("afterany:")
     assert set(last["dependency"].split(":")[1:]) == set(jobs.values()) - {jobs["end"]}
@@ -252,16 +255,17 @@ def test_a_failure_skips_what_needs_it_and_nothing_else(tmp_path, monkeypatch):
             Task("b", "train", (("import sys; sys.exit('error: no such thing')",),)),
             Task("of a", "cell", ((note % "sample",), (note % "score",)), ("a",)),
             Task("of b", "cell", ((note % "never",),), ("b",)),
-            Task("end", "end", ((note % "end",),), ("a", "b", "of a", "of b")),
+            Task("beside b", "cell", ((note % "beside",),), ("a",), after=("of b",)),
+            Task("end", "end", ((note % "end",),), after=("a", "b", "of a", "of b", "beside b")),
         ],
         tmp_path,
     )
     assert {name: item.state for name, item in ended.items()} == {
-        "a": "done", "b": "failed", "of a": "done", "of b": "skipped", "end": "done",
+        "a": "done", "b": "failed", "of a": "done", "of b": "skipped", "beside b": "done", "end": "done",
     }  # fmt: skip
     assert ended["b"].reason == "no such thing"
     assert ended["of b"].reason == "needs b"
-    assert (tmp_path / "order").read_text() == "a sample score end "
+    assert (tmp_path / "order").read_text() == "a sample score beside end "
 
 
 def test_the_first_failing_command_ends_a_job(tmp_path, monkeypatch):

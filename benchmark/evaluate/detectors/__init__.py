@@ -47,5 +47,7 @@ def load(name: str, weights: str | Path | None = None, device: torch.device | st
               if isinstance(value, type) and issubclass(value, Detector) and value.__module__ == module.__name__)  # fmt: skip
     if cls.name != name:  # by which the code behind features is found (identity.py)
         raise UserError(f"benchmark/evaluate/detectors/{name}.py: the name of its class must be '{name}', not '{cls.name}'")
+    if not weights and os.environ.get(WEIGHTS_VARIABLE) == "random":  # which have no hash for a record to name
+        raise UserError(f"{WEIGHTS_VARIABLE} is the path of a weight file; random weights are for --weights")
     weights = weights or os.environ.get(WEIGHTS_VARIABLE) or None  # as `registry.detector_weights` has it
     return cls(None if weights is None else str(weights), device)
