@@ -84,6 +84,7 @@ def value_of(
                 "parameters": 4_200_000,
                 "hours": 0.125,
                 "loss": 0.1,
+                "machine": "a processor",
             },
             "data": {"card": rules.data.card, "hash": "d" * 12},
             "reference": {"hash": files.digest(pair[1]), "count": rules.score.reference},

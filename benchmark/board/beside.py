@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from benchmark import files
+from benchmark import files, registry
 from benchmark.board import pairs, published
 from benchmark.board.grid import NOT_RUN, Cell, Grid, Head, Line, decimals, number, shown
 from benchmark.board.published import METRICS, Absent, Published, PublishedTable
@@ -84,6 +84,9 @@ def switches(board: Table, boards: Tables) -> Grid | None:
                 cells.append(Cell(NOT_RUN) if item is None else _change(over(item.entries["fid", column], seeds), off, places))
         rows.append(Line(cells, row.method))
     names = [_switched(other.protocol.switches) for other in others]
+    listed = {row.method for other in others for row in other.rows}
+    machines = {record.value["hardware"]["device"] for table in (board, *others) for record in table.records
+                if record.method in listed}  # fmt: skip
     heads = [Head("Method", words=True), Head("Seeds", words=True)]
     heads += [Head(column.ratio_label, name) for column in cols for name in ("off", *names)]
     text = (
@@ -93,6 +96,8 @@ def switches(board: Table, boards: Tables) -> Grid | None:
         "comparisons; about one in forty would be bold by chance. At the training size switches have no effect. Protocols: "
         f"{', '.join(other.protocol.name for other in others)}."
     )
+    if len(machines) > 1:
+        text += " Off and on were sampled on different devices, which alone changes FID by up to 2 %: ignore smaller changes."
     return Grid("The protocol's switches, off and on", heads, rows, text)
 
 
@@ -159,7 +164,8 @@ def agreement(board: Table, figures: Published) -> list[Grid]:
         theirs = zip(item.methods, item.theirs, strict=True)
         ours = sorted(zip(item.methods, item.ours, strict=True), key=lambda pair: (pair[1], pair[0]))
         orders = [" < ".join(f"{titles[method]} {value:.4g}" for method, value in order) for order in (theirs, ours)]
-        missing = f"not here yet: {', '.join(item.missing)}" if item.missing else ""
+        lacking = [registry.about(method).title if method in registry.names() else method for method in item.missing]
+        missing = f"not here yet: {', '.join(lacking)}" if lacking else ""
         places = f"{item.column.train} → {item.column.test} here, {item.size} there"
         cells = [
             Cell(item.ratio, places), Cell(words, f"{ends} {seeds}".strip()), Cell(orders[0]), Cell(orders[1], missing),
@@ -242,9 +248,14 @@ def _paper(source: PublishedTable, figures: Published, boards: Tables) -> Papers
         entries = [row.entries[metric, columns[name][size]] for metric in ("fid", "is")]
         return [Cell(shown(entry, 2).text, sort=entry.value) for entry in entries]
 
+    # The file's numbers have lost their last zeros; a paper prints a measure with the same decimals throughout.
+    printed = {metric: max((len(repr(cell[place]).partition(".")[2]) for row in source.rows for cell in row.cells.values()
+                            if cell and cell[place] is not None), default=0) for place, metric in enumerate(METRICS)}  # fmt: skip
+
     def theirs(cell: list[float] | None, metrics: tuple[str, ...]) -> list[Cell]:
         values = [None if cell is None else cell[METRICS.index(metric)] for metric in metrics]
-        return [Cell(NOT_RUN) if value is None else Cell(f"{value:g}", sort=value) for value in values]
+        known = zip(values, metrics, strict=True)
+        return [Cell(NOT_RUN) if value is None else Cell(number(value, printed[metric]), sort=value) for value, metric in known]
 
     def heads(metrics: tuple[str, ...], with_ours: bool) -> list[Head]:
         found = [Head("Method in the paper", words=True, key="name"), Head("Training", words=True, key="training")]
@@ -267,9 +278,9 @@ def _paper(source: PublishedTable, figures: Published, boards: Tables) -> Papers
         first.append(Line(cells))
         rest.append(Line(further))
     for gap in absent(source.leaderboard, figures):
-        for name in columns or [None]:
+        for name in columns:  # only where there are records of ours, which stand alone
             trainings = [training for training, here in source.here.items() if here == name]
-            label = f"no published number ({trainings[0]} here)" if trainings else "no published number"
+            label = f"not listed ({trainings[0]} here)"
             cells = [Cell(gap.name, sort=gap.name), Cell(label, sort=label)]
             for size in source.sizes:
                 cells += [Cell(NOT_RUN)] * 2 + (ours(gap.ours, name, size) if size in beside else [])

@@ -28,16 +28,18 @@ from benchmark.board.table import Entry, Row, Table
 from benchmark.results.record import METRICS
 
 CAPTIONS = {
-    "tradeoff": "FID beyond the training size against FID at it",
+    "tradeoff": "FID at the largest size against FID at the training size",
     "cost": "Minutes per training and per cell",
 }
 NOTES = {
     "tradeoff": "Further left: better at the training size. Further down: better beyond it. On the dashed line both are equal; "
     "the higher above the line, the more a method loses at larger sizes.",
-    "cost": "Sampling and scoring take longer at larger sizes for every method; one above the others in a column costs more. "
-    "Drawn where all cells ran on one type of machine; trainings are shown if they are known to have run on it.",
+    "cost": "Wall-clock time on one type of machine, which may have been busy with other work: small differences mean nothing.",
 }
-BY_RATIO = "Dashed: the training size. Bars: ± one standard deviation over seeds; with one seed, the 95 % interval over images."
+BY_RATIO = (
+    "Square sizes only. Dashed: the training size. Bars: ± one standard deviation over seeds; with one seed, the 95 % interval "
+    "over images."
+)
 INK = "#010203"  # stands for currentColor while matplotlib draws
 THEME = "<style>:root{color:#1f2328}@media (prefers-color-scheme:dark){:root{color:#d1d7e0}}</style>"
 # All can be seen on white and on black. The first is also that of plots with a single line.
@@ -96,7 +98,7 @@ class Look:
 
 
 def looks(boards: Iterable[Table]) -> dict[str, Look]:
-    """A look for the methods that stand out: every protocol's own, and the best of each.
+    """A look for the methods that stand out: every protocol's own, those with several seeds, and the best of each.
 
     A method's colour follows from its name, and from the other names only where two names ask for the same: in the order of
     names, the later takes the next that is free. So a method keeps its colour when ranks change.
@@ -105,7 +107,7 @@ def looks(boards: Iterable[Table]) -> dict[str, Look]:
     for board in boards:
         complete = [row.method for row in board.rows if row.complete]
         for place, row in enumerate(board.rows):
-            own = row.method in board.protocol.methods
+            own = row.method in board.protocol.methods or len(row.seeds) > 1
             if own or row.method in complete[:BEST]:
                 asking[row.method] = min(asking.get(row.method, (True, place)), (not own, place))
     chosen = sorted(asking, key=lambda method: (asking[method], method))[: len(COLOURS)]
@@ -207,7 +209,8 @@ def _by_ratio(board: Table, metric: str, style: Mapping[str, Look]) -> Figure | 
         axes.set_xscale("log", base=2)
         axes.set_xticks([column.ratio for column in squares], [f"{column.ratio:.3g}x" for column in squares])
         axes.minorticks_off()
-        axes.axvline(1, color=INK, linewidth=0.8, alpha=0.35, linestyle=(0, (4, 3)), zorder=0)
+        if any(column.group == "at" for column in squares):
+            axes.axvline(1, color=INK, linewidth=0.8, alpha=0.35, linestyle=(0, (4, 3)), zorder=0)
         axes.set_xlabel("test size / training size, per axis")
         axes.set_title(f"trained at {train}")
         axes.grid(axis="y")
@@ -257,6 +260,9 @@ def _cost(board: Table, style: Mapping[str, Look]) -> Figure | None:
     if len(machines) != 1:  # what differs would be the machines, not the methods
         return None
     (machine,) = machines
+    trainings = [record.value["training"] for record in board.records]
+    if not any(training["hours"] and training.get("machine") == machine for training in trainings):
+        return None  # the seconds that cells take are mostly start-up
     trains = list(dict.fromkeys(column.train for column in board.pairs))
     pairs = [(column.train, column.test) for column in board.pairs]
     one = len(trains) == 1

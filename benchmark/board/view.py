@@ -173,17 +173,16 @@ def _verdict(board: Table) -> str:
     if not have:
         return ""
     entries = {row.method: row.entries["fid", column] for row in have}
-    first, last, places = have[0], have[-1], _places(board, "fid")
+    first, places = have[0], _places(board, "fid")
     value = shown(entries[first.method], places)
     what = f"{'mean ' if column.is_mean else ''}FID {column.group} the training size"
     told = f"{first.title} has the lowest {what}, {value.text}{f' ({value.detail})' if value.detail else ''}"
     near = [row.title for row in have[1:] if not different(entries[row.method], entries[first.method])]
     if near:
         told += f"; not significantly different: {' and '.join(near)}"
-    if len(have) > 1 and different(entries[last.method], entries[first.method]):
-        high = [row.title for row in have[1:-1] if not different(entries[row.method], entries[last.method])]
-        same = f" (not significantly different: {' and '.join(high)})" if high else ""
-        told += f". {last.title} has the highest, {shown(entries[last.method], places).text}{same}"
+    further = [f"{row.title} ({shown(entries[row.method], places).text})" for row in have[1:] if row.title not in near][:3]
+    if further:
+        told += f". Next: {', '.join(further)}"
     compared = f" Only rows with several seeds are compared, {len(have)} of {len(complete)}." if len(have) < len(complete) else ""
     return f"{told}.{compared}"
 
@@ -305,7 +304,7 @@ def _measure(board: Table, methods: Sequence[Method], metric: str) -> Measure:
     return Measure(metric, known, Grid(f"{known.title} {known.arrow}", heads, rows))
 
 
-def _front(board: Table, methods: Sequence[Method], most: int = 8) -> Grid:
+def _front(board: Table, methods: Sequence[Method], most: int = 9) -> Grid:
     """The best rows with few columns: what they are ranked by, the training size and the square sizes beyond it.
 
     Rows with one seed only fill it up.

@@ -117,7 +117,7 @@ def _fit_levels(score: dict[str, Any], where: str) -> None:
 def validate(value: Any, rules: protocol.Protocol) -> None:
     """Raises a UserError that names the first key which breaks the schema or the rules of the protocol."""
     if isinstance(value, dict) and "schema" in value and value["schema"] != SCHEMA:
-        raise UserError(f"schema {shown(value['schema'])} is unknown: this version reads schemas 1 and {SCHEMA}")
+        raise UserError(f"schema {shown(value['schema'])} is unknown: this version reads schema {SCHEMA}")
     try:
         model().validate_python(value)
     except pydantic.ValidationError as error:

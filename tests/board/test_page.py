@@ -131,7 +131,7 @@ def test_the_page_shows_the_same_numbers_as_the_table(home: Path) -> None:
     assert '<td class="g-beyond best" data-v="20.0"><b>20.0</b><small>19.2 to 20.8</small></td>' in text
     assert '<td class="g-beyond" data-v="41.0">41.0<small>± 1.4</small></td>' in text
     assert '<td class="g-beyond none">failed</td>' in text
-    assert "no number from its paper exists here" in text
+    assert "reports results on ImageNet at 384" in text
 
 
 def test_rows_link_to_their_paper_and_their_file(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -74,15 +73,15 @@ def test_minutes_are_drawn_of_one_type_of_machine_alone(drawn: Path, rules: prot
     fill(drawn / "records", rules, {"yarn": 10.0, "ntk": 20.0})
     generate.generate(drawn / "records", drawn)
     assert (drawn / "plots" / "shapes-tiny-cost.svg").is_file()
-    name = json.loads(next((drawn / "records").rglob("*.json")).read_text())["hardware"]["name"]
     board = table.build(rules, record.read_all(drawn / "records"))
-    for machine, shown in ((name, 2), ("another machine", 0), (None, 0)):
+    lines = plots._cost(board, {}).axes[0].get_lines()
+    assert sum(0.0 in line.get_xdata() for line in lines) == 2
+    for machine in ("another machine", None):
         for item in board.records:
             item.value["training"] |= {"hours": 1.0, "machine": machine}
             if machine is None:  # older records do not say
                 del item.value["training"]["machine"]
-        lines = plots._cost(board, {}).axes[0].get_lines()
-        assert sum(0.0 in line.get_xdata() for line in lines) == shown
+        assert plots._cost(board, {}) is None, "without trainings it would show the start-up of cells"
     value = value_of(rules, "ledit", rules.pairs()[0], 0, 30.0)
     value["hardware"]["name"] = "another machine"
     record.write(value, drawn / "records")

@@ -26,11 +26,11 @@ def test_a_verdict_names_rows_of_several_seeds_only(rules: protocol.Protocol) ->
     several = {(name, seed): (1, fid + seed, fid) for name, fid in (("a", 20.0), ("b", 50.0)) for seed in range(3)}
     told = view.verdict(board_of(rules, several | {("lucky", 0): (1, 1, 1)}))
     assert told == (
-        "a has the lowest mean FID beyond the training size, 20.5 (± 0.5). b has the highest, 50.5. "
+        "a has the lowest mean FID beyond the training size, 20.5 (± 0.5). Next: b (50.5). "
         "Only rows with several seeds are compared, 2 of 3."
     )
-    assert view.verdict(board_of(rules, several)).startswith(
-        "a has the lowest mean FID beyond the training size, 20.5 (± 0.5). b has"
+    assert view.verdict(board_of(rules, several)) == (
+        "a has the lowest mean FID beyond the training size, 20.5 (± 0.5). Next: b (50.5)."
     )
     alone = {("lucky", 0): (1, 1, 1), ("other", 0): (1, 2, 2)}
     assert view.verdict(board_of(rules, alone)) == "No winner is named yet: no complete row has more than one seed."
@@ -78,11 +78,11 @@ def test_a_rehearsal_says_what_it_is_and_follows_its_contest(home: Path, monkeyp
 
 def test_a_verdict_names_what_is_not_shown_to_differ(rules: protocol.Protocol) -> None:
     rows = {(name, seed): (1, fid + seed, fid) for name, fid in (("a", 20.0), ("same", 20.0), ("b", 50.0)) for seed in range(3)}
-    assert "; not significantly different: same. b has the highest, 50.5." in view.verdict(board_of(rules, rows))
+    assert view.verdict(board_of(rules, rows)).endswith("; not significantly different: same. Next: b (50.5).")
     unsure = {("b", seed): (1, fid, fid) for seed, fid in enumerate((10.0, 50.0, 90.0))}
-    assert "has the highest" not in view.verdict(board_of(rules, rows | unsure))
-    rows |= {("near", seed): (1, 49.9 + seed, 49.9) for seed in range(3)}
-    assert ". b has the highest, 50.5 (not significantly different: near)." in view.verdict(board_of(rules, rows))
+    assert view.verdict(board_of(rules, rows | unsure)).endswith("; not significantly different: same and b.")
+    rows |= {(f"worse{fid}", seed): (1, fid + seed, fid) for seed in range(3) for fid in (60, 70, 80)}
+    assert view.verdict(board_of(rules, rows)).endswith(" Next: b (50.5), worse60 (60.5), worse70 (70.5).")
 
 
 def test_rows_are_ranked_by_fid_and_by_sfid(home: Path, rules: protocol.Protocol) -> None:

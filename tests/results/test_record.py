@@ -41,7 +41,7 @@ def put(value: Any, *path: str, to: Any) -> Any:
 
 
 BAD = [
-    (("schema",), 3, "schema 3 is unknown: this version reads schemas 1 and 2"),
+    (("schema",), 1, "schema 1 is unknown: this version reads schema 2"),
     (("schema",), ..., "the record lacks schema"),
     (("schema",), True, "schema True is unknown"),
     (("surprise",), 1, "surprise is unknown"),
