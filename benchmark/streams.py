@@ -8,11 +8,12 @@
     heldout     torch, of (image, level)            noise on held-out images, whose denoising loss is measured
     order       numpy's Philox, of (seed, epoch)    the order of an epoch, and what is random about a sample in it
     replicates  numpy's frozen RandomState          bootstrap resamples, subsets, orders and splits of the evaluation
+    agreement   numpy's frozen RandomState          perturbed values behind the intervals of rank correlations
     untrained   torch, of a constant                the weights of untrained detectors, for tests
 
 Torch's own generators are made in model/draws.py, from the seeds that are mixed here, so that this file needs no torch.
-No two purposes share a stream, and none depends on batch size, number of devices or what was drawn before. The scenes of the
-embedded data set have generators of their own, which are part of what a scene is (data/shapes.py).
+No two purposes of a run share a stream, and none depends on batch size, number of devices or what was drawn before. The scenes
+of the embedded data set have generators of their own, which are part of what a scene is (data/shapes.py).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import numpy as np
 from benchmark.inputs import BITS
 
 SUBSET_SEED, INFINITY_SEED = 0, 1
+AGREEMENT_SEED = 0
 SPLIT_SEED = 2020  # torch-fidelity's default, so that both shuffle alike
 UNTRAINED_SEED = 0
 
@@ -120,3 +122,8 @@ class _Philox(threading.local):
 
 
 _philox = _Philox()
+
+
+def agreement() -> np.random.RandomState:
+    """A new generator for the interval of one rank correlation."""
+    return np.random.RandomState(AGREEMENT_SEED)

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from benchmark import files, registry
 from benchmark.board import pairs, published
 from benchmark.board.grid import NOT_RUN, Cell, Grid, Head, Line, decimals, number, shown
 from benchmark.board.published import METRICS, Absent, Published, PublishedTable
 from benchmark.board.table import Column, Entry, Row, Table, different, mean, over
 from benchmark.files import UserError
+from benchmark.inputs import read_yaml
 from benchmark.protocol import Protocol, Switches
 from benchmark.results.record import METRICS as RECORDED
 
@@ -108,13 +107,13 @@ def _rate(row: Row, rules: Protocol) -> float:
 
 def parts(board: Table, path: Path | str = PARTS) -> list[Grid]:
     """What the parts of a method bring: rows that differ from it in one part, as the file of parts lists them."""
-    try:
-        listed = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        listed = {str(all_of): {str(name): str(what) for name, what in members.items()} for all_of, members in listed.items()}
-    except FileNotFoundError:
+    if not Path(path).is_file():
         return []
-    except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} must map methods to their parts ({' '.join(str(error).split())})") from None
+    listed = read_yaml(path)
+    try:
+        listed = {str(all_of): {str(name): str(what) for name, what in members.items()} for all_of, members in listed.items()}
+    except AttributeError:
+        raise UserError(f"{path} must map methods to their parts") from None
     rows: dict[str, Row] = {row.method: row for row in board.rows}
     cols = [column for column in board.columns if column.is_mean or column.group == "at" or column.ratio_label == "2x"]
     found = []
@@ -220,7 +219,7 @@ class Papers:
     title: str
     source: PublishedTable
     here: dict[str, str]  # our protocols that stand beside it -> the training that they are
-    grids: list[Grid]  # FID and IS; the rest
+    grids: list[Grid]  # FID and IS; the rest, if there is any
 
 
 def papers(name: str, figures: Published, boards: Tables) -> list[Papers]:
@@ -249,8 +248,11 @@ def _paper(source: PublishedTable, figures: Published, boards: Tables) -> Papers
         return [Cell(shown(entry, 2).text, sort=entry.value) for entry in entries]
 
     # The file's numbers have lost their last zeros; a paper prints a measure with the same decimals throughout.
-    printed = {metric: max((len(repr(cell[place]).partition(".")[2]) for row in source.rows for cell in row.cells.values()
-                            if cell and cell[place] is not None), default=0) for place, metric in enumerate(METRICS)}  # fmt: skip
+    given = {metric: [cell[place] for row in source.rows for cell in row.cells.values() if cell and cell[place] is not None]
+             for place, metric in enumerate(METRICS)}  # fmt: skip
+    printed = {metric: max(len(repr(value).partition(".")[2]) for value in values) for metric, values in given.items() if values}
+    main = tuple(metric for metric in ("fid", "is") if metric in printed or beside)
+    others = tuple(metric for metric in ("sfid", "precision", "recall") if metric in printed)
 
     def theirs(cell: list[float] | None, metrics: tuple[str, ...]) -> list[Cell]:
         values = [None if cell is None else cell[METRICS.index(metric)] for metric in metrics]
@@ -272,9 +274,9 @@ def _paper(source: PublishedTable, figures: Published, boards: Tables) -> Papers
         cells, further = [*names], [*names]
         for size in source.sizes:
             cell = row.cells.get(size)
-            cells += theirs(cell, ("fid", "is"))
+            cells += theirs(cell, main)
             cells += ours(row.ours, source.here.get(row.training), size) if size in beside else []
-            further += theirs(cell, ("sfid", "precision", "recall"))
+            further += theirs(cell, others)
         first.append(Line(cells))
         rest.append(Line(further))
     for gap in absent(source.leaderboard, figures):
@@ -283,9 +285,11 @@ def _paper(source: PublishedTable, figures: Published, boards: Tables) -> Papers
             label = f"not listed ({trainings[0]} here)"
             cells = [Cell(gap.name, sort=gap.name), Cell(label, sort=label)]
             for size in source.sizes:
-                cells += [Cell(NOT_RUN)] * 2 + (ours(gap.ours, name, size) if size in beside else [])
+                cells += [Cell(NOT_RUN)] * len(main) + (ours(gap.ours, name, size) if size in beside else [])
             first.append(Line(cells))
     title = f"{source.paper}, table {source.table}: trained at {source.train}"
     here = {name: " and ".join(t for t, ours in source.here.items() if ours == name) for name, found in columns.items() if found}
-    grids = [Grid(title, heads(("fid", "is"), True), first), Grid(title, heads(("sfid", "precision", "recall"), False), rest)]
+    grids = [Grid(title, heads(main, True), first)]
+    if others:
+        grids.append(Grid(", ".join(RECORDED[metric].title for metric in others), heads(others, False), rest))
     return Papers(title, source, here, grids)

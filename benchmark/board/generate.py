@@ -52,7 +52,9 @@ def environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     made.filters |= {"md": escape, "page_notes": _notes}
-    proportional = [known.title if known.title.isupper() else known.title.lower() for known in METRICS.values() if known.proportional]
+    proportional = [
+        known.title if known.title.isupper() else known.title.lower() for known in METRICS.values() if known.proportional
+    ]
     made.globals |= {"marker": MARKER, "repository": view.repository()}
     made.globals["proportional"] = f"{', '.join(proportional[:-1])} and {proportional[-1]}"
     return made

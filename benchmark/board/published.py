@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from benchmark import files, protocol
 from benchmark.board.table import Column, Entry, Table
 from benchmark.files import UserError
+from benchmark.inputs import read_yaml
+from benchmark.streams import agreement
 
 FILE = files.ROOT / "leaderboards" / "published.yaml"
 METRICS = ("fid", "sfid", "is", "precision", "recall")  # the order of a cell's numbers
@@ -121,8 +122,8 @@ class Published:
 @functools.cache
 def load(path: Path | str = FILE) -> Published:
     """Reads the file; a UserError says what is wrong with it."""
+    content = read_yaml(path)
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         tables = [
             PublishedTable(**{**item, "rows": [PublishedRow(**{"ours": "", **row}) for row in item["rows"]]})
             for item in content["tables"]
@@ -142,9 +143,7 @@ def load(path: Path | str = FILE) -> Published:
                 for item in content["stable"]
             ],
         )
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except (yaml.YAMLError, TypeError, KeyError, UnicodeDecodeError) as error:
+    except (TypeError, KeyError) as error:
         raise UserError(f"{path} is not a file of published tables ({' '.join(str(error).split())})") from None
     for item in found.tables:
         if item.leaderboard not in found.leaderboards:
@@ -302,7 +301,7 @@ def interval(
     stack = np.array([[item[seed] for seed in seeds] for item in replicates])  # [methods, seeds, images' resamples]
     if stack.shape[2] == 1 and len(seeds) < 3:
         return None
-    generator = np.random.RandomState(0)  # its stream is frozen, Generator's is not
+    generator = agreement()
     images = generator.randint(0, stack.shape[2], RESAMPLES)
     ours = stack[:, :, images].mean(axis=1).T  # [RESAMPLES, methods]
     if (count := len(seeds)) > 1:
