@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 FOLDER = ROOT / "methods"
 DETECTORS = ROOT / "benchmark" / "evaluate" / "detectors"
+WEIGHTS_VARIABLE = "DETECTOR_WEIGHTS"  # names a weight file in place of a detector's own
 FEW_SPLITS = 10  # of the inception score, where a detector names no number of images for one
 
 
@@ -392,12 +393,18 @@ def _facts(path: Path, changed: int) -> DetectorFacts | None:
     return None
 
 
+def weights_file(name: str) -> Path:
+    """Where a detector's own weights are: in benchmark/evaluate/ if they are shipped, else in torch's cache of downloads."""
+    file = detector_facts(name).weights
+    if (shipped := DETECTORS.parent / file).is_file():
+        return shipped
+    cache = Path(os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "torch")
+    return cache / "hub" / "checkpoints" / file  # as torch.hub has it, without torch
+
+
 def detector_weights(name: str) -> str | None:
     """The hash of a detector's weights, the first 12 hexadecimal digits of their SHA-256; None where they are not there yet."""
-    cache = Path(os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "torch")
-    file = detector_facts(name).weights
-    shipped = DETECTORS.parent / file
-    path = Path(os.environ.get("DETECTOR_WEIGHTS") or (shipped if shipped.is_file() else cache / "hub" / "checkpoints" / file))
+    path = Path(os.environ.get(WEIGHTS_VARIABLE) or weights_file(name))
     if not path.is_file():
         return None
     state = path.stat()

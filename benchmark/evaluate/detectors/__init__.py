@@ -25,8 +25,8 @@ import torch
 
 from benchmark import registry
 from benchmark.evaluate.detectors.base import Detector
-from benchmark.evaluate.detectors.weights import WEIGHTS_VARIABLE
 from benchmark.files import UserError
+from benchmark.registry import WEIGHTS_VARIABLE
 
 __all__ = ["Detector", "load"]
 

@@ -26,7 +26,7 @@ class Dinov2(Detector):
         import timm  # seconds, for this detector alone
         from timm.models.vision_transformer import checkpoint_filter_fn  # as above
 
-        path = find_weights(self.name, weights, self.url, file=f"{self.model}.safetensors")
+        path = find_weights(self.name, weights, self.url)
         with untrained():
             self.network = timm.create_model(self.model, img_size=224, num_classes=0, global_pool="token")
         self.widths = {"features": self.network.num_features}

@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from benchmark.files import UserError, atomic, file_hash
+from benchmark.registry import WEIGHTS_VARIABLE, weights_file
 from benchmark.streams import UNTRAINED_SEED
 
-WEIGHTS_VARIABLE = "DETECTOR_WEIGHTS"
 TIMEOUT = 15  # seconds without an answer, after which a download has failed
 RANDOM = "random"  # as weights: an untrained network, for tests; its scores mean nothing
 
@@ -30,15 +30,14 @@ def url_hash(url: str) -> str:
     return Path(url).stem.rpartition("-")[2]
 
 
-def find_weights(name: str, weights: str | None, url: str, file: str | None = None, sha256: str = "") -> Path | None:
-    """The path of a detector's weight file: the one given or in DETECTOR_WEIGHTS, or its own in torch's cache.
+def find_weights(name: str, weights: str | None, url: str, sha256: str = "") -> Path | None:
+    """The path of a detector's weight file: the one given or in DETECTOR_WEIGHTS, or its own (`registry.weights_file`).
 
     Its own is downloaded if missing. None means "random".
 
     Args:
         weights: a path given by the user, or None.
         url: where the detector's own file is published.
-        file: its name in the cache, the URL's by default.
         sha256: the start of its hash, if one is published; a file that differs is refused.
     """
     weights = weights or os.environ.get(WEIGHTS_VARIABLE) or None
@@ -49,7 +48,7 @@ def find_weights(name: str, weights: str | None, url: str, file: str | None = No
         if not Path(weights).is_file():
             raise UserError(f"the weights of detector '{name}' are not at {weights}; give the path of {url}{expected}")
         return Path(weights)
-    path = Path(torch.hub.get_dir()) / "checkpoints" / (file or Path(url).name)
+    path = weights_file(name)
     if not path.is_file():
         try:
             with atomic(path) as draft:
