@@ -53,6 +53,11 @@ class Run:
             raise UserError("checkpoint intervals must be 0.01 to 1000000 minutes and 1 to 1000000000 steps")
 
     @property
+    def where(self) -> list[str]:
+        """The words of a command that say where it runs."""
+        return ["--out", str(self.out), *(["--data", self.data] if self.data else [])]
+
+    @property
     def count(self) -> int:
         """Devices on each node; "auto" is every GPU, or the processor as one."""
         there = gpus()

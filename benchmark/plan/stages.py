@@ -108,14 +108,13 @@ class Stage:
 
     def command(self) -> list[str]:
         """All words after `python -m benchmark` that run it in another process."""
-        where, protocol = self.context.run, self.protocol
-        words = [*self.verb(), *protocol.overrides, "--protocol", protocol.source, "--out", str(where.out)]
-        words += ["--data", where.data] if where.data else []
+        run, protocol = self.context.run, self.protocol
+        words = [*self.verb(), *protocol.overrides, "--protocol", protocol.source, *run.where]
         if self.kind == "train":
-            words += ["--compile"] * where.compile + ["--deterministic"] * where.deterministic
+            words += ["--compile"] * run.compile + ["--deterministic"] * run.deterministic
         if self.spread:
-            words += ["--devices", where.devices] + (["--nodes", str(where.nodes)] if self.kind in ("train", "sample") else [])
-        return words + (["--keep"] if where.keep and self.kind in ("train", "sample") else [])
+            words += ["--devices", run.devices] + (["--nodes", str(run.nodes)] if self.kind in ("train", "sample") else [])
+        return words + (["--keep"] if run.keep and self.kind in ("train", "sample") else [])
 
 
 class Shards(Stage):

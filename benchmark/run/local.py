@@ -107,8 +107,7 @@ def abreast(stages: Sequence[Stage], methods: Sequence[str], seed: int, run: Run
     trainings = [stage for stage in stages if isinstance(stage, Train) and not stage.is_complete()]
     side_by_side([Job(f"train {stage.title}", stage.command()) for stage in trainings], run)
     protocol = stages[0].protocol
-    where = [*protocol.overrides, "--protocol", protocol.source, "--seed", str(seed), "--out", str(run.out)]
-    where += (["--data", run.data] if run.data else []) + (["--keep"] if run.keep else [])
+    where = [*protocol.overrides, "--protocol", protocol.source, "--seed", str(seed), *run.where, *(["--keep"] * run.keep)]
     left = {stage.cell.method for stage in stages if stage.kind == "score" and not stage.is_complete()}
     # Methods with one checkpoint may share images: the first of them makes these, the others wait.
     ordered = sorted((name for name in methods if name in left), key=lambda name: trained_name(name) != name)

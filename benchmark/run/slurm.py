@@ -74,9 +74,8 @@ def tasks(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> li
             for known, more in ((before.needs, stage.needs), (before.after, stage.after))
         )
         found[name] = replace(before, commands=(*before.commands, tuple(stage.command())), needs=needs, after=after)
-    where = ["--out", str(run.out), *(["--data", run.data] if run.data else [])]
-    about = [*protocol.overrides, "--methods", ",".join(methods), "--seed", str(seed), *where]
-    board = ["board", "--protocol", protocol.source, *protocol.overrides, *where]
+    about = [*protocol.overrides, "--methods", ",".join(methods), "--seed", str(seed), *run.where]
+    board = ["board", "--protocol", protocol.source, *protocol.overrides, *run.where]
     commands = [board, ["plan", protocol.source, *about]]
     return [*found.values(), Task("end", "end", tuple(map(tuple, commands)), after=tuple(found))]
 
