@@ -11,6 +11,7 @@ import importlib
 import os
 import re
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -256,6 +257,15 @@ def _imports(path: str, size: int, changed: int) -> list[str]:
                 f"`{ast.unparse(node)}`, which is not followed when the file is read"
             )
     return found
+
+
+def told(error: Exception) -> str:
+    """What an exception says in one line, and the line of methods/ that it comes from, if it does."""
+    if isinstance(error, UserError):
+        return str(error)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).parent == FOLDER]
+    where = f"methods/{Path(frames[-1].filename).name}, line {frames[-1].lineno}: " if frames else ""
+    return f"{where}{' '.join(f'{type(error).__name__}: {error}'.split())}"
 
 
 def build(name: str, protocol: Protocol, train: str, seed: int) -> Method:

@@ -32,6 +32,5 @@ class Learned(Method):
     def encode(self, grid_hw: tuple[int, int], *, time: float | None = None, draws: Draws | None = None) -> Encoding:
         table = self.table
         if grid_hw != self.train_grid:
-            with torch.autocast(self.device.type, enabled=False):
-                table = F.interpolate(table.float(), grid_hw, mode="bicubic", align_corners=False)
+            table = F.interpolate(table, grid_hw, mode="bicubic", align_corners=False)
         return Encoding(add=table[0].flatten(1).T)

@@ -59,6 +59,27 @@ def test_an_edit_far_below_changes_the_key_and_a_comment_does_not(copy):
     assert code_key(METHOD) == before, "no number runs through it"
 
 
+def test_an_edit_changes_the_keys_of_what_runs_through_it_and_no_others(copy):
+    smoke = protocol.load("smoke")
+    trainings = [Training(smoke, name, "16x16", 0) for name in ("extrapolation", "rpe2d")]
+    cells = [Cell(smoke, name, "16x16", "32x24", 0) for name in ("yarn", "ntk")]
+
+    def keys() -> list[str]:
+        identity.code_key.cache_clear()
+        return [*(one.key("data") for one in trainings), *(one.key("training") for one in cells)]
+
+    def edit(*names: str) -> list[bool]:
+        """Which keys an edit of files changes."""
+        before = keys()
+        for name in names:
+            with (copy / name).open("a") as file:
+                file.write("\nMORE = 1\n")
+        return [one != other for one, other in zip(before, keys(), strict=True)]
+
+    assert edit("methods/rpe2d.py", "methods/yarn.py") == [False, True, True, False]
+    assert edit("benchmark/model/dit.py") == [True] * 4
+
+
 def test_an_import_inside_a_function_counts_and_one_for_annotations_does_not(copy):
     folder = copy / "benchmark" / "model"
     (folder / "one.py").write_text("def f():\n    from benchmark.model import two\n    return two\n")

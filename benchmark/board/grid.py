@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -78,7 +79,8 @@ def shown(entry: Entry, places: int) -> Cell:
         return Cell(FAILED if entry.failed else NOT_RUN)
     detail = ""
     if entry.spread is not None:
-        detail = f"± {number(entry.spread, places)}"
+        digits = places if not entry.spread else min(max(places, -math.floor(math.log10(entry.spread))), places + 2)
+        detail = f"± {number(entry.spread, digits)}"  # with a digit that is not 0
     elif entry.interval is not None:
         detail = f"{number(entry.interval[0], places)} to {number(entry.interval[1], places)}"
     if entry.failed:

@@ -6,6 +6,7 @@ A picture is laid out as the kept grids of samples are (run/boards.py): two rows
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +27,20 @@ def is_rendered(rules: Protocol) -> bool:
 
 def picture(size: str) -> bytes:
     """The first scenes of the reference at a test size, as PNG."""
-    height, width = size_hw(size)
-    sheet = np.full((ROWS * (height + GAP) - GAP, COLUMNS * (width + GAP) - GAP, 3), 255, np.uint8)
-    for number, scene in enumerate(shapes.render_batch("reference", range(ROWS * COLUMNS), (height, width))):
-        y, x = (number // COLUMNS) * (height + GAP), (number % COLUMNS) * (width + GAP)
-        sheet[y : y + height, x : x + width] = scene
     buffer = io.BytesIO()
-    Image.fromarray(sheet).save(buffer, format="PNG", optimize=True)
+    sheet(list(shapes.render_batch("reference", range(ROWS * COLUMNS), size_hw(size)))).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
+
+
+def sheet(images: Sequence[np.ndarray]) -> Image.Image:
+    """Images uint8 [H, W, 3] in rows of COLUMNS. A column is a class where eight classes take turns."""
+    height, width = images[0].shape[:2]
+    rows = -(-len(images) // COLUMNS)
+    pixels = np.full((rows * (height + GAP) - GAP, COLUMNS * (width + GAP) - GAP, 3), 255, np.uint8)
+    for number, image in enumerate(images):
+        y, x = (number // COLUMNS) * (height + GAP), (number % COLUMNS) * (width + GAP)
+        pixels[y : y + height, x : x + width] = image
+    return Image.fromarray(pixels)
 
 
 def is_same(path: Path, content: bytes) -> bool:

@@ -50,6 +50,62 @@ class Encoding:
         return [torch.stack(tables, dim=-1) for tables in self.rotary]
 
 
+def fault(encoding: Any, depth: int, heads: int, tokens: int, width: int, batch: int = 0) -> str:
+    """What is wrong with the types and shapes of an encoding, or "". A sequence of biases is gone through once.
+
+    Args:
+        depth, heads, width: of the core.
+        batch: samples that may have an encoding each; 0 in sampling, where one serves all.
+    """
+    if not isinstance(encoding, Encoding):
+        return f"encode must return an Encoding, not {type(encoding).__name__}"
+    square, half = (tokens, tokens), width // heads // 2
+
+    def told(name: str, value: Any, wanted: str) -> str:
+        is_tensor = isinstance(value, Tensor)
+        return f"{name} must be {wanted}, not {value.dtype} {list(value.shape)}" if is_tensor else f"{name} must be {wanted}"
+
+    def shaped(value: Any, *shapes: tuple[int, ...]) -> bool:
+        return isinstance(value, Tensor) and value.is_floating_point() and tuple(value.shape) in shapes
+
+    each = [(batch, tokens, width)] if batch else []
+    if encoding.add is not None and not shaped(encoding.add, (tokens, width), *each):
+        return told("add", encoding.add, f"float [T, D] = [{tokens}, {width}]" + (" or [B, T, D]" if batch else ""))
+    pairs = encoding.rotary if isinstance(encoding.rotary, list) else [] if encoding.rotary is None else [encoding.rotary]
+    if isinstance(encoding.rotary, list) and len(pairs) != depth:
+        return f"rotary must hold a pair for each of {depth} blocks, not {len(pairs)}"
+    each = [(batch, 1, tokens, half)] if batch else []
+    for pair in pairs:
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            return f"rotary must be a pair (cos, sin), not {type(pair).__name__}"
+        for table in pair:
+            if not shaped(table, (tokens, half), (1, heads, tokens, half), *each):
+                known = f"float [T, K/2] = [{tokens}, {half}] or [1, H, T, K/2]" + (" or [B, 1, T, K/2]" if batch else "")
+                return told("a table of rotary", table, known)
+    for name in ("mask", "bias"):
+        entries = getattr(encoding, name)
+        if entries is not None and (isinstance(entries, Tensor | str) or len(entries) != depth):
+            held = type(entries).__name__ if isinstance(entries, Tensor | str) else len(entries)
+            return f"{name} must be a sequence with an entry for each of {depth} blocks, not {held}"
+    for number, mask in enumerate(encoding.mask or ()):
+        if mask is None or (isinstance(mask, str) and mask == "causal"):
+            continue
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) not in (square, (heads, *square)):
+            known = f'None, "causal", or bool [T, T] = [{tokens}, {tokens}] or [H, T, T]'
+            return told(f"mask[{number}]", mask, known)
+        if mask.device.type != "meta" and not mask.any(-1).all():
+            return f"mask[{number}] has a query that sees no key"
+    seen: set[int] = set()
+    for number, bias in enumerate(encoding.bias or ()):
+        if bias is not None and id(bias) not in seen and not shaped(bias, (heads, *square), (1, *square)):
+            return told(f"bias[{number}]", bias, f"None, or float [H, T, T] = [{heads}, {tokens}, {tokens}] or [1, T, T]")
+        if isinstance(encoding.bias, list):
+            seen.add(id(bias))
+    if not isinstance(encoding.logit_scale, float | int) or -math.inf < encoding.logit_scale <= 0:
+        return "logit_scale must be a positive number"
+    return ""
+
+
 def token_yx(grid_hw: tuple[int, int], device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
     """Row and column of every token, row by row: two integer tensors [T]."""
     y, x = torch.meshgrid(*(torch.arange(n, device=device) for n in grid_hw), indexing="ij")

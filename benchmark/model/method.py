@@ -16,14 +16,17 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
-from benchmark.files import UserError, unknown
+from benchmark.files import UserError, shown, unknown
 from benchmark.model import diffusion
 from benchmark.model.dit import Core
 from benchmark.model.draws import Draws, image_generator
-from benchmark.model.encoding import Encoding, attention_scale
+from benchmark.model.encoding import Encoding, attention_scale, fault
 from benchmark.model.optimizers import MuonAdamW
+from benchmark.model.precision import full_precision
 from benchmark.protocol import Protocol, size_hw
 from benchmark.streams import WEIGHTS, labels, mixed_seed
+
+KINDS = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "a text"}  # of options, in messages
 
 
 class Method(LightningModule):
@@ -104,7 +107,11 @@ class Method(LightningModule):
         try:
             return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls.Options), dict(options)))
         except OmegaConfBaseException as error:
-            raise UserError(f"{cls.title}: {str(error).splitlines()[0]}") from None
+            key = str(error.full_key or "")
+            if key not in fields:
+                raise UserError(f"{cls.title}: {str(error).splitlines()[0]}") from None
+            name, wanted = f"options.{cls.__module__.rpartition('.')[2]}.{key}", str(fields[key].type)
+            raise UserError(f"{name} must be {KINDS.get(wanted, wanted)}, not {shown(options[key])}") from None
 
     @classmethod
     def augmentation_of(cls, options: Any) -> tuple[str, dict[str, Any]]:
@@ -153,13 +160,25 @@ class Method(LightningModule):
         if self.learns_positions or key not in self._encodings:
             if self.timed or self.learns_positions:
                 self._encodings.clear()
-            encoding = self.encode(grid_hw, time=time if self.timed else None)
+            with full_precision(self.device):
+                encoding = self.encode(grid_hw, time=time if self.timed else None)
+            self.once("shaped sampling", grid_hw, lambda: self.check_shapes(encoding, grid_hw))
             tokens, trained = (h * w for h, w in (grid_hw, self.train_grid))
             scale = attention_scale(self.protocol.switches.attention_scale, tokens, trained)
             encoding = dataclasses.replace(encoding, logit_scale=encoding.logit_scale * scale)
             self.once("finite sampling", grid_hw, lambda: self.check_finite(encoding, grid_hw))  # not at every noise level
             self._encodings[key] = encoding
         return self._encodings[key]
+
+    def check_shapes(self, encoding: Any, grid_hw: tuple[int, int], batch: int = 0) -> None:
+        """Checks the types and shapes of an encoding, once a grid: some wrong ones would be broadcast without an error.
+
+        Raises:
+            UserError: gives the field, what it must be and what it is.
+        """
+        core = self.protocol.core
+        if wrong := fault(encoding, core.depth, core.heads, grid_hw[0] * grid_hw[1], core.width, batch):
+            raise UserError(f"{self.file}: on a grid of {grid_hw[0]} x {grid_hw[1]} tokens, {wrong}")
 
     def check_finite(self, encoding: Encoding, grid_hw: tuple[int, int]) -> None:
         """Checks an encoding, once a grid and before anything is computed with it: its fault must not look like the training's.
@@ -216,7 +235,9 @@ class Method(LightningModule):
         label = torch.where(dropped, self.protocol.core.classes, label)
         uniform, noise = draws.uniform(), draws.normal(*data.shape[1:])
         grid_hw = (data.shape[-2] // self.core.patch, data.shape[-1] // self.core.patch)
-        encoding = self.encode(grid_hw, draws=draws)
+        with full_precision(self.device):
+            encoding = self.encode(grid_hw, draws=draws)
+        self.once("shaped", grid_hw, lambda: self.check_shapes(encoding, grid_hw, len(data)))
         self.once("finite", grid_hw, lambda: self.check_finite(encoding, grid_hw))
 
         def predict(x: Tensor, time: Tensor) -> Tensor:

@@ -15,6 +15,11 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from benchmark.protocol import Precision, Protocol
 
 
+def full_precision(device: torch.device) -> contextlib.AbstractContextManager:
+    """Without autocast: positions in bfloat16 would be rounded to eight bits."""
+    return contextlib.nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
 class Averaging(WeightAveraging):
     """Lightning's average of the weights, updated without waiting for a GPU.
 

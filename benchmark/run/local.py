@@ -16,12 +16,13 @@ from typing import Any
 from benchmark import lazy, progress
 from benchmark.files import ENDINGS, PARENT, Stopped, UserError, heard, is_memory, listed
 from benchmark.plan.place import Run, check_ranks, gpus, processors
-from benchmark.plan.stages import Stage, Train, graph
+from benchmark.plan.stages import Sample, Stage, Train, graph
 from benchmark.protocol import Protocol
-from benchmark.registry import trained_name
+from benchmark.registry import told, trained_name
 from benchmark.results import record
 
-estimate = lazy.module("benchmark.run.estimate")  # torch: what is refused before any work need not wait for it
+# Both import torch: what is refused before any work need not wait for it.
+estimate, sampling = lazy.module("benchmark.run.estimate"), lazy.module("benchmark.run.sample")
 
 
 def bench(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> list[tuple[Stage, str]]:
@@ -37,10 +38,32 @@ def bench(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> li
     stages[0].context.data.require()  # before the machine is measured
     if not all(stage.is_complete() for stage in stages if stage.spread):
         check_ranks(run)
+    if not all(stage.is_complete() for stage in stages if isinstance(stage, Sample | Train)):
+        check_methods(protocol, methods, seed)
     estimate.announce(protocol, stages, run)
     if len(methods) > 1 and run.devices == "auto" and not gpus() and processors() > 1:
         abreast(stages, methods, seed, run)
     return run_all(stages)
+
+
+def check_methods(protocol: Protocol, methods: Sequence[str], seed: int) -> None:
+    """Tries methods out on the protocol's grids before hours are spent on them.
+
+    Raises:
+        UserError: none of the methods can run, or the only one cannot. One of several that cannot is told, and fails later.
+    """
+    for words in protocol.overrides:
+        section, _, name = words.partition("=")[0].partition(".")
+        name = name.partition(".")[0]
+        if section == "options" and name not in {*methods, *map(trained_name, methods)}:
+            raise UserError(f"{words}: {name} is not among the methods of this run ({listed(methods)})")
+    for method in methods:
+        try:
+            sampling.try_out(protocol, method, seed)
+        except Exception as error:
+            if len(methods) == 1:
+                raise UserError(told(error)) from error
+            progress.say(f"{method} will fail: {told(error)}")
 
 
 def run_all(stages: Iterable[Stage]) -> list[tuple[Stage, str]]:
@@ -60,10 +83,9 @@ def run_all(stages: Iterable[Stage]) -> list[tuple[Stage, str]]:
         except (Stopped, OSError):  # a full disk fails whatever comes next
             raise
         except Exception as error:
-            reason = str(error)
+            reason = told(error)
             if not isinstance(error, UserError):  # a fault in the code, most often a new method's
                 traceback.print_exc()
-                reason = " ".join(f"{type(error).__name__}: {error}".split())
             lost.add(id(stage))
             failures.append((stage, reason))
             progress.say(f"failed: {stage}: {reason}")

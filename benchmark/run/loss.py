@@ -22,7 +22,7 @@ from benchmark.plan.place import Run, device
 from benchmark.protocol import Protocol
 from benchmark.results.compare import Comparison, compare
 from benchmark.run.sample import built
-from benchmark.run.train import prepared
+from benchmark.run.train import prepared, trained
 
 
 def heldout_images(protocol: Protocol, test: str, run: Run, device: torch.device | str, count: int = denoising.IMAGES,
@@ -63,9 +63,12 @@ def compared(cells: Sequence[Cell], run: Run, against: str = "", folder: Path | 
         against: a method; "" takes the one whose checkpoint the cells' method uses, and none where it has its own.
         folder: see `heldout_images`.
     """
+    for cell in cells:  # before any work
+        for name in (cell.method, registry.check(against) if against else cell.training.method):
+            trained(dataclasses.replace(cell, method=name).training, run)
     found = []
     for cell in cells:
-        other = registry.check(against) if against else cell.training.method
+        other = against or cell.training.method
         images = heldout_images(cell.protocol, cell.test, run, device(), folder=folder)
         own, comparison = cell_loss(cell, run, images), None
         if other != cell.method:
@@ -91,7 +94,9 @@ def print_losses(
     for cell, own, comparison, _ in found:
         figures = [f"{own[key]:.5f}" for key in ("value", "low", "high")]
         if comparison:
-            figures += [f"{value:+.5f}" for value in (comparison.difference, comparison.low, comparison.high)]
+            small = any(0 < abs(value) < 5e-6 for value in (comparison.difference, comparison.low, comparison.high))
+            figures += [f"{value:+.1e}" if small else f"{value:+.5f}" for value in
+                        (comparison.difference, comparison.low, comparison.high)]  # fmt: skip
             figures.append(comparison.verdict)
         table.add_row(cell.train, cell.test, *figures)
     console.print(table)

@@ -8,6 +8,7 @@ batches r, r + n, ... The batch is the protocol's, so the same images come out h
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -18,11 +19,10 @@ import numpy as np
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.strategies import DDPStrategy
-from PIL import Image
 from safetensors.numpy import save_file
 
 from benchmark import progress, registry
-from benchmark.board.real import GAP
+from benchmark.board.real import sheet
 from benchmark.data.card import autoencoder_of, load_card
 from benchmark.data.latents import autoencoder_identity, decoder, to_uint8
 from benchmark.evaluate import detectors
@@ -31,6 +31,7 @@ from benchmark.evaluate.samples import Images, Unit, chunk_name, chunk_shape, re
 from benchmark.evaluate.score import is_done, outputs_of, unit_file
 from benchmark.files import UserError, atomic, listed, read_fields, read_json, write_json
 from benchmark.identity import Cell, features_folder
+from benchmark.model.draws import Draws
 from benchmark.model.method import Method
 from benchmark.model.precision import autocast, effective
 from benchmark.plan import cost, needs
@@ -42,6 +43,7 @@ from benchmark.run.ranks import environment
 from benchmark.run.train import alone, load_weights, quieten, trained
 
 GRID_IMAGES = 32
+TRIED = 1024  # tokens of a grid that a method is tried out on: biases of more take long on a processor
 
 
 def chunk_path(folder: Path, number: int) -> Path:
@@ -123,6 +125,29 @@ def same_encodings(cell: Cell) -> bool:
     if method.timed:
         times = method.sampling_times(grid_hw)
     return all(equal(method.encoding(grid_hw, time), base.encoding(grid_hw, time)) for time in times)
+
+
+def try_out(protocol: Protocol, name: str, seed: int) -> None:
+    """Builds a method and makes its encodings for the protocol's grids, as training and sampling would, but for very large ones.
+
+    Raises:
+        UserError: its options, its title or an encoding is not what it must be.
+    """
+    cls = registry.load(name)
+    titles = {registry.about(other).title: other for other in registry.names() if other != name}
+    if "title" not in vars(cls) or cls.title in titles:
+        other = titles.get(cls.title)
+        raise UserError(f"methods/{name}.py: " + (f"the title '{cls.title}' is that of methods/{other}.py" if other else
+                                                  "give the class a title of its own"))  # fmt: skip
+    for train, tests in protocol.cells.items():
+        method = registry.build(name, shallow(protocol), train, seed)
+        if method.trains_as is None and math.prod(method.train_grid) <= TRIED:
+            method.check_shapes(method.encode(method.train_grid, draws=Draws(seed, 0, (0, 2), 2)), method.train_grid, 2)
+        for test in tests:
+            grid_hw = protocol.grid(test)
+            if math.prod(grid_hw) <= TRIED:
+                for time in method.sampling_times(grid_hw) if method.timed else [None]:
+                    method.check_finite(method.encoding(grid_hw, time), grid_hw)
 
 
 def shallow(protocol: Protocol) -> Protocol:
@@ -236,16 +261,10 @@ def finish(cell: Cell, folder: Path, place: Path, devices: int) -> None:
     write_json(folder / DONE, {"count": config.count, "size": list(size_hw(cell.test)), "hours": hours, "hardware": hardware})
 
 
-def save_grid(images: list[np.ndarray], path: Path, columns: int = 8, gap: int = GAP) -> None:
-    """Images uint8 [H, W, 3] in rows of `columns`, as PNG. A column is a class where 8 classes take turns."""
-    height, width = images[0].shape[:2]
-    rows = -(-len(images) // columns)
-    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
-    for number, image in enumerate(images):
-        y, x = (number // columns) * (height + gap), (number % columns) * (width + gap)
-        sheet[y : y + height, x : x + width] = image
+def save_grid(images: list[np.ndarray], path: Path) -> None:
+    """A sheet of images as PNG."""
     with atomic(path) as draft:
-        Image.fromarray(sheet).save(draft, format="PNG", optimize=True)
+        sheet(images).save(draft, format="PNG", optimize=True)
 
 
 def built(cell: Cell, run: Run) -> Method:

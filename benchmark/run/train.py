@@ -147,7 +147,7 @@ def trained(training: Training, run: Run) -> tuple[Path, str]:
     folder = training.folder(run.out, data)
     if not is_trained(folder):
         command = shlex.join(stages.Train(context=stages.Context(training.protocol, run), training=training).command())
-        raise UserError(f"{training} is not trained; run `python -m benchmark {command}` first")
+        raise UserError(f"{training} is not trained; run `.venv/bin/python -m benchmark {command}` first")
     return folder, data
 
 
@@ -376,6 +376,11 @@ def load_weights(method: Method, folder: Path, key: str | None = None) -> dict[s
     own = method.state_dict()
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     wrong = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
+    if missing and method.trains_as and not (extra or wrong):
+        raise UserError(
+            f"{method.file} adds parameters that the checkpoint of {method.trains_as} lacks ({listed(missing)}); a method with "
+            "weights of its own has no `trains_as`"
+        )
     if missing or extra or wrong:
         raise UserError(
             f"{path} is of another method or core: missing: {listed(missing) or 'none'}; unexpected: {listed(extra) or 'none'}"

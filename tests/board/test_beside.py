@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from synthetic import TINY, board_of, contests, tiny, value_of
 
@@ -72,6 +73,17 @@ def test_switches_off_and_on_stand_side_by_side(tmp_path: Path, monkeypatch: pyt
     assert all(" to " in row[place][1] for row in texts(side) for place in (2, 4))
     assert beside.switches(boards["shapes-on"], boards) is None
     assert beside.switches(boards["shapes-other"], boards) is None
+
+
+def test_a_change_that_is_not_significant_is_not_bold() -> None:
+    """Two values 0.1 apart, whose images alone move their difference by 1.4."""
+    noise = np.random.RandomState(0).standard_normal((2, 200))
+    on, off = (
+        table.Entry(value, by_seed={0: value}, replicates={0: value + each})
+        for value, each in zip((10.0, 10.1), noise, strict=True)
+    )
+    cell = beside._change(on, off, 1)
+    assert (cell.detail, cell.best) == ("-0.1", False)
 
 
 def test_parts_of_a_method_stand_below_all_of_it(rules: protocol.Protocol, tmp_path: Path) -> None:

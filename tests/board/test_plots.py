@@ -8,6 +8,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from synthetic import TINY, board_of, contests, fill, tiny, value_of
 
 from benchmark import protocol
@@ -120,3 +121,22 @@ def test_a_plot_in_the_page_has_no_legend_and_no_theme_of_its_own(drawn: Path, r
         assert "<style>:root" not in inner
         wide = [float(re.search(r'viewBox="0 0 ([\d.]+)', text)[1]) for text in (svg, inner)]
         assert wide[0] - wide[1] == pytest.approx(72 * plots.LEGEND)
+
+
+def points(figure: Figure) -> list[list[tuple[float, float]]]:
+    """The values of each method."""
+    return [[tuple(point) for point in line.get_xydata()] for line in figure.axes[0].get_lines() if line.get_marker() == "."]
+
+
+def test_plots_show_the_numbers_of_the_table(rules: protocol.Protocol) -> None:
+    board = board_of(rules, {("a", 0): (10, 20, 40), ("b", 0): (11, 50, 60)})
+    assert points(plots._tradeoff(board, {})) == [[(10, 20)], [(11, 50)]]
+    assert points(plots._by_ratio(board, "fid", {})) == [[(1, 10), (2, 20)], [(1, 11), (2, 50)]]
+
+
+def test_the_plot_of_cost_shows_minutes_of_sampling_and_scoring(rules: protocol.Protocol) -> None:
+    board = board_of(rules, {("a", 0): (10, 20, 40), ("b", 0): (11, 50, 60)})
+    for item in board.records:
+        item.value["hours"] = {"sample": 0.2, "score": 0.1}
+    minutes = [y for line in points(plots._cost(board, {})) for x, y in line if x >= 1]
+    assert minutes == pytest.approx([18] * 6)

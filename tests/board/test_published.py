@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
@@ -27,6 +28,13 @@ def test_kendall_is_that_of_scipy(theirs: list[int], ours: list[int]) -> None:
         assert found[0] == pytest.approx(scipy.stats.kendalltau(theirs, ours).statistic)
     else:
         assert found[0] == 0  # no order at all
+
+
+@pytest.mark.parametrize("count", [3, 4, 5])
+def test_the_share_of_orders_by_chance_is_that_of_all_permutations(count: int) -> None:
+    taus = np.array([scipy.stats.kendalltau(range(count), order).statistic for order in itertools.permutations(range(count))])
+    for tau in np.linspace(-1, 1, 21):
+        assert published.chance(count, tau) == pytest.approx(np.mean(taus >= tau - 1e-9)), tau
 
 
 def test_agreement_over_common_methods_with_an_interval(rules: protocol.Protocol) -> None:

@@ -64,6 +64,22 @@ def test_groups(train: str, test: str, expected: str) -> None:
     assert table.group(train, test) == expected
 
 
+def test_the_square_size_nearest_to_twice_the_training_size_stands_for_all_beyond_it() -> None:
+    """Of two that are as near, the smaller one."""
+    columns = [table.Column("beyond", "16x16", size) for size in ("64x64", "24x24", "32x32", "32x48")]
+    assert table.far(columns, "16x16").test == "32x32"
+    columns = [table.Column("beyond", "16x16", size) for size in ("40x40", "24x24")]
+    assert table.far(columns, "16x16").test == "24x24"
+
+
+def test_the_mean_of_a_row_has_the_means_of_its_resamples(rules: protocol.Protocol) -> None:
+    board = board_of(rules, {("a", 0): (10, 20, 40)}, resamples=200)
+    means = np.mean([entry(board, "a", place).replicates[0] for place in (1, 2)], axis=0)
+    found = entry(board, "a", 3)
+    np.testing.assert_allclose(found.replicates[0], means)
+    assert found.interval == pytest.approx(np.quantile(means - means.mean() + 30, [0.025, 0.975]))
+
+
 def test_mean_and_spread_over_seeds_are_those_of_numpy(rules: protocol.Protocol) -> None:
     values = np.array([[10.0, 20, 40], [12, 26, 41], [17, 29, 45]])
     board = board_of(rules, {("a", seed): tuple(row) for seed, row in enumerate(values)})
@@ -273,6 +289,20 @@ def test_rows_that_vary_more_than_usual_are_judged_by_their_own_spread() -> None
         table._note_usual(entries, [item.by_seed for item in entries], range(9))
         wrong += table.different(entries[0], entries[1])
     assert wrong / columns < 0.2
+
+
+def test_rows_whose_common_seeds_have_the_other_order_are_not_different() -> None:
+    """By its mean the first is the larger one; over the seeds of both it is the smaller one."""
+
+    def one(*values: float) -> table.Entry:
+        by_seed = dict(enumerate(values))
+        images = {seed: value + 0.1 * np.random.RandomState(seed).standard_normal(200) for seed, value in by_seed.items()}
+        return table.Entry(float(np.mean(values)), by_seed=by_seed, replicates=images)
+
+    long, short = one(10.0, 10.2, 30.0), one(12.0, 12.2)
+    assert long.value > short.value
+    assert not table.different(long, short)
+    assert not table.different(short, long)
 
 
 def test_rows_without_a_common_seed_are_judged_by_the_spread_of_seeds() -> None:

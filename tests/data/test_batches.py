@@ -8,9 +8,11 @@ import pickle
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import small
 import torch
 import webdataset
 from hypothesis import given, settings
@@ -200,6 +202,25 @@ def test_kept_pictures_do_not_change_a_batch(index: Index, augmentation: str, mo
     assert not any(image.info for _, _, image in kept._kept.values())
     assert len(opened) > 2 * len(first)
     assert not pickle.loads(pickle.dumps(kept))._kept
+
+
+@pytest.mark.parametrize(("workers", "kept"), [(1, 4), (2, 0)])
+def test_workers_share_the_bytes_of_kept_pictures(index: Index, workers: int, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "KEPT_BYTES", 4 * math.prod(SIZE) * COUNT)  # just those of one process
+    monkeypatch.setattr(batches, "get_worker_info", lambda: SimpleNamespace(num_workers=workers))
+    reader = Batches(index, 4, transform=Transform(SIZE))
+    reader[0]
+    assert len(reader._kept) == kept
+
+
+def test_the_reader_has_the_seed_of_the_training(index: Index) -> None:
+    rules = small.contest(train={"flip": False})
+    method = SimpleNamespace(
+        protocol=rules, train_size="16x24", augmentation=("center_crop", {}), seed=5, device=torch.device("cpu"),
+        trainer=SimpleNamespace(global_rank=0, world_size=1),
+    )  # fmt: skip
+    expected = Batches(index, rules.train.batch, 5, transform=Transform((16, 24), flip=False))
+    assert same(next(iter(batches.Reader(method, index, 3, 0))), expected[3])
 
 
 def test_what_a_batch_holds(index: Index) -> None:
@@ -445,6 +466,12 @@ def test_random_resize_crop_reaches_both_ends() -> None:
     high = Transform((16, 16), "random_resize_crop", {"largest": 1.5}, flip=False)(noise(40, 40), np.full(5, 1 - 2**-53))[1]
     assert low == (16, 16, 0, 0, 16, 16)
     assert high == (24, 24, 8, 8, 16, 16)
+
+
+def test_random_resize_crop_halves_a_large_picture_first() -> None:
+    """As a plain reading does, which the smallest crop therefore equals."""
+    pixels, _ = Transform((16, 16), "random_resize_crop", {"largest": 1.0}, flip=False)(noise(40, 40), np.zeros(5))
+    np.testing.assert_array_equal(pixels, np.asarray(center_crop(noise(40, 40), (16, 16))))
 
 
 def test_uncropped_pictures_are_read_plainly_in_their_share(index: Index) -> None:

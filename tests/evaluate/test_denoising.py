@@ -27,6 +27,7 @@ from benchmark.files import ROOT, UserError
 from benchmark.model import method as methods
 from benchmark.model.draws import heldout_generator, image_generator
 from benchmark.results.compare import compare
+from benchmark.streams import subset
 
 SIZE = "32x48"
 
@@ -232,6 +233,12 @@ def test_shards_are_cut_as_references_are_and_keep_their_classes(shards):
     assert len(few.data) == 4
 
 
+def test_some_held_out_images_are_the_chosen_ones(shards):
+    every, few = (denoising.heldout(Shards(shards), SIZE, count) for count in (10, 4))
+    assert torch.equal(few.data, every.data[subset(10, 4)])
+    assert torch.equal(few.labels, every.labels[subset(10, 4)])
+
+
 def test_latents_are_encoded_and_their_posterior_sampled_once(shards, tmp_path):
     from diffusers import AutoencoderKL
 
@@ -268,6 +275,17 @@ def test_entry_holds_value_interval_and_levels():
     assert len(score["replicates"]) == 50
     assert score["low"] < score["value"] < score["high"]
     assert "low" not in denoising.entry(found, model, images, 0, 0.95)
+
+
+def test_an_interval_is_within_classes_where_they_take_turns():
+    """Of losses that differ between classes alone there is then nothing to resample."""
+    model, images = built(), scenes(count=16)
+    found = images.labels.double().expand(8, 16)
+    tight, loose = (
+        denoising.entry(found, model, dataclasses.replace(images, balanced=balanced), 200, 0.95) for balanced in (True, False)
+    )
+    assert tight["low"] == pytest.approx(tight["high"])
+    assert loose["high"] - loose["low"] > 1
 
 
 def test_methods_are_compared_in_pairs():

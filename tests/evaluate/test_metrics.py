@@ -271,6 +271,12 @@ def test_blur_has_a_distance():
         spectrum_distance(torch.zeros(8), torch.zeros(16))
 
 
+def test_the_gradient_of_the_spectrums_distance_is_autograds():
+    mean, there = torch.arange(9.0).double().sin().requires_grad_(), torch.arange(9.0).double().cos()
+    (mean - there).square().mean().sqrt().backward()
+    torch.testing.assert_close(spectrum_distance(mean.detach(), there)[1], mean.grad)
+
+
 # --- Influences and intervals ----------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 
@@ -119,6 +120,21 @@ def test_fewer_than_all_are_chosen_at_random(tmp_path):
     assert 400 < chosen.mean() < 600
     np.testing.assert_array_equal(chosen, subset(1000, 100))
     np.testing.assert_array_equal(subset(5, 100), np.arange(5))
+
+
+def test_a_reference_of_some_images_is_of_the_chosen_ones(tmp_path):
+    source = ImageFolder(photographs(tmp_path, [(16, 16)] * 12))
+    pixels = np.stack([picture for picture, _ in source.pictures(np.arange(12), (16, 16))]).astype(float).mean((1, 2))
+    real = make(source, (16, 16), Colours(), 4, 4, None)
+    np.testing.assert_allclose(real.features.mu, pixels[subset(12, 4)].mean(0), rtol=1e-5)
+
+
+def test_a_picture_that_was_written_again_is_another_folder(tmp_path):
+    """Of the same size, as uncompressed pictures are: its time tells."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.bmp")
+    before = ImageFolder(tmp_path).hash
+    os.utime(tmp_path / "a.bmp", (1, 1))
+    assert ImageFolder(tmp_path).hash != before
 
 
 def test_shards_are_a_source(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shutil
 import tracemalloc
@@ -15,11 +16,13 @@ from PIL import Image
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
 
+from benchmark import protocol
 from benchmark.data import shapes
 from benchmark.data.tars import write_contents
 from benchmark.evaluate import detectors, samples
 from benchmark.evaluate.external import score_files
-from benchmark.evaluate.metrics import Moments, frechet_distance, infinity_sizes
+from benchmark.evaluate.manifold import kernel_distance
+from benchmark.evaluate.metrics import Moments, frechet_distance, infinity_sizes, with_interval, within_classes
 from benchmark.evaluate.reference import Reference, Scenes, make, save
 from benchmark.evaluate.samples import (
     Images,
@@ -28,9 +31,9 @@ from benchmark.evaluate.samples import (
     open_images,
     write_chunk,
 )
-from benchmark.evaluate.score import FeatureRows, Features, Options, extract, fid_infinity, score, uncertainty
+from benchmark.evaluate.score import FeatureRows, Features, Options, extract, fid_infinity, options_of, score, uncertainty
 from benchmark.files import UserError, write_json
-from benchmark.streams import balanced_order
+from benchmark.streams import balanced_order, subset
 
 SIZE = (24, 32)
 
@@ -224,7 +227,9 @@ def test_scores_of_a_cell(tmp_path, real):
         statistics = [fid_features_to_statistics(side[part].double()) for side in (seen, there)]
         expected = fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"]
         assert scores[name]["value"] == pytest.approx(expected, rel=1e-6)
-    assert scores["is"]["value"] == pytest.approx(isc_features_to_metric(seen["logits"])["inception_score_mean"], rel=1e-6)
+    inception = isc_features_to_metric(seen["logits"])
+    assert scores["is"]["value"] == pytest.approx(inception["inception_score_mean"], rel=1e-6)
+    assert scores["is"]["deviation"] == pytest.approx(inception["inception_score_std"], rel=1e-5)
     assert scores["top1"]["value"] == np.mean(pictures[:, 0, 0, 0] % 8 == labels)
     assert scores["objects"]["value"] == pytest.approx(np.mean(np.abs(pictures[:, 0, 0, 0] % 3 - 1.0)))
     assert set(scores) == {"fid", "sfid", "is", "precision", "recall", "kid", "fid_inf", "spectrum", "top1", "objects"}
@@ -296,13 +301,33 @@ def test_balanced_order():
     assert order[:20].tolist() != sorted(order[:20])
 
 
-def test_labels_change_intervals_only(tmp_path, real):
-    """Classes take turns in samples, so intervals leave out what differs between classes; values stay."""
-    features = features_of(open_images(cell(tmp_path / "cell", scenes(80))), tmp_path / "features")
-    plain, labelled = (score(features, real, labels) for labels in (None, np.arange(80) % 8))
-    for name in ("fid", "is", "kid", "precision", "spectrum"):
-        assert plain[name]["value"] == labelled[name]["value"]
-        assert plain[name]["replicates"] != labelled[name]["replicates"]
+def test_intervals_leave_out_what_differs_between_classes(tmp_path, real):
+    """Classes take turns in samples: of images that are all alike within a class there is nothing to resample; values stay."""
+    images = open_images(cell(tmp_path / "cell", np.tile(scenes(8), (10, 1, 1, 1))))
+    features, options = features_of(images, tmp_path / "features"), Options(nearest=60, splits=1, resamples=20)
+    unknown, known = (score(features, real, labels, options) for labels in (None, np.arange(80) % 8))
+    for name in ("fid", "sfid", "is", "kid", "precision", "spectrum", "objects"):
+        assert known[name]["value"] == unknown[name]["value"], name
+        widths = [np.ptp(scores[name]["replicates"]) for scores in (known, unknown)]
+        assert widths[0] < 1e-6 * widths[1], name
+
+
+def test_kernel_distance_is_of_the_chosen_samples_within_their_classes(tmp_path, real):
+    features = features_of(open_images(cell(tmp_path / "cell", scenes(100))), tmp_path / "features")
+    labels, chosen = np.arange(100) % 8, subset(100, 60)
+    value, influence = kernel_distance(features.all("features")[chosen], real.nearest)
+    expected = with_interval(value, within_classes(influence, torch.from_numpy(labels[chosen])), 20, 0.95)
+    found = score(features, real, labels, Options(nearest=60, resamples=20))["kid"]
+    assert found["value"] == pytest.approx(value)
+    assert found["replicates"] == pytest.approx(expected["replicates"], rel=1e-6)
+
+
+def test_fid_is_extrapolated_from_samples_in_which_classes_take_turns(tmp_path, real):
+    features = features_of(open_images(cell(tmp_path / "cell", scenes(100))), tmp_path / "features")
+    labels, sizes = np.arange(100) % 8, infinity_sizes(100, 18)
+    found = score(features, real, labels, Options(resamples=0))["fid_inf"]["value"]
+    assert found == pytest.approx(fid_infinity(features, real.features, sizes, torch.from_numpy(labels)), rel=1e-6)
+    assert found != pytest.approx(fid_infinity(features, real.features, sizes, torch.zeros(100)), rel=1e-3)
 
 
 def test_random_labels_are_no_strata(tmp_path, real):
@@ -314,6 +339,13 @@ def test_random_labels_are_no_strata(tmp_path, real):
     assert set(drawn) >= set(unknown)
     assert uncertainty(Options(balanced=False))["method"] == "bootstrap over images, of first-order influences"
     assert uncertainty(Options())["method"] == "bootstrap over images, of first-order influences, within classes"
+
+
+def test_a_protocol_says_how_its_scores_are_taken():
+    settings, expected = ["score.nearest=70", "score.splits=7"], Options(splits=7, nearest=70, all_samples=True)
+    for labels, balanced in (("balanced", True), ("random", False)):
+        rules = protocol.load("shapes-long", [*settings, f"sample.labels={labels}"])
+        assert options_of(rules) == dataclasses.replace(expected, balanced=balanced)
 
 
 def test_without_reference_parts_there_are_fewer_scores(tmp_path, real):

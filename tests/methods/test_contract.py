@@ -13,6 +13,7 @@ import small
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strategies import latent
 
 from benchmark import registry
 from benchmark.files import ROOT, UserError
@@ -20,6 +21,7 @@ from benchmark.model.draws import Draws
 from benchmark.model.method import Method
 
 METHODS = registry.names()
+TRAINING_FREE = [name for name in METHODS if registry.trained_name(name) != name]
 GRIDS = [(4, 6), (6, 4), (8, 12), (1, 1), (1, 7), (5, 1), (12, 12)]
 
 
@@ -259,7 +261,7 @@ def test_checkpoint_round_trip(name, tmp_path):
     assert torch.equal(run(method, (8, 12)), run(other, (8, 12)))
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if registry.load(name).trains_as])
+@pytest.mark.parametrize("name", TRAINING_FREE)
 def test_training_free_methods_equal_their_base_at_the_training_grid(name):
     cls = registry.load(name)
     protocol = small.contest({"16x24": ["32x48"], "8x8": ["8x8"]}, switches={"attention_scale": "none"})
@@ -272,6 +274,16 @@ def test_training_free_methods_equal_their_base_at_the_training_grid(name):
             assert len(tables(mine)) == len(tables(theirs)) > 0
             assert all(torch.equal(a, b) for a, b in zip(tables(mine), tables(theirs), strict=True))
             assert torch.equal(run(method, method.train_grid, time), run(base, method.train_grid, time))
+
+
+@pytest.mark.parametrize("name", TRAINING_FREE)
+@pytest.mark.parametrize("grid_hw", [(8, 8), (16, 5)])
+def test_training_free_methods_place_tokens_as_their_base_does_below_the_training_grid(name, grid_hw):
+    """Nothing is stretched there, nor shrunk; the scale of logits, which may follow the number of tokens, is no place."""
+    method, base = latent(name), latent(registry.trained_name(name))
+    for time in (0.1, 0.6):
+        mine, theirs = tables(method.encoding(grid_hw, time)), tables(base.encoding(grid_hw, time))
+        assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
 
 
 @pytest.mark.parametrize("name", METHODS)

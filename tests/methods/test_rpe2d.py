@@ -13,6 +13,7 @@ import torch
 from scipy import stats
 from strategies import build
 
+from benchmark import registry
 from benchmark.files import UserError
 from benchmark.model.draws import Draws
 
@@ -75,6 +76,12 @@ def test_rpe_random_spacing_is_a_fixed_subset():
     assert torch.equal(rows, method.positions(6, 0, None))
     assert not torch.equal(rows, columns)
     assert (rows.diff() > 0).all()
+
+
+def test_rpe_random_spacing_is_another_for_every_seed():
+    rules = small.contest()
+    one, two = (registry.load("rpe2d")(rules, "16x24", seed, {"spacing": "random"}) for seed in (0, 1))
+    assert not torch.equal(one.positions(6, 0, None), two.positions(6, 0, None))
 
 
 def test_rpe_refuses_what_it_has_not_seen():

@@ -88,6 +88,13 @@ def test_flow_solvers_are_exact_on_straight_paths(solver, shift):
     assert calls == pytest.approx(visited, abs=1e-6)
 
 
+def test_the_objectives_own_shift_multiplies_that_of_a_size():
+    """sigma' = s sigma / (1 + (s - 1) sigma) twice is once with the product."""
+    seen, flow = [], diffusion.objective(Objective(name="flow", shift=3.0))
+    flow.sample(lambda x, t: seen.append(t[0].item() / 1000) or x, torch.zeros(1, 1, 2, 2), Sample(solver="euler", steps=4), 2.0)
+    assert seen == pytest.approx([6 * t / (1 + 5 * t) for t in (1, 0.75, 0.5, 0.25)])
+
+
 def test_progress_counts_steps():
     done = []
     for name, solver in (("flow", "heun"), ("ddpm", "ddim")):

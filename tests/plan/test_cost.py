@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -111,6 +112,12 @@ def test_autoencoder_is_what_torch_counts():
             encoding = counted(model.encode, torch.empty(1, 3, height, width))
             assert decoding == pytest.approx(cost.autoencoder_flops(cost.DECODE_PIXEL, height, width), rel=0.001)
             assert encoding == pytest.approx(cost.autoencoder_flops(cost.ENCODE_PIXEL, height, width), rel=0.001)
+
+
+def test_latents_of_a_picture_are_two_pairs_in_half_precision():
+    """Mean and deviation, of the picture and of its mirror image."""
+    found = cost.latents(protocol.load("imagenet-256-xl2"), "256x256", 1)
+    assert found.bytes - cost.OVERHEAD == np.zeros((2, 2, 4, 32, 32), np.float16).nbytes
 
 
 def test_detectors_are_what_torch_counts():

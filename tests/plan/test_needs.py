@@ -26,6 +26,13 @@ def test_weights_are_counted_as_the_optimizer_holds_them() -> None:
     assert needed["weights, optimizer and average"] == pytest.approx(675e6 * 20, rel=0.02)
 
 
+def test_guidance_doubles_the_activations_of_sampling() -> None:
+    plain, guided = (protocol.load("imagenet-256-xl2", [f"sample.guidance={scale}"]) for scale in (1, 1.5))
+    (weights, one), (same, two) = (needs.sampling(rules, "256x256").values() for rules in (plain, guided))
+    assert two == 2 * one > 0
+    assert weights == same
+
+
 def test_what_cannot_fit_is_refused_with_the_figure_and_its_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(needs, "memory", lambda: 4.0 * 2**30)
     rules = protocol.load("smoke", ["core.width=8192", "core.depth=64", "core.heads=64"])

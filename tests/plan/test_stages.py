@@ -24,6 +24,7 @@ from benchmark.plan.stages import COMPLETE, MISSING, Sample, Stage, Train
 from benchmark.protocol import Protocol
 from benchmark.results import record
 from benchmark.run import local, sample
+from benchmark.run import score as scoring
 
 METHODS = ["extrapolation", "yarn", "nope"]
 
@@ -159,6 +160,15 @@ def test_a_record_follows_the_revisions(tmp_path, monkeypatch):
     assert key() != before
 
 
+def test_a_record_follows_the_detectors_weights(tmp_path, monkeypatch):
+    def key() -> str:
+        return graph(protocol.load("smoke"), ["nope"], tmp_path)[-1].key()
+
+    before = key()
+    monkeypatch.setattr(registry, "detector_weights", lambda name: "f" * 12)
+    assert key() != before
+
+
 def test_the_detectors_code_is_part_of_what_is_made_with_it(tmp_path, monkeypatch):
     smoke = protocol.load("smoke")
     shards(smoke, tmp_path)
@@ -194,6 +204,20 @@ def test_only_the_first_images_are_asked_for_without_keep(tmp_path, monkeypatch)
     assert stages.is_sampled(tmp_path / "same", smoke, keep=True)
     shutil.rmtree(folder)
     assert not stages.is_sampled(tmp_path / "same", smoke, keep=True)
+
+
+def test_a_smaller_last_batch_is_waited_for(tmp_path):
+    rules, folder = protocol.load("smoke", ["sample.count=40"]), tmp_path / "cell"  # batches of 16, 16 and 8
+    place = stages.features_of(folder, rules)
+    place.mkdir(parents=True)
+    write_json(folder / DONE, {"count": 40})
+    sample.chunk_path(folder, 0).parent.mkdir()
+    for k in range(3):
+        sample.chunk_path(folder, k).touch()
+    for k in range(3):
+        assert not stages.is_sampled(folder, rules, keep=False)
+        unit_file(place, k).touch()
+    assert stages.is_sampled(folder, rules, keep=False)
 
 
 def test_features_lie_where_scoring_looks_for_them(tmp_path):
@@ -263,6 +287,13 @@ def test_a_reference_of_pictures_is_made_from_their_shards(tmp_path):
         reference.open_source(source), protocol.size_hw(size), detectors.load("shapes"), int(count), int(nearest)
     )
     assert made == stage.key()
+
+
+def test_a_reference_keeps_no_more_images_than_it_has(tmp_path, monkeypatch):
+    seen, rules = [], protocol.load("smoke", ["score.nearest=100000"])
+    monkeypatch.setattr(scoring, "make", lambda source, size, detector, count, nearest, *_, **__: seen.append((count, nearest)))
+    scoring.reference(rules, "16x16", stages.Context(rules, Run(tmp_path)), detector=object())
+    assert seen == [(rules.score.reference, rules.score.reference)]
 
 
 def test_latents_are_encoded_unless_they_were_written_meanwhile(tmp_path, monkeypatch):

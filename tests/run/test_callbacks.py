@@ -101,6 +101,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
+def test_a_training_that_goes_on_adds_the_seconds_of_each_of_its_devices(clock: Clock) -> None:
+    watch, state = Watch(Stage("train", 10, "step"), "key"), {"seconds": 100.0, "loss": 0.5, "lowest": 0.4, "skipped": 3}
+    watch.load_state_dict(state)
+    watch.devices, clock.now = 4, 10.0
+    assert watch.state_dict() == state | {"seconds": 140.0}
+
+
 def started(keeper: Keeper, trainer: Ranks) -> Keeper:
     keeper.on_train_start(trainer, None)
     keeper.restore()  # the handlers of signals, which the tests ask themselves

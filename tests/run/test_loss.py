@@ -13,9 +13,9 @@ from benchmark.evaluate import denoising
 from benchmark.files import UserError, read_json
 from benchmark.identity import Cell
 from benchmark.plan.place import Run
-from benchmark.plan.stages import Score, graph
+from benchmark.plan.stages import Context, Score, graph
 from benchmark.results import record
-from benchmark.run import local, loss
+from benchmark.run import local, loss, score
 from benchmark.run.train import train
 
 RULES = protocol.load("smoke", ["sample.precision=float32", "train.precision=float32"])
@@ -50,6 +50,15 @@ def test_a_training_free_method_is_compared_with_the_one_whose_checkpoint_it_use
     read = [one._replace(entry=one.entry | {"trained_on": True}, count=30) for one in found]
     loss.print_losses(read, "extrapolation", console=rich.console.Console(file=text, width=140))
     assert "on 30 training images" in text.getvalue()
+
+
+def test_held_out_images_are_none_of_the_references(tmp_path, monkeypatch):
+    seen, run = [], Run(tmp_path)
+    monkeypatch.setattr(score, "make", lambda source, *_, **__: seen.append(source.split))
+    monkeypatch.setattr(denoising, "heldout", lambda source, *_, **__: seen.append(source.split))
+    score.reference(RULES, "16x16", Context(RULES, run), detector=object())
+    loss.heldout_images(RULES, "16x16", run, "cpu")
+    assert seen == ["reference", "heldout"]
 
 
 def test_a_method_with_its_own_checkpoint_stands_alone_unless_asked(run):

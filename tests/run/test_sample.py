@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,13 +15,19 @@ from scipy.stats import chisquare
 
 from benchmark import protocol, registry, streams
 from benchmark.data.latents import to_uint8
+from benchmark.data.tars import members
 from benchmark.evaluate.detectors.base import at_rest
-from benchmark.evaluate.samples import Images, Unit
+from benchmark.evaluate.samples import Images, Unit, read_chunk
 from benchmark.evaluate.score import Features, unit_file
-from benchmark.files import UserError
+from benchmark.files import UserError, read_json
 from benchmark.identity import Cell
+from benchmark.model.encoding import Encoding
+from benchmark.plan import stages
+from benchmark.plan.layout import DONE
+from benchmark.plan.place import Run
 from benchmark.run import sample
 from benchmark.run import score as scoring
+from benchmark.run.train import train
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +131,7 @@ def test_values_that_are_not_numbers_are_refused():
 
 def test_grid_places_images_row_by_row(tmp_path):
     images = [np.full((4, 6, 3), number, np.uint8) for number in range(10)]
-    sample.save_grid(images, tmp_path / "grid.png", columns=8, gap=2)
+    sample.save_grid(images, tmp_path / "grid.png")
     sheet = np.asarray(Image.open(tmp_path / "grid.png"))
     assert sheet.shape == (4 * 2 + 2, 6 * 8 + 2 * 7, 3)
     assert (sheet[:4, :6] == 0).all()
@@ -182,3 +189,71 @@ def test_what_stays_of_a_large_detectors_outputs(tmp_path):
         assert torch.equal(read.take(name, chosen), read.all(name)[chosen])
         np.testing.assert_allclose(read.all(name).numpy(), outputs[name], rtol=6e-4 * (name != "predicted"), atol=2e-3)
     assert "logits" not in Features(tmp_path, images)
+
+
+def test_the_last_batch_of_a_cell_may_be_smaller(tmp_path):
+    rules = protocol.load("smoke", ["sample.count=40"])
+    found = sample.units(Cell(rules, "nope", "16x16", "16x16", 0), tmp_path).units
+    assert [(unit.start, unit.count) for unit in found] == [(0, 16), (16, 16), (32, 8)]
+
+
+@pytest.mark.parametrize("level", [None, 0, -1])
+def test_encodings_are_compared_at_every_noise_level_of_the_sampler(level, monkeypatch):
+    """A timed method may differ from its base at one of them alone."""
+    cell = Cell(protocol.load("smoke"), "tasr", "16x16", "32x32", 0)
+    timed, plain = (registry.build(name, cell.protocol, "16x16", 0) for name in ("tasr", "extrapolation"))
+    differs = None if level is None else timed.sampling_times((8, 8))[level]
+    monkeypatch.setattr(
+        type(timed), "encode", lambda self, grid_hw, *, time: Encoding() if time == differs else plain.encode(grid_hw)
+    )
+    assert sample.same_encodings(cell) == (level is None)
+
+
+def test_the_hours_of_a_cell_are_those_of_all_ranks_and_runs(tmp_path, monkeypatch):
+    for rank, hours in ((0, 1.0), (1, 2.5), (0, 0.25)):
+        sample.add_hours(tmp_path, rank, hours)
+    monkeypatch.setattr(sample, "is_done", lambda *_: True)
+    monkeypatch.setattr(sample, "read_chunk", lambda path: np.zeros((16, 16, 16, 3), np.uint8))
+    sample.finish(Cell(protocol.load("smoke"), "nope", "16x16", "16x16", 0), tmp_path, tmp_path, 1)
+    assert read_json(tmp_path / DONE)["hours"] == 3.75
+
+
+# --- A cell of two batches of 16 -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A cell, the run that it is of, and its folder."""
+    rules = protocol.load("smoke", ["train.steps=2", "train.precision=float32", "sample.precision=float32"])
+    cell, run = Cell(rules, "nope", "16x16", "32x24", 0), Run(tmp_path_factory.mktemp("runs"), devices="1", workers=1)
+    train(cell.training, run)
+    return cell, run, sample.sample(cell, run)
+
+
+def chunks(folder):
+    return sorted(folder.glob("chunks/*.tar"))
+
+
+def test_no_two_images_of_a_cell_are_the_same(made):
+    _, _, folder = made
+    images = np.concatenate([read_chunk(path) for path in chunks(folder)])
+    assert len(np.unique(images.reshape(32, -1), axis=0)) == 32
+
+
+def test_images_are_numbered_through_the_batches_of_a_cell(made):
+    _, _, folder = made
+    assert [key for path in chunks(folder) for key in members(path)] == [f"{number:06}" for number in range(32)]
+
+
+def test_images_of_a_later_batch_are_those_of_their_numbers(made):
+    cell, run, folder = made
+    expected = to_uint8(sample.built(cell, run).generate("32x24", 0, range(16, 32)))
+    assert np.abs(read_chunk(chunks(folder)[1]).astype(int) - expected).max() <= 1
+
+
+def test_nothing_is_made_again_of_a_cell_whose_first_images_stay(made, tmp_path, monkeypatch):
+    cell, _, folder = made
+    kept = shutil.copytree(folder, tmp_path / folder.name)
+    chunks(kept)[1].unlink()
+    monkeypatch.setattr(stages, "KEPT_IMAGES", 16)
+    assert sample.lost(cell, kept, stages.features_of(kept, cell.protocol), False) == []

@@ -1,0 +1,121 @@
+"""What is wrong with a method is told before hours are spent on it, in one line that names its file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from benchmark import protocol, registry
+from benchmark.files import UserError
+from benchmark.model.encoding import Encoding
+from benchmark.model.method import Method
+from benchmark.plan.place import Run
+from benchmark.run import estimate, local, sample
+from methods.extrapolation import Extrapolation
+
+SMOKE = protocol.load("smoke")  # trains at 16x16, 4 x 4 tokens; two heads of 16 channels, two blocks
+LONG = protocol.load("smoke", ["core.width=64", "core.heads=2", "core.depth=2"])
+
+
+def tried(monkeypatch, cls: type[Method], rules=LONG) -> None:
+    load = registry.load
+    monkeypatch.setattr(registry, "load", lambda name: cls if name == "oops" else load(name))
+    sample.try_out(rules, "oops", 0)
+
+
+def returning(make) -> type[Method]:
+    """A method whose encoding of T tokens is what `make` returns."""
+
+    class Oops(Method):
+        title = "Oops"
+
+        def encode(self, grid_hw, *, time=None, draws=None):
+            return make(grid_hw[0] * grid_hw[1])
+
+    return Oops
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda t: None, "encode must return an Encoding, not NoneType"),
+        (lambda t: Encoding(add=torch.zeros(64)), "add must be float [T, D] = [16, 64] or [B, T, D], not torch.float32 [64]"),
+        (lambda t: Encoding(rotary=(torch.ones(2, t, 16),) * 2), "a table of rotary must be float [T, K/2] = [16, 16]"),
+        (lambda t: Encoding(rotary=torch.ones(t, 16)), "rotary must be a pair (cos, sin), not Tensor"),
+        (lambda t: Encoding(rotary=[(torch.ones(t, 16),) * 2]), "rotary must hold a pair for each of 2 blocks, not 1"),
+        (lambda t: Encoding(bias=[torch.zeros(t, t)] * 2), "bias[0] must be None, or float [H, T, T] = [2, 16, 16] or [1, T, T]"),
+        (lambda t: Encoding(bias=[None]), "bias must be a sequence with an entry for each of 2 blocks, not 1"),
+        (lambda t: Encoding(bias=torch.zeros(2, t, t)), "bias must be a sequence with an entry for each of 2 blocks, not Tensor"),
+        (lambda t: Encoding(mask=[torch.zeros(t, t)] * 2), 'mask[0] must be None, "causal", or bool [T, T] = [16, 16]'),
+        (lambda t: Encoding(mask=[torch.zeros(t, t).bool()] * 2), "mask[0] has a query that sees no key"),
+        (lambda t: Encoding(logit_scale=0.0), "logit_scale must be a positive number"),
+        (lambda t: Encoding(add=torch.full((t, 64), torch.nan if t > 16 else 0.0)), "contains NaN or infinity (add)"),
+    ],
+)
+def test_an_encoding_that_would_fail_or_be_broadcast_is_refused(make, told, monkeypatch):
+    with pytest.raises(UserError) as error:
+        tried(monkeypatch, returning(make))
+    assert told in str(error.value)
+    assert str(error.value).startswith("methods/test_try_out.py")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_every_method_can_be_tried_out(name):
+    sample.try_out(SMOKE, name, 0)
+
+
+def test_a_title_is_a_methods_own(monkeypatch):
+    class Inherits(Extrapolation):
+        trains_as = "extrapolation"
+
+    with pytest.raises(UserError, match=r"methods/oops\.py: the title 'Extrapolation' is that of methods/extrapolation\.py"):
+        tried(monkeypatch, Inherits)
+
+    class Nameless(Method):
+        pass
+
+    with pytest.raises(UserError, match="give the class a title of its own"):
+        tried(monkeypatch, Nameless)
+
+
+def test_a_timed_encoding_is_tried_at_every_level(monkeypatch):
+    class Late(Extrapolation):
+        title, timed, trains_as = "Late", True, "extrapolation"
+
+        def theta(self, trained, tested, time):
+            return self.plain() / (0.0 if time is not None and time < 0.6 else 1.0)
+
+    with pytest.raises(UserError, match="contains NaN or infinity"):
+        tried(monkeypatch, Late)
+
+
+def test_options_are_checked_before_any_work(monkeypatch, tmp_path):
+    class Scaled(Extrapolation):
+        title, trains_as = "Scaled", "extrapolation"
+
+        @dataclass(frozen=True)
+        class Options(Extrapolation.Options):
+            exponent: float = 1.0
+
+    load = registry.load
+    monkeypatch.setattr(registry, "load", lambda name: Scaled if name == "yarn" else load(name))
+    monkeypatch.setattr(estimate, "announce", lambda *_: pytest.fail("work began"))
+    for option, told in (
+        ("yarn.exponnt=2", "unknown option of Scaled 'exponnt'; did you mean 'exponent'"),
+        ("yarn.exponent=two", r"options\.test_try_out\.exponent must be a number, not 'two'"),
+        ("ntk.factor=2", r"options\.ntk\.factor=2: ntk is not among the methods of this run \(yarn\)"),
+    ):
+        with pytest.raises(UserError, match=told):
+            local.bench(protocol.load("smoke", [f"options.{option}"]), ["yarn"], 0, Run(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fault_in_a_method_names_its_line():
+    with pytest.raises(AttributeError) as caught:
+        registry.load("extrapolation").theta(None, 1, 2, None)
+    assert registry.told(caught.value).startswith("methods/extrapolation.py, line ")
+    assert "AttributeError: 'NoneType'" in registry.told(caught.value)
+    assert registry.told(UserError("as it is")) == "as it is"
