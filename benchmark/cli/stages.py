@@ -35,8 +35,8 @@ from benchmark.model import flops
 from benchmark.plan import layout
 from benchmark.protocol import Protocol
 
-boards, encoding, local, reproduction, sampling, slurm, training = (
-    lazy.module(f"benchmark.run.{name}") for name in ("boards", "encode", "local", "reproduce", "sample", "slurm", "train")
+boards, to_latents, local, reproduction, sampling, slurm, training = (
+    lazy.module(f"benchmark.run.{name}") for name in ("boards", "latents", "local", "reproduce", "sample", "slurm", "train")
 )
 place, plans, stages = (lazy.module(f"benchmark.plan.{name}") for name in ("place", "report", "stages"))
 rankings = lazy.module("benchmark.board.ranking")
@@ -216,7 +216,7 @@ def latents(
         raise UserError(f"{protocol.name} trains on pixels and needs no latents")
     if train and train not in protocol.cells:
         raise UserError(f"{protocol.name} does not train at {train} (choose from: {', '.join(protocol.cells)})")
-    encoding.encode(protocol, run, [train] if train else protocol.cells, batch)
+    to_latents.make_latents(protocol, run, [train] if train else protocol.cells, batch)
 
 
 @app.command(rich_help_panel=STAGES)

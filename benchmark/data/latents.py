@@ -33,7 +33,7 @@ from benchmark.protocol import Protocol
 PASS = 8  # pictures that the autoencoder sees at once: its activations are large
 
 
-class Encoder:
+class Autoencoder:
     """A batch of pictures -> the batch of their latents, on the batch's device.
 
     For methods whose augmentation latents of complete pictures have not seen. The numbers are those that `write_latents`

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmark.data.latents import Encoder, autoencoder_identity
+from benchmark.data.latents import Autoencoder, autoencoder_identity
 from benchmark.evaluate.metrics import with_interval, within_classes
 from benchmark.evaluate.reference import Scenes, Shards
 from benchmark.files import UserError, digest
@@ -65,7 +65,7 @@ def heldout(source: Scenes | Shards, size: str, count: int = IMAGES, autoencoder
     """
     count = count if source.count is None else min(count, source.count)
     indices = np.arange(count) if source.count is None else subset(source.count, count)
-    pictures, encode, parts = source.pictures(indices, size_hw(size)), Encoder(autoencoder) if autoencoder else None, []
+    pictures, encode, parts = source.pictures(indices, size_hw(size)), Autoencoder(autoencoder) if autoencoder else None, []
     for start in range(0, count, READ):
         batch = [picture for picture, _ in itertools.islice(pictures, READ)]
         data = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).to(device).float().div_(127.5).sub_(1)

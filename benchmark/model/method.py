@@ -74,7 +74,7 @@ class Method(LightningModule):
 
     stem: nn.Module | None
     conditioner: nn.Module | None
-    encoder: Callable[[dict[str, Any]], dict[str, Any]] | None = (
+    to_latents: Callable[[dict[str, Any]], dict[str, Any]] | None = (
         None  # where pictures become latents on the way (data/latents.py)
     )
 
@@ -217,7 +217,7 @@ class Method(LightningModule):
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Encodes pictures, where latents are trained on and were not written beforehand."""
-        return batch if self.encoder is None else self.encoder(batch)
+        return batch if self.to_latents is None else self.to_latents(batch)
 
     def training_step(self, batch: dict[str, Any], batch_index: int = 0) -> Tensor:
         """`loss`, logged."""

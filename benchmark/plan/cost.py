@@ -72,7 +72,7 @@ def checkpoints(protocol: Protocol, count: int = KEPT + 1) -> float:
     return float(count * CHECKPOINT * parameters(protocol.core, OUTPUTS[protocol.objective.name]))
 
 
-def encoding(size: str, images: float) -> Cost:
+def autoencoder(size: str, images: float) -> Cost:
     """Encoding pictures of a size with the autoencoder."""
     return Cost(tf32=images * autoencoder_flops(ENCODE_PIXEL, *size_hw(size)))
 
@@ -80,7 +80,8 @@ def encoding(size: str, images: float) -> Cost:
 def latents(protocol: Protocol, size: str, images: int) -> Cost:
     """Pictures and their mirror images as latents: mean and deviation in float16."""
     height, width = protocol.latent_hw(size)
-    return encoding(size, 2.0 * images) + Cost(bytes=images * (2.0 * 2 * 2 * protocol.core.channels * height * width + OVERHEAD))
+    stored = images * (2.0 * 2 * 2 * protocol.core.channels * height * width + OVERHEAD)
+    return autoencoder(size, 2.0 * images) + Cost(bytes=stored)
 
 
 def sampling(protocol: Protocol, test: str, kept: int) -> Cost:

@@ -168,7 +168,7 @@ def notes(
             f"{shared} cells are assumed to share the images of their base method; this is checked bit by bit when they run."
         )
     for stage in missing:
-        if isinstance(stage, Train) and (left := stage.encoding() * (1 - stage.done())).operations:
+        if isinstance(stage, Train) and (left := stage.autoencoder() * (1 - stage.done())).operations:
             encoding = left.hours(device, share)
             core = stage.cost().hours(device, share) - encoding
             lines.append(

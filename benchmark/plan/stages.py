@@ -25,7 +25,7 @@ from benchmark.plan.place import Run
 from benchmark.protocol import Protocol
 from benchmark.results import record
 
-training, encoding, sampling, scoring = (lazy.module(f"benchmark.run.{name}") for name in ("train", "encode", "sample", "score"))
+training, to_latents, sampling, scoring = (lazy.module(f"benchmark.run.{n}") for n in ("train", "latents", "sample", "score"))
 
 COMPLETE, MISSING = "complete", "missing"
 KEPT_IMAGES = 512  # of a cell that stay without `--keep`, for grids
@@ -165,7 +165,7 @@ class Latents(Stage):
     def run(self) -> None:
         self.context.changed()  # they may have been written meanwhile
         if not self.is_complete():
-            encoding.encode(self.protocol, self.context.run, [self.size])
+            to_latents.make_latents(self.protocol, self.context.run, [self.size])
             self.context.changed()
 
     def verb(self) -> list[str]:
@@ -205,14 +205,14 @@ class Train(Stage):
     def done(self) -> float:
         return 1.0 if self.is_complete() else self.steps() / self.protocol.train.steps
 
-    def encoding(self) -> Cost:
+    def autoencoder(self) -> Cost:
         """Of pictures that are augmented before the autoencoder sees them: once for every step that they are trained on."""
         if self.protocol.data.representation != "latents" or not self.context.data.augments(self.training.method):
             return Cost()
-        return cost.encoding(self.training.size, float(self.protocol.train.batch) * self.protocol.train.steps)
+        return cost.autoencoder(self.training.size, float(self.protocol.train.batch) * self.protocol.train.steps)
 
     def full_cost(self) -> Cost:
-        return cost.training(self.protocol, self.training.size, self.context.run.keep) + self.encoding()
+        return cost.training(self.protocol, self.training.size, self.context.run.keep) + self.autoencoder()
 
     def run(self) -> None:
         training.train(self.training, self.context.run)

@@ -32,7 +32,7 @@ from benchmark import progress, registry
 from benchmark.data import batches, sources, writer
 from benchmark.data.card import autoencoder_of, load_card
 from benchmark.data.index import Index, manifest_path
-from benchmark.data.latents import Encoder, autoencoder_identity, encoded, latents_fingerprint
+from benchmark.data.latents import Autoencoder, autoencoder_identity, encoded, latents_fingerprint
 from benchmark.files import Stopped, UserError, atomic, listed, locked, read_fields, sweep, write_json
 from benchmark.identity import Training
 from benchmark.model import checkpoint
@@ -88,13 +88,13 @@ class Source:
     Attributes:
         index: its shards.
         hash: the identity of what the model sees. Pictures that are encoded on the way have that of their stored latents.
-        encoder: of pictures that become latents on the way: the autoencoder's name; "" for none.
+        on_the_way: the name of the autoencoder of pictures that become latents in training; "" for none.
         autoencoder: the hash of the autoencoder; "" for pixels.
     """
 
     index: Index
     hash: str
-    encoder: str = ""
+    on_the_way: str = ""
     autoencoder: str = ""
 
 
@@ -178,8 +178,8 @@ def train(training: Training, run: Run) -> Path:
         method = registry.build(training.method, training.protocol, training.size, training.seed)
         if training.protocol.train.init:
             checkpoint.initialise(method, training.protocol.train.init)
-        if source.encoder:
-            method.encoder = Encoder(source.encoder)
+        if source.on_the_way:
+            method.to_latents = Autoencoder(source.on_the_way)
         _fit(method, training, source, folder, run)
     return folder
 

@@ -15,7 +15,7 @@ from benchmark import protocol
 from benchmark.data import batches
 from benchmark.data.index import Index
 from benchmark.data.latents import (
-    Encoder,
+    Autoencoder,
     decoder,
     prepare_latents,
 )
@@ -72,14 +72,14 @@ def test_encoding_on_the_way_gives_the_stored_latents(small, autoencoder, tmp_pa
     plain = train.open_data(Training(small, "extrapolation", "32x32", 0), run)
     on_the_way = train.open_data(Training(small, "rpe2d", "32x32", 0), run)
     assert plain.index.folder == stored
-    assert (plain.encoder, on_the_way.encoder) == ("", autoencoder)
+    assert (plain.on_the_way, on_the_way.on_the_way) == ("", autoencoder)
     assert plain.hash == on_the_way.hash, "one identity for the same latents"
     assert plain.autoencoder == on_the_way.autoencoder != ""
     ready = batches.Batches(plain.index, 5, seed=3)
     raw = batches.Batches(on_the_way.index, 5, seed=3, transform=batches.Transform((32, 32)))
     for step in (0, 3, 9):
         expected, picture = ready[step], raw[step]
-        made = Encoder(autoencoder)(picture)
+        made = Autoencoder(autoencoder)(picture)
         assert made["key"] == expected["key"]
         assert made["image"].shape == (5, 4, 8, 8)
         for name in ("image", "std"):

@@ -307,7 +307,7 @@ def test_latents_are_encoded_unless_they_were_written_meanwhile(tmp_path, monkey
         encoded.append((rules.name, where, sizes))
         (tmp_path / "later").rename(tmp_path / "data" / f"latents-{test_dataset.RIGHT}")
 
-    monkeypatch.setattr(stages.encoding, "encode", encode)
+    monkeypatch.setattr(stages.to_latents, "make_latents", encode)
     stage.run()
     assert encoded == [("imagenet-256-s2", run, [stage.size])]
     assert stage.is_complete()

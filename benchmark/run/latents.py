@@ -15,7 +15,7 @@ from benchmark.protocol import Protocol, size_hw
 from benchmark.run.train import prepared
 
 
-def encode(protocol: Protocol, run: Run, sizes: Iterable[str], batch: int = 16) -> list[Path]:
+def make_latents(protocol: Protocol, run: Run, sizes: Iterable[str], batch: int = 16) -> list[Path]:
     """Writes what is missing of the latents of some training sizes, on all devices of this machine.
 
     Args:
