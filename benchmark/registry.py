@@ -408,8 +408,8 @@ def weights_file(name: str) -> Path:
     file = detector_facts(name).weights
     if (shipped := DETECTORS.parent / file).is_file():
         return shipped
-    cache = Path(os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "torch")
-    return cache / "hub" / "checkpoints" / file  # as torch.hub has it, without torch
+    cache = Path(os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "torch")
+    return cache.expanduser() / "hub" / "checkpoints" / file  # as torch.hub has it, without torch
 
 
 def detector_weights(name: str) -> str | None:

@@ -68,13 +68,17 @@ def switches(board: Table, boards: Tables) -> Grid | None:
     if not others or not cols:
         return None
     places = _places(board)
-    rows = []
+    rows, devices = [], set()
     for row in board.rows:
         counterparts = [next((item for item in other.rows if item.method == row.method), None) for other in others]
         if not any(counterparts):
             continue
         have = [set(item.entries["fid", column].by_seed) for item in (row, *counterparts) if item for column in cols]
         seeds = sorted(set.intersection(*have))
+        devices |= {
+            record.value["hardware"]["device"] for table in (board, *others) for record in table.records
+            if record.method == row.method and record.seed in seeds and record.pair in {(c.train, c.test) for c in cols}
+        }  # fmt: skip
         cells = [Cell(row.title, marks=row.marks), Cell(", ".join(map(str, seeds)) or "none in common")]
         for column in cols:
             off = over(row.entries["fid", column], seeds)
@@ -83,9 +87,6 @@ def switches(board: Table, boards: Tables) -> Grid | None:
                 cells.append(Cell(NOT_RUN) if item is None else _change(over(item.entries["fid", column], seeds), off, places))
         rows.append(Line(cells, row.method))
     names = [_switched(other.protocol.switches) for other in others]
-    listed = {row.method for other in others for row in other.rows}
-    machines = {record.value["hardware"]["device"] for table in (board, *others) for record in table.records
-                if record.method in listed}  # fmt: skip
     heads = [Head("Method", words=True), Head("Seeds", words=True)]
     heads += [Head(column.ratio_label, name) for column in cols for name in ("off", *names)]
     text = (
@@ -95,8 +96,10 @@ def switches(board: Table, boards: Tables) -> Grid | None:
         "comparisons; about one in forty would be bold by chance. At the training size switches have no effect. Protocols: "
         f"{', '.join(other.protocol.name for other in others)}."
     )
-    if len(machines) > 1:
-        text += " Off and on were sampled on different devices, which alone changes FID by up to 2 %: ignore smaller changes."
+    if len(devices) > 1:
+        text += (
+            " Off and on were sampled on different devices, which alone changes FID by up to 2 %: smaller changes mean nothing."
+        )
     return Grid("The protocol's switches, off and on", heads, rows, text)
 
 

@@ -84,11 +84,13 @@ def fault(encoding: Any, depth: int, heads: int, tokens: int, width: int, batch:
                 return told("a table of rotary", table, known)
     for name in ("mask", "bias"):
         entries = getattr(encoding, name)
-        if entries is not None and (isinstance(entries, Tensor | str) or len(entries) != depth):
-            held = type(entries).__name__ if isinstance(entries, Tensor | str) else len(entries)
+        is_sequence = isinstance(entries, Sequence) and not isinstance(entries, str)
+        if entries is not None and not (is_sequence and len(entries) == depth):
+            held = len(entries) if is_sequence else type(entries).__name__
             return f"{name} must be a sequence with an entry for each of {depth} blocks, not {held}"
-    for number, mask in enumerate(encoding.mask or ()):
-        if mask is None or (isinstance(mask, str) and mask == "causal"):
+    masks = encoding.mask or ()
+    for number, mask in enumerate(masks):
+        if mask is None or (isinstance(mask, str) and mask == "causal") or any(mask is other for other in masks[:number]):
             continue
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) not in (square, (heads, *square)):
             known = f'None, "causal", or bool [T, T] = [{tokens}, {tokens}] or [H, T, T]'
@@ -102,7 +104,7 @@ def fault(encoding: Any, depth: int, heads: int, tokens: int, width: int, batch:
         if isinstance(encoding.bias, list):
             seen.add(id(bias))
     if not isinstance(encoding.logit_scale, float | int) or -math.inf < encoding.logit_scale <= 0:
-        return "logit_scale must be a positive number"
+        return f"logit_scale must be a positive number, not {encoding.logit_scale!r:.40}"
     return ""
 
 

@@ -110,7 +110,8 @@ class Method(LightningModule):
             key = str(error.full_key or "")
             if key not in fields:
                 raise UserError(f"{cls.title}: {str(error).splitlines()[0]}") from None
-            name, wanted = f"options.{cls.__module__.rpartition('.')[2]}.{key}", str(fields[key].type)
+            name, kind = f"options.{cls.__module__.rpartition('.')[2]}.{key}", fields[key].type
+            wanted = kind if isinstance(kind, str) else kind.__name__  # a text where the file postpones annotations
             raise UserError(f"{name} must be {KINDS.get(wanted, wanted)}, not {shown(options[key])}") from None
 
     @classmethod

@@ -29,41 +29,48 @@ def bench(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> li
     """All stages for some methods: shards, trainings, references, samples, records.
 
     Returns:
-        (stage, reason) of every stage that failed; what needs one of them was left out.
+        (stage, reason) of every stage that failed, and of one stage of each method that could not be tried out; what needs one
+        of them was left out.
 
     Raises:
-        UserError: the location of the images was not given.
+        UserError: the location of the images was not given, or a setting is not what it must be.
     """
     stages = graph(protocol, methods, seed, run)
     stages[0].context.data.require()  # before the machine is measured
     if not all(stage.is_complete() for stage in stages if stage.spread):
         check_ranks(run)
-    if not all(stage.is_complete() for stage in stages if isinstance(stage, Sample | Train)):
-        check_methods(protocol, methods, seed)
+    sampling.check_settings(protocol, methods)
+    failures: list[tuple[Stage, str]] = []
+    if not all(stage.is_complete() for stage in stages if stage.spread):
+        for method, reason in faulty(protocol, methods, seed).items():
+            failures += [(stage, reason) for stage in stages if isinstance(stage, Sample) and stage.cell.method == method][:1]
+            progress.say(f"failed: {method}: {reason}")
+        lost = {stage.cell.method for stage, _ in failures if isinstance(stage, Sample)}
+        methods = [method for method in methods if method not in lost]
+        stages = graph(protocol, methods, seed, run) if lost else stages
     estimate.announce(protocol, stages, run)
     if len(methods) > 1 and run.devices == "auto" and not gpus() and processors() > 1:
         abreast(stages, methods, seed, run)
-    return run_all(stages)
+    return failures + run_all(stages)
 
 
-def check_methods(protocol: Protocol, methods: Sequence[str], seed: int) -> None:
-    """Tries methods out on the protocol's grids before hours are spent on them.
+def faulty(protocol: Protocol, methods: Sequence[str], seed: int) -> dict[str, str]:
+    """{method: what is wrong with it}, found by trying methods out before hours are spent on them.
 
     Raises:
-        UserError: none of the methods can run, or the only one cannot. One of several that cannot is told, and fails later.
+        UserError: something is wrong with all of them.
     """
-    for words in protocol.overrides:
-        section, _, name = words.partition("=")[0].partition(".")
-        name = name.partition(".")[0]
-        if section == "options" and name not in {*methods, *map(trained_name, methods)}:
-            raise UserError(f"{words}: {name} is not among the methods of this run ({listed(methods)})")
-    for method in methods:
-        try:
-            sampling.try_out(protocol, method, seed)
-        except Exception as error:
-            if len(methods) == 1:
-                raise UserError(told(error)) from error
-            progress.say(f"{method} will fail: {told(error)}")
+    found: dict[str, str] = {}
+    with progress.stage("try out", len(methods), "method") as shown:
+        for method in methods:
+            try:
+                sampling.try_out(protocol, method, seed)
+            except Exception as error:
+                found[method] = told(error)
+                if len(found) == len(methods):
+                    raise UserError(told(error)) from error
+            shown.advance()
+    return found
 
 
 def run_all(stages: Iterable[Stage]) -> list[tuple[Stage, str]]:

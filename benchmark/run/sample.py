@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -43,7 +44,7 @@ from benchmark.run.ranks import environment
 from benchmark.run.train import alone, load_weights, quieten, trained
 
 GRID_IMAGES = 32
-TRIED = 1024  # tokens of a grid that a method is tried out on: biases of more take long on a processor
+TRIED = 256  # tokens of a grid that a method is tried out on: biases of more take long on a processor
 
 
 def chunk_path(folder: Path, number: int) -> Path:
@@ -127,18 +128,41 @@ def same_encodings(cell: Cell) -> bool:
     return all(equal(method.encoding(grid_hw, time), base.encoding(grid_hw, time)) for time in times)
 
 
-def try_out(protocol: Protocol, name: str, seed: int) -> None:
-    """Builds a method and makes its encodings for the protocol's grids, as training and sampling would, but for very large ones.
+def check_settings(protocol: Protocol, methods: Sequence[str]) -> None:
+    """Checks what can be checked of a run without computing anything.
 
     Raises:
-        UserError: its options, its title or an encoding is not what it must be.
+        UserError: the options or the title of a method, or the file of the detector's weights, are not what they must be.
     """
-    cls = registry.load(name)
-    titles = {registry.about(other).title: other for other in registry.names() if other != name}
-    if "title" not in vars(cls) or cls.title in titles:
-        other = titles.get(cls.title)
-        raise UserError(f"methods/{name}.py: " + (f"the title '{cls.title}' is that of methods/{other}.py" if other else
-                                                  "give the class a title of its own"))  # fmt: skip
+    for words in protocol.overrides:
+        section, _, name = words.partition("=")[0].partition(".")
+        name = name.partition(".")[0]
+        if section == "options" and name not in {*methods, *map(registry.trained_name, methods)}:
+            raise UserError(f"{words}: {name} is not among the methods of this run ({listed(methods)})")
+    weights = os.environ.get(registry.WEIGHTS_VARIABLE)
+    if weights and not Path(weights).is_file():
+        raise UserError(f"{registry.WEIGHTS_VARIABLE} is {weights}, which is no file; give the path of weights, or unset it")
+    for name in methods:
+        try:
+            cls = registry.load(name)
+        except UserError:
+            raise
+        except Exception:  # a fault of the code of one method, which costs the others nothing
+            continue
+        cls.make_options(protocol.options.get(name, {}))
+        titles = {registry.about(other).title: other for other in registry.names() if other != name}
+        if "title" not in vars(cls):
+            raise UserError(f"methods/{name}.py: give the class a title of its own")
+        if cls.title in titles:
+            raise UserError(f"methods/{name}.py: the title '{cls.title}' is that of methods/{titles[cls.title]}.py")
+
+
+def try_out(protocol: Protocol, name: str, seed: int) -> None:
+    """Builds a method and makes its encodings for the protocol's grids, as training and sampling would, but for large ones.
+
+    Raises:
+        UserError: an encoding is not what it must be.
+    """
     for train, tests in protocol.cells.items():
         method = registry.build(name, shallow(protocol), train, seed)
         if method.trains_as is None and math.prod(method.train_grid) <= TRIED:

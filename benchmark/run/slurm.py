@@ -22,13 +22,15 @@ from rich.console import Console
 from rich.table import Table
 from submitit.helpers import DelayedSubmission
 
-from benchmark import progress
+from benchmark import lazy, progress
 from benchmark.files import UserError, unknown
 from benchmark.inputs import Loader
 from benchmark.plan import place
 from benchmark.plan.place import Run, gpus
 from benchmark.plan.stages import graph
 from benchmark.protocol import Protocol
+
+sampling = lazy.module("benchmark.run.sample")  # torch
 
 CLUSTERS = ("slurm", "local")
 KINDS = ("data", "latents", "train", "reference", "cell", "end")
@@ -259,6 +261,7 @@ def start(
     """
     if cluster not in CLUSTERS:
         raise unknown("cluster", cluster, CLUSTERS)
+    sampling.check_settings(protocol, methods)
     folder = run.out.resolve() / "jobs" / protocol.name / time.strftime("%Y%m%d-%H%M%S")
     count = run.count if cluster == "local" else 1 if run.devices == "auto" else int(run.devices)
     queue = Queue(cluster, folder, resources(file), count, run.nodes, cluster == "slurm" or bool(gpus()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
+import small
 import torch
 
 from benchmark import protocol, registry
@@ -12,7 +13,7 @@ from benchmark.files import UserError
 from benchmark.model.encoding import Encoding
 from benchmark.model.method import Method
 from benchmark.plan.place import Run
-from benchmark.run import estimate, local, sample
+from benchmark.run import estimate, local, sample, slurm
 from methods.extrapolation import Extrapolation
 
 SMOKE = protocol.load("smoke")  # trains at 16x16, 4 x 4 tokens; two heads of 16 channels, two blocks
@@ -71,14 +72,62 @@ def test_a_title_is_a_methods_own(monkeypatch):
     class Inherits(Extrapolation):
         trains_as = "extrapolation"
 
-    with pytest.raises(UserError, match=r"methods/oops\.py: the title 'Extrapolation' is that of methods/extrapolation\.py"):
-        tried(monkeypatch, Inherits)
+    class Copied(Extrapolation):
+        title, trains_as = "YaRN", "extrapolation"
 
-    class Nameless(Method):
-        pass
+    load, cls = registry.load, Inherits
+    monkeypatch.setattr(registry, "load", lambda name: cls if name == "ntk" else load(name))
+    with pytest.raises(UserError, match=r"methods/ntk\.py: give the class a title of its own"):
+        sample.check_settings(SMOKE, ["ntk", "yarn"])
+    cls = Copied
+    with pytest.raises(UserError, match=r"methods/ntk\.py: the title 'YaRN' is that of methods/yarn\.py"):
+        sample.check_settings(SMOKE, ["yarn", "ntk"])
 
-    with pytest.raises(UserError, match="give the class a title of its own"):
-        tried(monkeypatch, Nameless)
+
+def test_of_several_methods_the_faulty_ones_are_left_out(monkeypatch, tmp_path):
+    def try_out(rules, name, seed):
+        if name in broken:
+            raise TypeError("a fault of this method")
+
+    ran = []
+    monkeypatch.setattr(sample, "try_out", try_out)
+    monkeypatch.setattr(estimate, "announce", lambda *_: None)
+    monkeypatch.setattr(local, "abreast", lambda *_: None)
+    monkeypatch.setattr(local, "run_one", ran.append)
+    broken = {"yarn"}
+    ((failed, reason),) = local.bench(SMOKE, ["yarn", "ntk"], 0, Run(tmp_path))
+    assert (failed.cell.method, reason) == ("yarn", "TypeError: a fault of this method")
+    assert {stage.cell.method for stage in ran if stage.kind == "score"} == {"ntk"}
+    broken = {"yarn", "ntk"}
+    with pytest.raises(UserError, match="TypeError: a fault of this method"):
+        local.bench(SMOKE, ["yarn", "ntk"], 0, Run(tmp_path))
+
+
+def test_weights_that_are_not_there_are_told_before_any_work(monkeypatch, tmp_path):
+    monkeypatch.setenv("DETECTOR_WEIGHTS", str(tmp_path / "none.pth"))
+    with pytest.raises(UserError, match=r"DETECTOR_WEIGHTS is .*none\.pth, which is no file"):
+        local.bench(SMOKE, ["yarn"], 0, Run(tmp_path / "runs"))
+    with pytest.raises(UserError, match=r"DETECTOR_WEIGHTS is .*none\.pth, which is no file"):
+        slurm.start(SMOKE, ["yarn"], 0, Run(tmp_path / "runs", "", "1"), "local")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_positions_are_made_in_full_precision_under_autocast():
+    """In training and in sampling: products of matrices are what autocast rounds."""
+
+    class Products(Method):
+        title = "Products"
+
+        def encode(self, grid_hw, *, time=None, draws=None):
+            return Encoding(add=torch.full((grid_hw[0] * grid_hw[1], 1), 1 + 2**-12) @ torch.ones(1, self.protocol.core.width))
+
+    method, seen = Products(small.contest(), "16x24", 0), []
+    method.predict = lambda x, time, label, encoding, crop: seen.append(encoding) or x
+    with torch.autocast("cpu", torch.bfloat16):
+        seen.append(method.encoding((4, 6)))
+        small.loss(method)
+    assert all(encoding.add.dtype == torch.float32 and (encoding.add == 1 + 2**-12).all() for encoding in seen)
+    assert len(seen) == 2
 
 
 def test_a_timed_encoding_is_tried_at_every_level(monkeypatch):
