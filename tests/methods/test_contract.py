@@ -22,6 +22,22 @@ from benchmark.model.method import Method
 
 METHODS = registry.names()
 TRAINING_FREE = [name for name in METHODS if registry.trained_name(name) != name]
+NEVER_SHRINK = (
+    "attention_scale",
+    "dype",
+    "dype_ntk",
+    "imax",
+    "interpolation",
+    "ntk",
+    "ntk_by_parts",
+    "rdfc",
+    "rdfc_released",
+    "resonance",
+    "rifle",
+    "sincos_interp",
+    "tasr",
+    "yarn",
+)  # training-free methods that leave grids below the training grid as they are; a new one need not
 GRIDS = [(4, 6), (6, 4), (8, 12), (1, 1), (1, 7), (5, 1), (12, 12)]
 
 
@@ -78,8 +94,8 @@ def test_says_what_it_is(name):
     cls = registry.load(name)
     first = (sys.modules[cls.__module__].__doc__ or "").split("\n")[0]
     assert cls.title
-    assert len(first) > 30
-    assert first.endswith("."), "the idea in one sentence"
+    assert len(first) > 30, "the file begins with a docstring: the idea in one sentence"
+    assert first.endswith("."), "the docstring's first line is a whole sentence"
     assert cls.trains_as is None or registry.load(cls.trains_as).trains_as is None
     assert registry.about(name).kind == ("trained" if cls.trains_as is None else "training-free")
     assert dataclasses.is_dataclass(cls.Options)
@@ -180,9 +196,11 @@ def test_is_in_the_table_of_contents(name):
         assert f"{part}" in row[0], f"the row of {name} in methods/README.md does not say {part}"
 
 
-def test_titles_differ():
-    titles = [registry.load(name).title for name in METHODS]
-    assert len(set(titles)) == len(titles)
+@pytest.mark.parametrize("name", METHODS)
+def test_its_title_is_its_own(name):
+    same = [other for other in METHODS if other != name and registry.load(other).title == registry.load(name).title]
+    assert "title" in vars(registry.load(name)), "give the class a title"
+    assert not same, f"methods/{same[0]}.py has this title"
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -200,7 +218,8 @@ def test_runs_on_every_grid_finite_and_the_same_twice(name):
 def test_tables_are_float32_under_autocast(name):
     with torch.autocast("cpu", torch.bfloat16):
         encoding = build(name).encoding((8, 12), 0.5)
-    assert all(table.dtype in (torch.float32, torch.bool) for table in tables(encoding))
+    wrong = {str(table.dtype) for table in tables(encoding)} - {"torch.float32", "torch.bool"}
+    assert not wrong, f"tensors of an encoding are float32 or bool, not {wrong}"
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -277,6 +296,16 @@ def test_training_free_methods_equal_their_base_at_the_training_grid(name):
 
 
 @pytest.mark.parametrize("name", TRAINING_FREE)
+def test_a_training_free_method_differs_from_its_base_beyond_the_training_grid(name):
+    method, base = latent(name), latent(registry.trained_name(name))
+    pairs = [(method.encoding(grid, time), base.encoding(grid, time)) for grid in ((32, 32), (16, 32)) for time in (0.3, 0.9)]
+    same = all(
+        mine.logit_scale == theirs.logit_scale and all(map(torch.equal, tables(mine), tables(theirs))) for mine, theirs in pairs
+    )
+    assert not same, "equals its base at every grid; if it depends on the noise level, it says `timed = True`"
+
+
+@pytest.mark.parametrize("name", NEVER_SHRINK)
 @pytest.mark.parametrize("grid_hw", [(8, 8), (16, 5)])
 def test_training_free_methods_place_tokens_as_their_base_does_below_the_training_grid(name, grid_hw):
     """Nothing is stretched there, nor shrunk; the scale of logits, which may follow the number of tokens, is no place."""
@@ -294,7 +323,7 @@ def test_training_step_is_a_function_of_seed_and_step(name):
     value.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters())
     torch.manual_seed(99)
-    assert torch.equal(value, small.loss(method, 3))
+    assert torch.equal(value, small.loss(method, 3)), "random numbers of training come from `draws` (benchmark/model/draws.py)"
     assert not torch.equal(value, small.loss(method, 4))
 
 
@@ -330,7 +359,8 @@ def test_a_copy_is_whole(name):
     """Weight averaging copies the module between steps, with whatever it has cached."""
     method = build(name).train()
     small.loss(method).backward()
-    assert not turned_by_gradients(method.eval().encoding((8, 12), 0.5)) or method.learns_positions
+    learned = turned_by_gradients(method.eval().encoding((8, 12), 0.5))
+    assert not learned or method.learns_positions, "a method whose encoding has gradients says `learns_positions = True`"
     run(method, (8, 12))
     assert torch.equal(run(copy.deepcopy(method), (8, 12)), run(method, (8, 12)))
 
