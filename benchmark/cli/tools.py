@@ -313,7 +313,7 @@ def list_(out: Out = RUNS) -> None:
 def _trained(name: str, out: Path) -> str:
     """The sizes and seeds at which a method's training is complete in OUT."""
     folders = sorted(path.parent.name for path in out.glob(f"trainings/{name}-*/{layout.WEIGHTS}"))
-    return ", ".join(folder.removeprefix(f"{name}-").rpartition("-")[0] for folder in folders)
+    return ", ".join(dict.fromkeys(folder.removeprefix(f"{name}-").rpartition("-")[0] for folder in folders))
 
 
 def _table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
