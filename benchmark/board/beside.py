@@ -97,9 +97,7 @@ def switches(board: Table, boards: Tables) -> Grid | None:
         f"{', '.join(other.protocol.name for other in others)}."
     )
     if len(devices) > 1:
-        text += (
-            " Off and on were sampled on different devices, which alone changes FID by up to 2 %: smaller changes mean nothing."
-        )
+        text += " Off and on were sampled on different devices, which alone moves FID a little: small changes mean nothing."
     return Grid("The protocol's switches, off and on", heads, rows, text)
 
 

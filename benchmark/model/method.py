@@ -163,30 +163,24 @@ class Method(LightningModule):
                 self._encodings.clear()
             with full_precision(self.device):
                 encoding = self.encode(grid_hw, time=time if self.timed else None)
-            self.once("shaped sampling", grid_hw, lambda: self.check_shapes(encoding, grid_hw))
+            self.once("checked sampling", grid_hw, lambda: self.check(encoding, grid_hw))  # not at every noise level
             tokens, trained = (h * w for h, w in (grid_hw, self.train_grid))
             scale = attention_scale(self.protocol.switches.attention_scale, tokens, trained)
             encoding = dataclasses.replace(encoding, logit_scale=encoding.logit_scale * scale)
-            self.once("finite sampling", grid_hw, lambda: self.check_finite(encoding, grid_hw))  # not at every noise level
             self._encodings[key] = encoding
         return self._encodings[key]
 
-    def check_shapes(self, encoding: Any, grid_hw: tuple[int, int], batch: int = 0) -> None:
-        """Checks the types and shapes of an encoding, once a grid: some wrong ones would be broadcast without an error.
+    def check(self, encoding: Any, grid_hw: tuple[int, int], batch: int = 0) -> None:
+        """Checks an encoding, once a grid and before anything is computed with it.
+
+        Some wrong shapes would be broadcast without an error, and NaN would look like a training that diverged.
 
         Raises:
-            UserError: gives the field, what it must be and what it is.
+            UserError: a field has another type or shape than it must have, or holds NaN or infinity; gives field and grid.
         """
         core = self.protocol.core
-        if wrong := fault(encoding, core.depth, core.heads, grid_hw[0] * grid_hw[1], core.width, batch):
-            raise UserError(f"{self.file}: on a grid of {grid_hw[0]} x {grid_hw[1]} tokens, {wrong}")
-
-    def check_finite(self, encoding: Encoding, grid_hw: tuple[int, int]) -> None:
-        """Checks an encoding, once a grid and before anything is computed with it: its fault must not look like the training's.
-
-        Raises:
-            UserError: it holds NaN or infinity; the message gives the field and the grid.
-        """
+        if wrong_shape := fault(encoding, core.depth, core.heads, grid_hw[0] * grid_hw[1], core.width, batch):
+            raise UserError(f"{self.file}: on a grid of {grid_hw[0]} x {grid_hw[1]} tokens, {wrong_shape}")
         pairs = encoding.rotary if isinstance(encoding.rotary, list) else [encoding.rotary or ()]
         biases: Any = encoding.bias or ()  # of a list each tensor once; a sequence may make them when they are asked for
         fields = {
@@ -238,8 +232,7 @@ class Method(LightningModule):
         grid_hw = (data.shape[-2] // self.core.patch, data.shape[-1] // self.core.patch)
         with full_precision(self.device):
             encoding = self.encode(grid_hw, draws=draws)
-        self.once("shaped", grid_hw, lambda: self.check_shapes(encoding, grid_hw, len(data)))
-        self.once("finite", grid_hw, lambda: self.check_finite(encoding, grid_hw))
+        self.once("checked", grid_hw, lambda: self.check(encoding, grid_hw, len(data)))
 
         def predict(x: Tensor, time: Tensor) -> Tensor:
             return self.predict(x, time, label, encoding, batch["crop"])

@@ -33,21 +33,27 @@ def bench(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> li
         of them was left out.
 
     Raises:
-        UserError: the location of the images was not given, or a setting is not what it must be.
+        UserError: the location of the images was not given, a setting is not what it must be, or no method can be tried out.
     """
     stages = graph(protocol, methods, seed, run)
     stages[0].context.data.require()  # before the machine is measured
-    if not all(stage.is_complete() for stage in stages if stage.spread):
+    missing = [stage for stage in stages if stage.spread and not stage.is_complete()]
+    if missing:
         check_ranks(run)
     sampling.check_settings(protocol, methods)
-    failures: list[tuple[Stage, str]] = []
-    if not all(stage.is_complete() for stage in stages if stage.spread):
-        for method, reason in faulty(protocol, methods, seed).items():
-            failures += [(stage, reason) for stage in stages if isinstance(stage, Sample) and stage.cell.method == method][:1]
-            progress.say(f"failed: {method}: {reason}")
-        lost = {stage.cell.method for stage, _ in failures if isinstance(stage, Sample)}
+    firsts: dict[str, Stage] = {}  # of each method that has cells to sample
+    for stage in missing:
+        if isinstance(stage, Sample):
+            firsts.setdefault(stage.cell.method, stage)
+    lost = faulty(protocol, list(firsts), seed) if firsts else {}
+    if lost and len(lost) == len(methods):
+        raise UserError("; ".join(lost.values()))
+    for method, reason in lost.items():
+        progress.say(f"failed: {method}: {reason}")
+    failures = [(firsts[method], reason) for method, reason in lost.items()]
+    if lost:
         methods = [method for method in methods if method not in lost]
-        stages = graph(protocol, methods, seed, run) if lost else stages
+        stages = graph(protocol, methods, seed, run)
     estimate.announce(protocol, stages, run)
     if len(methods) > 1 and run.devices == "auto" and not gpus() and processors() > 1:
         abreast(stages, methods, seed, run)
@@ -55,11 +61,7 @@ def bench(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> li
 
 
 def faulty(protocol: Protocol, methods: Sequence[str], seed: int) -> dict[str, str]:
-    """{method: what is wrong with it}, found by trying methods out before hours are spent on them.
-
-    Raises:
-        UserError: something is wrong with all of them.
-    """
+    """{method: what is wrong with it}, found by trying methods out before hours are spent on them."""
     found: dict[str, str] = {}
     with progress.stage("try out", len(methods), "method") as shown:
         for method in methods:
@@ -67,8 +69,6 @@ def faulty(protocol: Protocol, methods: Sequence[str], seed: int) -> dict[str, s
                 sampling.try_out(protocol, method, seed)
             except Exception as error:
                 found[method] = told(error)
-                if len(found) == len(methods):
-                    raise UserError(told(error)) from error
             shown.advance()
     return found
 

@@ -142,19 +142,19 @@ def check_settings(protocol: Protocol, methods: Sequence[str]) -> None:
     weights = os.environ.get(registry.WEIGHTS_VARIABLE)
     if weights and not Path(weights).is_file():
         raise UserError(f"{registry.WEIGHTS_VARIABLE} is {weights}, which is no file; give the path of weights, or unset it")
+    titles = {other: registry.about(other).title for other in registry.names()}
     for name in methods:
         try:
             cls = registry.load(name)
         except UserError:
             raise
-        except Exception:  # a fault of the code of one method, which costs the others nothing
+        except Exception:  # in a method's own code: `try_out`, or its job, tells it, and it costs the others nothing
             continue
         cls.make_options(protocol.options.get(name, {}))
-        titles = {registry.about(other).title: other for other in registry.names() if other != name}
         if "title" not in vars(cls):
             raise UserError(f"methods/{name}.py: give the class a title of its own")
-        if cls.title in titles:
-            raise UserError(f"methods/{name}.py: the title '{cls.title}' is that of methods/{titles[cls.title]}.py")
+        if same := [other for other, title in titles.items() if title == cls.title and other != name]:
+            raise UserError(f"methods/{name}.py: the title '{cls.title}' is that of methods/{same[0]}.py")
 
 
 def try_out(protocol: Protocol, name: str, seed: int) -> None:
@@ -166,12 +166,12 @@ def try_out(protocol: Protocol, name: str, seed: int) -> None:
     for train, tests in protocol.cells.items():
         method = registry.build(name, shallow(protocol), train, seed)
         if method.trains_as is None and math.prod(method.train_grid) <= TRIED:
-            method.check_shapes(method.encode(method.train_grid, draws=Draws(seed, 0, (0, 2), 2)), method.train_grid, 2)
+            method.check(method.encode(method.train_grid, draws=Draws(seed, 0, (0, 2), 2)), method.train_grid, 2)
         for test in tests:
             grid_hw = protocol.grid(test)
             if math.prod(grid_hw) <= TRIED:
                 for time in method.sampling_times(grid_hw) if method.timed else [None]:
-                    method.check_finite(method.encoding(grid_hw, time), grid_hw)
+                    method.check(method.encode(grid_hw, time=time), grid_hw)
 
 
 def shallow(protocol: Protocol) -> Protocol:

@@ -106,7 +106,7 @@ def test_a_refused_encoding_is_refused_again(monkeypatch):
 
 def test_encodings_are_checked_once_a_grid(monkeypatch):
     method, times = build("extrapolation"), []
-    monkeypatch.setattr(method, "check_finite", lambda encoding, grid_hw: times.append(grid_hw))
+    monkeypatch.setattr(method, "check", lambda encoding, grid_hw, batch=0: times.append(grid_hw))
     for grid_hw in ((4, 6), (8, 12), (4, 6), (8, 12)):
         method.encoding(grid_hw)
     for step in range(3):
