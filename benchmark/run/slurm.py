@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import submitit
 import yaml
@@ -97,6 +97,8 @@ class Commands:
         self.child: subprocess.Popen | None = None
 
     def __call__(self) -> None:
+        if os.environ.get("SUBMITIT_EXECUTOR") == "local":  # on SLURM an announcement comes with it, and submitit passes over it
+            signal.signal(signal.SIGTERM, self.end)
         for number, command in enumerate(self.commands):
             if number and submitit.JobEnvironment().global_rank:
                 return  # only the first command is shared by the processes
@@ -109,6 +111,14 @@ class Commands:
                 return  # the first process was told of the end, and is about to queue the job again: no failure
             if code:
                 raise subprocess.CalledProcessError(code, command)
+
+    def end(self, *_: Any) -> NoReturn:
+        """Asks the running command to save, and ends the job: the sweep that it belongs to was stopped (`cancel`)."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if self.child is not None:
+            self.child.send_signal(signal.SIGTERM)
+            os.waitid(os.P_PID, self.child.pid, os.WEXITED | os.WNOWAIT)  # see `checkpoint`
+        raise SystemExit(SAVED)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"commands": self.commands, "child": None}
@@ -306,8 +316,29 @@ def submit_all(todo: Sequence[Submitted], queue: Queue) -> None:
 def follow(todo: Sequence[Submitted], queue: Queue, every: float, pause: Callable[[float], None] = time.sleep) -> None:
     """Waits until every task has ended, one way or another; on this machine it also starts each when its turn comes.
 
-    A task whose needs failed is skipped; the others go on.
+    A task whose needs failed is skipped; the others go on. Whatever ends this function early ends this machine's job with it;
+    SLURM's jobs go on.
     """
+    try:
+        _follow(todo, queue, every, pause)
+    except BaseException:
+        if queue.cluster == "local":
+            cancel([item.job for item in todo if item.state == "submitted"])
+        raise
+
+
+def cancel(jobs: Sequence[Any]) -> None:
+    """Ends jobs of this machine, whose commands are asked to save, and waits for that.
+
+    By SIGTERM, which submitit passes on: `job.cancel` sends SIGINT, which what a shell runs in its background ignores.
+    """
+    for job in jobs:
+        os.kill(int(job.job_id), signal.SIGTERM)
+    while not all(job.done() for job in jobs):
+        time.sleep(0.1)
+
+
+def _follow(todo: Sequence[Submitted], queue: Queue, every: float, pause: Callable[[float], None]) -> None:
     states = {item.task.name: item for item in todo}
     open_ = ("waiting", "submitted")
     with progress.stage("sweep", len(todo), "job") as stage:

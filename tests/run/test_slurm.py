@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmark import protocol
-from benchmark.files import ROOT, UserError
+from benchmark.files import ROOT, Stopped, UserError
 from benchmark.identity import cells_of
 from benchmark.plan import stages
 from benchmark.plan.place import Run
@@ -266,6 +266,34 @@ def test_a_failure_skips_what_needs_it_and_nothing_else(tmp_path, monkeypatch):
     assert ended["b"].reason == "no such thing"
     assert ended["of b"].reason == "needs b"
     assert (tmp_path / "order").read_text() == "a sample score beside end "
+
+
+def test_a_sweep_that_is_stopped_stops_its_job(tmp_path, monkeypatch):
+    """The command is asked to save, as Ctrl-C in a terminal asks it; it does not go on unseen."""
+    python(monkeypatch)
+    began, saved = tmp_path / "began", tmp_path / "saved"
+    code = f"""
+import pathlib, signal, sys, time
+def save(*_):
+    pathlib.Path({str(saved)!r}).touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+pathlib.Path({str(began)!r}).touch()
+time.sleep(60)
+"""
+
+    def pause(seconds: float) -> None:
+        time.sleep(seconds)
+        if began.exists():
+            raise Stopped("stopped", 143)
+
+    todo = [Submitted(Task("a", "train", ((code,),)))]
+    with pytest.raises(Stopped):
+        slurm.follow(todo, slurm.Queue("local", tmp_path / "jobs", slurm.resources(None)), 0.05, pause)
+    until = time.monotonic() + 10
+    while not saved.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert saved.exists()
 
 
 def test_the_first_failing_command_ends_a_job(tmp_path, monkeypatch):
