@@ -37,4 +37,5 @@ class AttentionScale(Extrapolation):
     def encode(self, grid_hw: tuple[int, int], *, time: float | None = None, draws: Draws | None = None) -> Encoding:
         rule = "none" if self.scaled_by_protocol else self.options.rule
         tokens, trained = (h * w for h, w in (grid_hw, self.train_grid))
-        return dataclasses.replace(super().encode(grid_hw), logit_scale=attention_scale(rule, tokens, trained))
+        plain = super().encode(grid_hw, time=time, draws=draws)
+        return dataclasses.replace(plain, logit_scale=attention_scale(rule, tokens, trained))

@@ -29,7 +29,7 @@ class NTKByParts(NTK):
         beta_0: float = 1.25  # turns from which a band takes NTK's frequency
         beta_1: float = 0.75  # turns up to which it is interpolated
         gamma_0: float = 16.0  # turns from which a band stays
-        gamma_1: float = 2.0  # turns up to which it does not
+        gamma_1: float = 2.0  # turns up to which it does not, but for the first band, which stays
 
         def __post_init__(self) -> None:
             if not (0 < self.beta_1 < self.beta_0 and 0 < self.gamma_1 < self.gamma_0):

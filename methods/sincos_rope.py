@@ -22,5 +22,5 @@ class SinCosRoPE(Extrapolation):
     year = 2025
 
     def encode(self, grid_hw: tuple[int, int], *, time: float | None = None, draws: Draws | None = None) -> Encoding:
-        y, x = token_yx(grid_hw, self.device)
-        return dataclasses.replace(super().encode(grid_hw), add=sincos_table(y, x, self.protocol.core.width))
+        turned = super().encode(grid_hw, time=time, draws=draws)
+        return dataclasses.replace(turned, add=sincos_table(*token_yx(grid_hw, self.device), self.protocol.core.width))

@@ -5,7 +5,9 @@ number where the paper's (eq. 18) is linear in its turns; per axis as FiT's `yar
     theta'_j = theta_j m_j + theta_j / s (1 - m_j),   m_j = 1 - clamp((j - low) / (high - low), 0, 1),
     low = floor(c(beta_fast)), high = ceil(c(beta_slow)), clamped to [0, d - 1],   c(r) = d ln(L / (2 pi r)) / (2 ln base),
 and cos and sin both times 0.1 ln s + 1 (so the logits by its square), s being the larger axis' stretch.
-With L = 16 and the language models' constants m = (1, 0.5, 0, 0, ...): all but two bands are fully interpolated.
+With L = 16, base 10000 and the language models' constants m = (1, 0.5, 0, 0, ...): all but two bands are fully interpolated.
+The first band always stays. By eq. 18, whose ramp is in turns r, it would not on a short axis: with L = 8 or 16, m = (r - 1) / 31
+is at most 0.05 for every band, so that the formula as printed is interpolation with a temperature.
 
 Training: plain RoPE (Extrapolation's checkpoint). At a smaller grid: plain RoPE, no temperature.
 Departure: where the protocol scales the attention of all methods, YaRN's own temperature is off.

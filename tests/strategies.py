@@ -15,9 +15,17 @@ from benchmark import registry
 from benchmark.model.method import Method
 
 D, BASE = 32, 10000.0  # of `latent`: channels of an axis, and the base of its frequencies
-PLAIN = BASE ** (-np.arange(0, D, 2) / D)
-GRIDS = [(16, 32), (16, 48), (64, 128), (16, 17), (512, 2048)]  # trained, tested
+CORES = [(D, BASE), (16, 100.0), (32, 100.0)]  # the same two: of the papers, of the embedded protocols, of imagenet-64
+GRIDS = [(16, 32), (16, 48), (64, 128), (16, 17), (512, 2048), (8, 16)]  # trained, tested
 RATIOS = [(16, 32), (16, 64), (16, 24), (8, 12), (64, 256)]
+
+
+def plain(d: int = D, base: float = BASE) -> np.ndarray:
+    """The frequencies of plain RoPE, [d / 2]."""
+    return base ** (-np.arange(0, d, 2) / d)
+
+
+PLAIN = plain()
 
 
 def build(name: str, train: str = "16x24", tests: tuple[str, ...] = ("16x24", "32x48"), **sections: Any) -> Method:
@@ -41,17 +49,23 @@ def transformers_frequencies(kind: str, d: int, base: float, trained: int, teste
     return ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"), seq_len=tested)
 
 
-def by_parts(trained: int, tested: int, factor: float = 1.0, plain: np.ndarray = PLAIN) -> np.ndarray:
-    """NTK by parts, band by band: PI, then NTK, then plain, by the turns of each band."""
+def by_parts(
+    trained: int, tested: int, factor: float = 1.0, d: int = D, base: float = BASE, thetas: np.ndarray | None = None
+) -> np.ndarray:
+    """NTK by parts, band by band: PI, then NTK, then plain, by the turns of each band.
+
+    Args:
+        thetas: the frequencies to blend, where they are not the plain ones.
+    """
     s, found = tested / trained, []
 
     def share(j: int, fast: float, slow: float) -> float:
-        low, high = (D * math.log(trained / (2 * math.pi * turns)) / (2 * math.log(BASE)) for turns in (fast, slow))
-        low, high = min(max(math.floor(low), 0), D - 1), min(max(math.ceil(high), 0), D - 1)
+        low, high = (d * math.log(trained / (2 * math.pi * turns)) / (2 * math.log(base)) for turns in (fast, slow))
+        low, high = min(max(math.floor(low), 0), d - 1), min(max(math.ceil(high), 0), d - 1)
         return 1 - min(max((j - low) / ((high - low) or 0.001), 0), 1)
 
-    for j, theta in enumerate(plain):
-        ntk = theta ** (math.log(BASE * s ** (D / (D - 2))) / math.log(BASE))
+    for j, theta in enumerate(plain(d, base) if thetas is None else thetas):
+        ntk = theta ** (math.log(base * s ** (d / (d - 2))) / math.log(base))
         near, high = share(j, 1.25 * factor, 0.75 * factor), share(j, 16 * factor, 2 * factor)
         found.append(theta * high + (ntk * near + theta / s * (1 - near)) * (1 - high))
     return np.array(found)

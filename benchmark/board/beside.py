@@ -149,7 +149,7 @@ def parts(board: Table, path: Path | str = PARTS) -> list[Grid]:
 
 
 def agreement(board: Table, figures: Published) -> list[Grid]:
-    """How far the order of methods here is the papers': by FID with both orders, and by every measure that they print.
+    """How far the order of methods here is a paper's: by FID with both orders, and by every measure that it prints.
 
     Nothing of a rehearsal, whose trainings have not converged.
     """
@@ -168,8 +168,8 @@ def agreement(board: Table, figures: Published) -> list[Grid]:
         missing = f"not here yet: {', '.join(lacking)}" if lacking else ""
         places = f"{item.column.train} → {item.column.test} here, {item.size} there"
         cells = [
-            Cell(item.ratio, places), Cell(words, f"{ends} {seeds}".strip()), Cell(orders[0]), Cell(orders[1], missing),
-            Cell(item.paper),
+            Cell(item.ratio, places), Cell(words, f"{ends} {seeds}".strip()), Cell(pairs.other_tables(board, figures, item)),
+            Cell(orders[0]), Cell(orders[1], missing), Cell(item.paper),
         ]  # fmt: skip
         rows.append(Line(cells))
     if not rows:
@@ -178,9 +178,11 @@ def agreement(board: Table, figures: Published) -> list[Grid]:
     text = (
         "Rank correlation between methods' FID here and FID in a paper on ImageNet: 1 is the same order, -1 the reverse. Values "
         "here are means over the seeds that all compared methods have, with intervals over images and those seeds; the paper's "
-        "numbers are taken as exact."
+        "numbers are taken as exact. Other tables are those of the same paper with other recipes or cores, over the methods that "
+        "they have."
     )
-    heads = [Head(title, words=True) for title in ("Ratio", "Kendall's tau", "The paper's FID", "FID here", "Source")]
+    names = ("Ratio", "Kendall's tau", "Tau with other tables", "The paper's FID", "FID here", "Source")
+    heads = [Head(name, words=True) for name in names]
     measures = by_measure(board, figures)
     first = Grid("Agreement with published rankings", heads, rows, text)
     return [first, *(grid for grid in (stable, measures) if grid)]
@@ -205,12 +207,12 @@ def by_measure(board: Table, figures: Published) -> Grid | None:
         rows.append(Line(cells))
     text = (
         "Kendall's tau between the paper's order and the order here by the same measure, for every measure that the paper "
-        "reports. The papers' detector is Inception. Intervals are over images and seeds, or over seeds alone where a measure "
+        "reports. The paper's detector is Inception. Intervals are over images and seeds, or over seeds alone where a measure "
         f"has no resamples; they do not cover the choice of methods. A random order of {count} has a tau of at least 0.6 in "
         f"{published.chance(count, 0.6):.0%} of cases, of at least 0.8 in {published.chance(count, 0.8):.0%}."
     )
     heads = [Head("By", words=True), *(Head(ratio) for ratio in ratios)]
-    return Grid("Which measures agree with the papers' order?", heads, rows, text)
+    return Grid("Which measures agree with the paper's order?", heads, rows, text)
 
 
 @dataclass(frozen=True)

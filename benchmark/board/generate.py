@@ -84,7 +84,8 @@ def long_rows(board: Table) -> list[dict[str, Any]]:
         }  # fmt: skip
         scores = [(name, item.scores[name]) for name in METRICS if name in item.scores] if item.scores else [(None, {})]
         for name, score in scores:
-            rows.append({**common, "metric": name, **{key: score.get(key) for key in ("value", "low", "high")}})
+            low, high = METRICS[name].ends(score) or (None, None) if name else (None, None)
+            rows.append({**common, "metric": name, "value": score.get("value"), "low": low, "high": high})
             levels = zip(score.get("times", ()), score.get("levels", ()), strict=True)  # of noise, which the loss has besides
             rows += [
                 {**common, "metric": f"{name}@{time:g}", "value": value, "low": None, "high": None} for time, value in levels

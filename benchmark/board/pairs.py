@@ -1,4 +1,4 @@
-"""Pairs of methods on whose order the papers agree, and how many have that order here.
+"""Pairs of methods on whose order published tables agree, and how many have that order here.
 
 A paper's from-scratch and fine-tuned tables do not order all methods alike, so no order of ours can agree with both. What is
 asked of a small protocol are the pairs on which every table that prints both has the same order: the stable pairs.
@@ -15,17 +15,17 @@ import numpy as np
 from benchmark import protocol, registry
 from benchmark.board import published
 from benchmark.board.grid import NOT_RUN, Cell, Grid, Head, Line, number
-from benchmark.board.published import Published, Source, StablePairs
+from benchmark.board.published import Agreement, Published, Source, StablePairs
 from benchmark.board.table import Column, Table, over
 from benchmark.results.record import METRICS
 
-BY = ("fid", "sfid", "loss")  # the measures that are asked for the papers' order by FID
+BY = ("fid", "sfid", "loss")  # the measures that are asked for the tables' order by FID
 Pair = tuple[str, str]  # the better one first
 
 
 @dataclass(frozen=True)
 class Share:
-    """The share of the stable pairs that a measure orders as the papers do, over those whose methods both have records.
+    """The share of the stable pairs that a measure orders as the tables do, over those whose methods both have records.
 
     `interval` holds the middle 95 % over images and seeds; None where no resamples tell it.
     """
@@ -83,9 +83,26 @@ def share(board: Table, column: Column, pairs: list[Pair], metric: str) -> Share
     return Share(float(statistic(values)), ends, len(pairs), other)
 
 
+def asked_of(board: Table, figures: Published) -> StablePairs | None:
+    """What is asked of a protocol; None for nothing."""
+    return next((item for item in figures.stable if fnmatch.fnmatchcase(board.protocol.name, item.protocols)), None)
+
+
+def other_tables(board: Table, figures: Published, found: Agreement) -> str:
+    """Kendall's tau of our order with each further table of that size, such as "LEDiT, XL/2 fine-tuned 0.40"; or "–"."""
+    item, ours, words = asked_of(board, figures), dict(zip(found.methods, found.ours, strict=True)), []
+    for source in [*item.sources[1:], *([item.beside] if item.beside else [])] if item else []:
+        theirs = orders(source, figures, found.size)
+        both = sorted(set(theirs) & set(ours))
+        if len(both) > 2:
+            tau = published.kendall([theirs[m] for m in both], np.array([ours[m] for m in both]))
+            words.append(f"{source.title} {number(float(tau), 2)}")
+    return "; ".join(words) or NOT_RUN
+
+
 def agreement(board: Table, figures: Published) -> Grid | None:
     """The shares by FID, sFID and denoising loss at each square size beyond the training size; None where nothing is asked."""
-    item = next((item for item in figures.stable if fnmatch.fnmatchcase(board.protocol.name, item.protocols)), None)
+    item = asked_of(board, figures)
     if item is None or board.protocol.switches != protocol.Switches():
         return None
     by = [metric for metric in BY if metric in board.metrics]
@@ -115,7 +132,7 @@ def agreement(board: Table, figures: Published) -> Grid | None:
             rows.append(Line(cells))
     if not rows:
         return None
-    heads = [Head("Ratio", words=True), Head("Between papers"), Head(item.beside.title if item.beside else "–")]
+    heads = [Head("Ratio", words=True), Head("Between tables"), Head(item.beside.title if item.beside else "–")]
     heads += [Head(f"{METRICS[metric].title} here") for metric in by]
     heads.append(Head("Reversed here, by FID", words=True))
     names = "; ".join(source.title for source in item.sources)
@@ -124,10 +141,10 @@ def agreement(board: Table, figures: Published) -> Grid | None:
     text = (
         f"The published tables disagree on parts of the ranking ({names}). Stable pairs are those that at least two tables "
         "report at a size, all in the same order by FID; below their number is Kendall's tau between the first two tables, which "
-        f"no single ranking can match in full. {asked}The columns give the share of pairs in the papers' order here, using means "
+        f"no single ranking can match in full. {asked}The columns give the share of pairs in that order here, using means "
         "over the seeds that all these methods have, with 95 % intervals over images and seeds where known."
     )
-    return Grid("Pairs on which the papers agree", heads, rows, text)
+    return Grid("Pairs on which published tables agree", heads, rows, text)
 
 
 def _beside(item: StablePairs, figures: Published, size: str, agreed: list[Pair]) -> Cell:

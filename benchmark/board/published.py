@@ -179,8 +179,8 @@ def _is_number(value: Any) -> bool:
 class Agreement:
     """Kendall's tau between a paper's order and ours by one measure at one size ratio, with its bootstrap interval.
 
-    `interval` is None where it cannot be computed: fewer than three methods, or fewer than three seeds of a measure without
-    replicates.
+    `tau` is None where fewer than three methods differ; `interval`, too, where a measure without replicates has fewer than three
+    seeds.
     """
 
     ratio: str  # "2x"
@@ -258,7 +258,7 @@ def _agreement(
     own = [[have[method].by_seed[seed] for seed in seeds] or [have[method].value] for method in methods]
     values = np.array([math.fsum(items) / len(items) for items in own])
     tau, ends = None, None
-    if len(methods) > 2 and np.ptp(values) > 0:  # equal values have no order
+    if len(set(values)) > 2:  # equal values have no order, and of two values, such as a bound and one other, hardly any
         tau = float(kendall(order, values))
         ends = interval(lambda ours: kendall(order, ours), [centred(have[method]) for method in methods])
     return Agreement(

@@ -222,7 +222,7 @@ def _entry(records: Sequence[Record], metric: str) -> Entry:
     entry = _summary(by_seed, replicates, failed)
     if len(scores) == 1:
         (score,) = scores.values()
-        entry.interval = (score["low"], score["high"]) if "low" in score else None
+        entry.interval = METRICS[metric].ends(score)
     return entry
 
 
@@ -244,7 +244,9 @@ def different(a: Entry, b: Entry) -> bool:
     excludes zero.
     Seeds: with five or more common ones, so does the paired Student interval of their differences. With fewer these two alone
     tell little, so the difference must exceed what the spread of trainings allows: the column's usual one, or the row's own
-    where that is larger. If no usual spread is known, three common seeds have to do.
+    where that is larger. The level is nominal, for families that vary alike: where two rows vary several times as much as usual,
+    more than one in twenty equal pairs counts as different, above all where rows have one seed, whose own spread is unknown.
+    If no usual spread is known, three common seeds have to do.
     Where neither is known, the entries' own intervals decide; and where there are none either, any difference counts.
     """
     common = [seed for seed in a.by_seed if seed in b.by_seed]

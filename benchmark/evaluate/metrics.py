@@ -9,8 +9,8 @@ of image i grows; Efron and Tibshirani, An Introduction to the Bootstrap, 1993, 
 those influences. That costs one pass instead of an eigenvalue problem per replicate, and it has no upward bias from
 repeated images: a resampled covariance is the covariance of fewer distinct images, and FID grows with fewer images.
 Where classes take turns, influences are taken about the mean of their class (`within_classes`). Intervals of FID are up to a
-fifth too wide at N = 8 D and right from about N = 30 D; close to the reference, where second-order terms dominate, they are a
-third too wide at N = 8 D. They are not too narrow.
+fifth too wide at N = 8 D and right from about N = 30 D. They are wider than they need be close to the reference, where
+second-order terms dominate (a third at N = 8 D), with features of heavier tails, and at smaller N. They are not too narrow.
 
 Shapes: N images, D features, S splits, C classes, K frequencies.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, NotRequired
 
@@ -39,6 +40,13 @@ class Metric:
     def sign(self) -> int:
         """1 where less is better, -1 where more is."""
         return 1 if self.arrow == "↓" else -1
+
+    def ends(self, score: Mapping[str, Any]) -> tuple[float, float] | None:
+        """The interval of a score of a record, within what is possible; None where it has none.
+
+        Replicates move a share near 1 beyond it, as they are linear in the images.
+        """
+        return (max(score["low"], self.low), min(score["high"], self.high)) if "low" in score else None
 
 
 QUALITY, STRUCTURE = "Further measures of quality", "Structure"

@@ -48,10 +48,11 @@ No winner is named yet: only one complete row has more than one seed.
 
 Each column is one test size (height x width in pixels) with its ratio to the training size per axis; rows are sorted by mean FID beyond
 the training size. Several seeds: mean ± standard deviation over seeds. One seed: bootstrap interval over images.
-**Bold**: the best value of a column and all values not significantly different from it (95 %). A difference counts only if it exceeds both
-the uncertainty over images (paired over noise; FID, IS and denoising loss) and that over seeds (paired from five common seeds on; with
-fewer, the column's usual spread or the row's own, whichever is larger). Where no usual spread is known (one seed per row), images alone
-decide; a measure without intervals has one bold value then. Rows that share images, as at the training size, are judged as one.
+**Bold**: the best value of a column and all values not significantly different from it (95 %, if trainings of all families vary alike). A
+difference counts only if it exceeds both the uncertainty over images (paired over noise; FID, IS and denoising loss) and that over seeds
+(paired from five common seeds on; with fewer, the column's usual spread or the row's own, whichever is larger). Where no usual spread is
+known (one seed per row), images alone decide; a measure without intervals has one bold value then. Rows that share images, as at the
+training size, are judged as one.
 
 - † stale: the code behind some of its numbers has changed since; rerun its cells
 - ‡ incomplete: a cell or a seed is missing or failed, so there is no mean
@@ -104,23 +105,23 @@ Further measures, samples side by side, plots, ablations and switches: [the page
 
 ## Agreement with published rankings
 
-Rank correlation between methods' FID here and FID in a paper on ImageNet: 1 is the same order, -1 the reverse. Values here are means over the seeds that all compared methods have, with intervals over images and those seeds; the paper's numbers are taken as exact.
+Rank correlation between methods' FID here and FID in a paper on ImageNet: 1 is the same order, -1 the reverse. Values here are means over the seeds that all compared methods have, with intervals over images and those seeds; the paper's numbers are taken as exact. Other tables are those of the same paper with other recipes or cores, over the methods that they have.
 
-| Ratio | Kendall's tau | The paper's FID | FID here | Source |
-| --- | --- | --- | --- | --- |
-| 2x <sub>16x16 → 32x32 here, 512x512 there</sub> | 1.00 <sub>1.00 to 1.00 over images and seed 0</sub> | LEDiT 34.29 &lt; YaRN 109 &lt; NTK-aware 174.7 | LEDiT 20 &lt; YaRN 40 &lt; NTK-aware 90 <sub>not here yet: RIFLEx, Sin-cos</sub> | LEDiT, arXiv 2503.04344 v3, table 2 |
+| Ratio | Kendall's tau | Tau with other tables | The paper's FID | FID here | Source |
+| --- | --- | --- | --- | --- | --- |
+| 2x <sub>16x16 → 32x32 here, 512x512 there</sub> | 1.00 <sub>1.00 to 1.00 over images and seed 0</sub> | LEDiT, XL/2 fine-tuned 1.00; LEDiT, B/2 1.00; LEDiT, S/2 -0.33 | LEDiT 34.29 &lt; YaRN 109 &lt; NTK-aware 174.7 | LEDiT 20 &lt; YaRN 40 &lt; NTK-aware 90 <sub>not here yet: RIFLEx, Sin-cos</sub> | LEDiT, arXiv 2503.04344 v3, table 2 |
 
-## Pairs on which the papers agree
+## Pairs on which published tables agree
 
-The published tables disagree on parts of the ranking (LEDiT, XL/2 from scratch; LEDiT, XL/2 fine-tuned; LEDiT, B/2). Stable pairs are those that at least two tables report at a size, all in the same order by FID; below their number is Kendall's tau between the first two tables, which no single ranking can match in full. Sin-cos, interpolated before Sin-cos is tested too (FlowDCN at 320x320, squares only: on rectangles its order is the reverse). The columns give the share of pairs in the papers' order here, using means over the seeds that all these methods have, with 95 % intervals over images and seeds where known.
+The published tables disagree on parts of the ranking (LEDiT, XL/2 from scratch; LEDiT, XL/2 fine-tuned; LEDiT, B/2). Stable pairs are those that at least two tables report at a size, all in the same order by FID; below their number is Kendall's tau between the first two tables, which no single ranking can match in full. Sin-cos, interpolated before Sin-cos is tested too (FlowDCN at 320x320, squares only: on rectangles, which shrink one axis there, its order is the reverse). The columns give the share of pairs in that order here, using means over the seeds that all these methods have, with 95 % intervals over images and seeds where known.
 
-| Ratio | Between papers | LEDiT, S/2 | FID here | sFID here | Reversed here, by FID |
+| Ratio | Between tables | LEDiT, S/2 | FID here | sFID here | Reversed here, by FID |
 | --- | ---: | ---: | ---: | ---: | --- |
 | 2x <sub>16x16 → 32x32 here, 512x512 there</sub> | 7 of 10 <sub>tau 0.40</sub> | 3 of 5 | 1.00 <sub>3 of 3, 1.00 to 1.00</sub> | 1.00 <sub>3 of 3</sub> | none |
 
-## Which measures agree with the papers' order?
+## Which measures agree with the paper's order?
 
-Kendall's tau between the paper's order and the order here by the same measure, for every measure that the paper reports. The papers' detector is Inception. Intervals are over images and seeds, or over seeds alone where a measure has no resamples; they do not cover the choice of methods. A random order of 3 has a tau of at least 0.6 in 17% of cases, of at least 0.8 in 17%.
+Kendall's tau between the paper's order and the order here by the same measure, for every measure that the paper reports. The paper's detector is Inception. Intervals are over images and seeds, or over seeds alone where a measure has no resamples; they do not cover the choice of methods. A random order of 3 has a tau of at least 0.6 in 17% of cases, of at least 0.8 in 17%.
 
 | By | 2x |
 | --- | ---: |
@@ -350,7 +351,7 @@ def test_a_title_with_a_script_is_shown_and_never_run(home: Path, rules: protoco
             cells = re.split(r"(?<!\\)\|", line)
             links = re.findall(r"(?<!\\)]\(([^)]*)", line)
             assert all(link.startswith(("../methods/yarn.py", "https://arxiv.org/abs/")) for link in links)
-            assert len(cells) in (7, 11)  # a measure's columns, and those that FID has besides
+            assert len(cells) in (7, 8, 11)  # of a measure, of the papers' order, of FID
     stream = io.StringIO()
     Console(file=stream, width=300, color_system=None).print(ranking.rich_table(rules, record.read_all(home / "records")))
     assert attack in stream.getvalue()

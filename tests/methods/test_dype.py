@@ -9,19 +9,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import BASE, GRIDS, PLAIN, D, build, by_parts, latent
+from strategies import CORES, GRIDS, PLAIN, build, by_parts, latent
 
 from benchmark.files import UserError
 
 
+@pytest.mark.parametrize(("d", "base"), CORES)
 @pytest.mark.parametrize(("trained", "tested"), GRIDS)
 @pytest.mark.parametrize("time", [1.0, 0.7, 0.2, 0.02])
-def test_dype(trained, tested, time):
-    theta = latent("dype").theta(trained, tested, time).numpy()
-    np.testing.assert_allclose(theta, by_parts(trained, tested, time**2), rtol=1e-9)
-    ntk = latent("dype_ntk").theta(trained, tested, time).numpy()
-    stretch = (tested / trained) ** (D / (D - 2) * 2 * time**2)
-    np.testing.assert_allclose(ntk, (BASE * stretch) ** (-np.arange(0, D, 2) / D), rtol=1e-9)
+def test_dype(trained, tested, time, d, base):
+    theta = latent("dype", 2 * d, base).theta(trained, tested, time).numpy()
+    np.testing.assert_allclose(theta, by_parts(trained, tested, time**2, d, base), rtol=1e-9)
+    ntk = latent("dype_ntk", 2 * d, base).theta(trained, tested, time).numpy()
+    stretch = (tested / trained) ** (d / (d - 2) * 2 * time**2)
+    np.testing.assert_allclose(ntk, (base * stretch) ** (-np.arange(0, d, 2) / d), rtol=1e-9)
 
 
 def test_dype_ends():

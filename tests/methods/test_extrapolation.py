@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from strategies import build, latent
 
 from benchmark.files import UserError
+from benchmark.model.draws import Draws
 
 
 def test_axes_are_decoupled():
@@ -112,3 +113,14 @@ def test_encodings_are_checked_once_a_grid(monkeypatch):
     for step in range(3):
         small.loss(method.train(), step)
     assert times == [(4, 6), (8, 12), (4, 6)]
+
+
+@pytest.mark.parametrize("name", ["extrapolation", "sincos_rope", "partial_rope"])
+def test_no_step_of_a_training_looks_at_values(name, monkeypatch):
+    """A GPU would wait for each look."""
+    method, looks = build(name), []
+    monkeypatch.setattr("methods.extrapolation.is_finite", lambda theta: not looks.append(theta))
+    method.encode((4, 6), draws=Draws(0, 0, (0, 2), 2, torch.device("cpu")))
+    assert not looks
+    method.encode((4, 6))
+    assert looks
