@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from benchmark.files import UserError, listed
 
 # How the parts of a data set begin in the names of their folders and files.
 SPLITS = {"train": ("train",), "val": ("val", "dev"), "test": ("test",)}
+WORDS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test",)}  # elsewhere in them
 ANNOTATIONS = "val_annotations.txt"  # Tiny-ImageNet's list of file names and classes, beside val/images
 LABELS = ("label", "labels", "cls", "class")  # columns of parquet files
 DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")  # Pillow's modes of more than 8 bits, which it would cut off at 255
@@ -121,10 +123,19 @@ class Choice:
 
 def split_files(paths: list[Path], split: str) -> list[Path]:
     """Those files of a folder that are of the split; all of them where no name tells."""
-    named = {path: part for path in paths for part, starts in SPLITS.items() if path.name.startswith(starts)}
+    named = {path: part for path in paths if (part := split_of(path.name))}
     if len(set(named.values())) < 2 and split == "train":
         return paths
     return [path for path in paths if named.get(path) == split]
+
+
+def split_of(name: str) -> str:
+    """The split that a file's name begins with or holds as a word, as in "imagenet1k-validation-00.tar"; "" for none."""
+    for part, starts in SPLITS.items():
+        if name.startswith(starts):
+            return part
+    words = re.split(r"[^a-z]+", name.lower())
+    return next((part for word in words for part, whole in WORDS.items() if word in whole), "")
 
 
 def split_folder(root: Path, split: str) -> Path:

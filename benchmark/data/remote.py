@@ -47,7 +47,9 @@ class Remote:
         return self.cache / digest(self.location)
 
     def fetch(self, name: str, size: int | None = None, sha256: str | None = None) -> Path:
-        """A local copy of a file: the cached one if `size` is given and fits, else a new one whose hash is checked.
+        """A local copy of a file: the cached one if it has the `size`, or else the hash, that is given; or else a new one.
+
+        A new one's hash is checked.
 
         Raises:
             UserError: the source is gone or gives something else, after all tries; or no room.
@@ -55,7 +57,9 @@ class Remote:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path.parent / f".{name}.lock"):  # one process fetches, the others wait for it
-            if size is not None and path.is_file() and path.stat().st_size == size:
+            given = size is not None or sha256 is not None
+            same = given and path.is_file() and (file_hash(path) == sha256 if size is None else path.stat().st_size == size)
+            if same:
                 os.utime(path)
                 return path
             self._make_room(size or 0)

@@ -31,6 +31,7 @@ from benchmark.files import UserError, exists, is_file, listed, read_regular, sh
 from benchmark.streams import shuffled
 
 ENDINGS = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")  # of image files
+MIXED = 8  # row groups of a parquet source that mix whatever their order is: shards are read eight at a time
 SHUFFLE = 0x5EED  # the key of the one order in which a source's samples are dealt to shards
 
 
@@ -142,7 +143,8 @@ class Folder(Source):
         if choice.own:
             beside: list[tuple[str, str, int]] = []
             ignored = self.ignored
-            self._add(beside, str(root), os.listdir(root), root.name, named)
+            names = [name for name in os.listdir(root) if not os.path.isdir(root / name)]
+            self._add(beside, str(root), names, root.name, named)
             if not found:
                 found, folders = beside, [root.name]
             else:
@@ -167,13 +169,15 @@ class Folder(Source):
     def _add(self, found: list[tuple[str, str, int]], folder: str, names: list[str], name: str, named: dict[str, str]) -> None:
         for file in sorted(names):
             path = os.path.join(folder, file)
-            if file.startswith(".") or os.path.isdir(path):
+            if file.startswith("."):
                 continue
             if not file.lower().endswith(ENDINGS):
                 self.ignored += 1
                 continue
-            # A link to nothing is a picture that cannot be read, which the manifest will say.
-            size = os.stat(path).st_size if os.path.exists(path) else -1
+            try:
+                size = os.stat(path).st_size  # the only call a file: on a network's file system each takes its time
+            except OSError:  # a link to nothing is a picture that cannot be read, which the manifest will say
+                size = -1
             place = os.path.relpath(path, self.root).replace(os.sep, "/")
             found.append((place, named.get(place, name), size))
 
@@ -319,28 +323,51 @@ class Parquet(Source):
                 total += rows
         self.groups = [groups[i] for i in shuffled(len(groups), SHUFFLE).tolist()]
         self.total, self.table, self.kept = total, None, None
+        raws: list[Any] = []
+        for path, (_, target) in zip(self.paths, self.columns, strict=True):
+            file = pq.ParquetFile(path)
+            raws += file.read([target]).column(0).to_pylist() if target else [None] * file.metadata.num_rows
+        self._check_order(raws)
         if self.choice.relabels:
-            raws: list[Any] = []
-            for path, (_, target) in zip(self.paths, self.columns, strict=True):
-                file = pq.ParquetFile(path)
-                raws += file.read([target]).column(0).to_pylist() if target else [None] * file.metadata.num_rows
             names = class_names(pq.ParquetFile(self.paths[0]).schema_arrow, self.columns[0][1])
             self.table, self.classes = self.choice.labels(Counter(raws), names, str(self.paths[0].parent))
             self.kept = np.array([raw in self.table for raw in raws])
             self.dropped, self.total = int((~self.kept).sum()), int(self.kept.sum())
+        kept = self.kept
+        counts = [rows if kept is None else int(kept[first : first + rows].sum()) for _, _, first, rows in self.groups]
+        self.ends = np.cumsum(counts)  # in the order in which groups are dealt
+
+    def _check_order(self, raws: list[Any]) -> None:
+        """Raises UserError where rows are sorted by class: then runs of rows, and the batches from them, hold few classes."""
+        _, labels, counts = np.unique(np.array([str(raw) for raw in raws]), return_inverse=True, return_counts=True)
+        if len(counts) < 2 or len(self.groups) <= MIXED:
+            return
+        held, random = 0.0, 0.0
+        for _, _, first, rows in self.groups:
+            held += len(np.unique(labels[first : first + rows]))
+            random += float((1 - (1 - counts / len(labels)) ** rows).sum())
+        if held < 0.5 * random:
+            count = len(self.groups)
+            raise UserError(
+                f"{self.where}: the rows are sorted by class: a row group holds {held / count:.3g} of {len(counts):,} classes, "
+                f"where shuffled rows would hold {random / count:.3g}. Shuffle the rows, or give class folders"
+            )
 
     def __len__(self) -> int:
         self.ready()
         return self.total
 
     def part(self, start: int, stop: int) -> Iterable[Item]:
-        runs, at = [], 0
-        for number, group, first, rows in self.groups:
+        runs = []
+        for place in range(int(np.searchsorted(self.ends, start, "right")), len(self.groups)):
+            number, group, first, rows = self.groups[place]
             taken = np.arange(rows) if self.kept is None else np.flatnonzero(self.kept[first : first + rows])
+            at = int(self.ends[place]) - len(taken)
+            if at >= stop:
+                break
             low, high = max(start - at, 0), min(stop - at, len(taken))
             if low < high:
                 runs.append((str(self.paths[number]), self.columns[number], group, first, taken[low:high].tolist()))
-            at += len(taken)
         return _ParquetPart(runs, self.table)
 
 
@@ -409,12 +436,12 @@ def source(card: Card, path: str | Path | None = None, split: str = "train") -> 
     choice = Choice.of(card)
     if paths[0].is_dir():
         root = paths[0]
-        for ending in ("tar", "parquet"):
+        below = split_folder(root, split)
+        for ending in ("tar", "parquet") if below == root else ():  # torchvision leaves ImageNet's tars beside train/ and val/
             paths = split_files(sorted(p for p in root.glob(f"*.{ending}") if not p.name.startswith(".")), split)
             if paths:
                 break
         else:
-            below = split_folder(root, split)
             folder = Folder(below, choice)
             if not folder.files:
                 files, folders = f"image files ({', '.join(ENDINGS)})", "class folders with"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from functools import cached_property
 from pathlib import Path
 
@@ -41,7 +42,7 @@ class DataSet:
         """The source of shards; None if its location was not given, or shards were given instead."""
         if self.given or (self.card.kind != "shapes" and not self.run.data):
             return None
-        return sources.source(self.card, self.run.data or None)
+        return _source(self.card, self.run.data)
 
     @cached_property
     def given(self) -> Path | str | None:
@@ -56,6 +57,16 @@ class DataSet:
         if self.given:
             return self.given
         return None if self.source is None else writer.folder_of(self.card, self.source, self.run.out / "data")
+
+    @cached_property
+    def gives_latents(self) -> bool:
+        """Whether `run.data` is a folder of latents."""
+        return self.given is not None and self._manifests[self.given]["kind"] == "latents"
+
+    @property
+    def pictures(self) -> Path | str | None:
+        """As `folder`, but of the pictures where `run.data` is a folder of latents: the shards that these were made of."""
+        return self.images if self.gives_latents else self.folder
 
     @cached_property
     def _manifests(self) -> dict[Path | str, dict]:
@@ -162,6 +173,33 @@ class DataSet:
         """
         if self.card.kind == "shapes":
             return "shapes", shapes.REVISION
-        if self.folder is None or self.fingerprint is None:
+        if self.gives_latents and self.pictures is None:
+            raise UserError(f"{self.run.data} holds latents, and references are made of the images: give their folder as DATA")
+        if self.pictures is None or self.fingerprint is None:
             raise UserError(f"the reference of {self.card.name} is made from its images: give their folder as DATA")
-        return folder_name(self.folder, self._manifests.get(self.folder)), self.fingerprint
+        return folder_name(self.pictures, self._manifests.get(self.pictures)), self.fingerprint
+
+
+def _changes(path: str) -> tuple[int, ...]:
+    """When a folder and those in it changed last."""
+    root = Path(path)
+    if not root.is_dir():
+        return ()
+    with os.scandir(root) as entries:
+        folders = sorted((entry.name, entry.stat().st_mtime_ns) for entry in entries if entry.is_dir())
+    return root.stat().st_mtime_ns, *(when for _, when in folders)
+
+
+_walked: dict[tuple, sources.Source] = {}
+
+
+def _source(card: Card, path: str) -> sources.Source:
+    """The source at a path. A folder of pictures is walked once: a million files may take minutes, and every stage asks."""
+    key = (repr(card), path, _changes(path))
+    if key not in _walked:
+        found = sources.source(card, path or None)
+        if not isinstance(found, sources.Folder):
+            return found
+        _walked.clear()
+        _walked[key] = found
+    return _walked[key]

@@ -121,6 +121,11 @@ def gpus() -> int:
     return torch.cuda.device_count()
 
 
+def fix_workspace() -> None:
+    """Gives cuBLAS the workspace that deterministic products need. It looks for it once, at a process' first product."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
 def device() -> str:
     """What a stage of one process computes on."""
     return "cuda" if gpus() else "cpu"

@@ -251,7 +251,7 @@ class Reference(Stage):
         score = self.protocol.score
         data = self.context.data
         name, _ = data.real()
-        source = name if data.card.kind == "shapes" else str(data.folder)  # of the prepared pictures: what the key names
+        source = name if data.card.kind == "shapes" else str(data.pictures)  # of the prepared pictures: what the key names
         numbers = ["--count", str(score.reference), "--nearest", str(score.kept)]
         return ["reference", source, self.test, *numbers, "--detector", score.detector]
 

@@ -144,11 +144,23 @@ class Keeper(Callback):
         self.handlers: dict[int, Any] = {}  # those that were there before
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.agree(trainer)
         # Lightning's own handlers raise inside a step, after which weights and their average may disagree.
         self.handlers = {number: signal.signal(number, self.ask) for number in heard()}
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
         self.due = time.monotonic() + self.interval
         self.agreed, self.agreement = (trainer.global_step, time.monotonic()), trainer.global_step + 1  # the last, and the next
+
+    def agree(self, trainer: Trainer) -> None:
+        """Raises UserError where ranks start from different steps: they would wait for each other for ever."""
+        if trainer.world_size > 1:
+            mine = torch.tensor(trainer.global_step, device=trainer.strategy.root_device)
+            steps = sorted(set(trainer.strategy.all_gather(mine).flatten().tolist()))
+            if len(steps) > 1:
+                raise UserError(
+                    f"the processes of this training would continue from different steps ({', '.join(map(str, steps))}): is OUT "
+                    "on a disk that all nodes share?"
+                )
 
     def ask(self, number: int, frame: Any) -> None:
         self.asked = number

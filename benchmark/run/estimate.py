@@ -7,8 +7,10 @@ stages count (plan/cost.py) over these speeds are the time. Reading, metrics and
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +23,7 @@ from benchmark.model.encoding import Encoding
 from benchmark.model.flops import OUTPUTS, forward_flops, parameters, training_flops
 from benchmark.model.method import Method
 from benchmark.model.precision import autocast, has_bf16
-from benchmark.plan.place import Run, device
+from benchmark.plan.place import Run, device, gpus
 from benchmark.plan.report import show_hours
 from benchmark.plan.stages import Stage
 from benchmark.protocol import Protocol, size_hw
@@ -91,6 +93,12 @@ def measure(protocol: Protocol, where: str) -> Speed:
     return Speed(training_flops(protocol, size) * images / seconds(train, where), forward * sampled / seconds(sample, where))
 
 
+def measure_apart(protocol: Protocol) -> Speed:
+    """`measure` in a process of its own: this one, which watches over those that train, keeps no hold on their GPU."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure, protocol, device()).result()
+
+
 def seconds(work: Callable[[], None], where: str) -> float:
     """The mean time of a call, after one that warms up."""
 
@@ -136,9 +144,10 @@ def announce(protocol: Protocol, stages: Sequence[Stage], run: Run) -> None:
         )
     if protocol.rehearses and not protocol.custom:
         progress.say(f"{protocol.name} is a rehearsal, too short to converge; the full protocol is PROTOCOL={protocol.rehearses}")
-    found = hours(stages, measure(protocol, device()), run.count * run.nodes)
+    speed = measure_apart(protocol) if run.several and gpus() else measure(protocol, device())
+    found = hours(stages, speed, run.count * run.nodes)
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()  # of this process, which may only watch over those that train
+        torch.cuda.empty_cache()
     told = [f"{show_hours(value)} to {VERBS[kind]}" for kind, value in found.items() if value * 3600 >= 1]
     whole = show_hours(sum(found.values()))
     machine = "this machine" if run.count * run.nodes == 1 else f"{run.count * run.nodes} devices like this one"

@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmark import lazy, progress
 from benchmark.files import ENDINGS, PARENT, Stopped, UserError, heard, is_memory, listed
-from benchmark.plan.place import Run, check_ranks, gpus, processors
+from benchmark.plan.place import Run, check_ranks, fix_workspace, gpus, processors
 from benchmark.plan.stages import Sample, Stage, Train, graph
 from benchmark.protocol import Protocol
 from benchmark.registry import told, trained_name
@@ -37,6 +37,9 @@ def bench(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> li
     """
     stages = graph(protocol, methods, seed, run)
     stages[0].context.data.require()  # before the machine is measured
+    stages[0].context.data.real()  # the references' images, which nothing would ask for before the end of a training
+    if run.deterministic:
+        fix_workspace()
     missing = [stage for stage in stages if stage.spread and not stage.is_complete()]
     if missing:
         check_ranks(run)

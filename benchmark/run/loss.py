@@ -22,7 +22,7 @@ from benchmark.plan.place import Run, device
 from benchmark.protocol import Protocol
 from benchmark.results.compare import Comparison, compare
 from benchmark.run.sample import built
-from benchmark.run.train import prepared, trained
+from benchmark.run.train import pictures, trained
 
 
 def heldout_images(protocol: Protocol, test: str, run: Run, device: torch.device | str, count: int = denoising.IMAGES,
@@ -34,7 +34,7 @@ def heldout_images(protocol: Protocol, test: str, run: Run, device: torch.device
     """
     card = load_card(protocol.data.card)
     scenes = card.kind == "shapes" and not folder
-    source = Scenes(denoising.SPLIT) if scenes else Shards(folder or prepared(protocol, run, verbose=False))
+    source = Scenes(denoising.SPLIT) if scenes else Shards(folder or pictures(protocol, run))
     autoencoder = autoencoder_of(card) if protocol.data.representation == "latents" else ""
     return denoising.heldout(source, test, count, autoencoder, device, trained_on=not scenes and not folder)
 

@@ -21,7 +21,7 @@ from benchmark.protocol import Protocol, size_hw
 from benchmark.results import record
 from benchmark.run.loss import cell_loss, heldout_images
 from benchmark.run.sample import units
-from benchmark.run.train import prepared, trained
+from benchmark.run.train import pictures, trained
 
 TRAINED = (
     "fingerprint",
@@ -41,7 +41,7 @@ def reference(protocol: Protocol, test: str, context: Context, detector: Detecto
         source = Scenes()
     else:
         context.data.real()  # fails if the location of the images was not given
-        source = open_source(prepared(protocol, run, verbose=False))
+        source = open_source(pictures(protocol, run))
     needs.check_memory(needs.reference(protocol), f"reference {card.name} {test}")
     sweep(run.out / "references")  # of a killed run
     detector = detector or detectors.load(protocol.score.detector, device=device())

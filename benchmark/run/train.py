@@ -41,7 +41,7 @@ from benchmark.model.precision import averaging, effective, precision
 from benchmark.plan import cost, needs, stages
 from benchmark.plan.dataset import DataSet
 from benchmark.plan.layout import CHECKPOINTS, REPORT, WEIGHTS, is_trained, saved
-from benchmark.plan.place import Run, check_ranks, device, machine
+from benchmark.plan.place import Run, check_ranks, device, fix_workspace, machine
 from benchmark.protocol import Protocol, size_hw, size_name
 from benchmark.run.callbacks import Atomic, Keeper, Watch
 from benchmark.run.ranks import environment
@@ -73,6 +73,12 @@ def prepared(protocol: Protocol, run: Run, verbose: bool = True) -> Path | str:
             )
         _told.add(written.folder)
     return written.folder
+
+
+def pictures(protocol: Protocol, run: Run) -> Path | str:
+    """The shards of the pictures themselves, where `run.data` may be latents of them."""
+    data = DataSet(protocol, run)
+    return data.pictures if data.gives_latents and data.pictures else prepared(protocol, run, verbose=False)
 
 
 def _newer(source: sources.Source, folder: Path) -> int:
@@ -270,7 +276,7 @@ def deterministic(wanted: bool) -> Iterator[None]:
     """
     before = torch.are_deterministic_algorithms_enabled()
     if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS' products are refused
+        fix_workspace()
     torch.use_deterministic_algorithms(wanted)
     try:
         yield

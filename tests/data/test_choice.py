@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from benchmark.data.card import Card, load_card
-from benchmark.data.choice import UNREADABLE
+from benchmark.data.choice import UNREADABLE, split_of
 from benchmark.data.index import Index
 from benchmark.data.sources import source
 from benchmark.data.writer import fingerprint, prepare
@@ -65,6 +65,19 @@ def test_the_archive_gives_the_named_classes_of_either_split(tmp_path):
     assert labels(held_out.folder) == {"images/val_0": 1, "images/val_2": 0, "images/val_3": 1}
     with pytest.raises(UserError, match="no image of 1 of the card's classes, such as n09"):
         source(Card("part", "folder", classes=("n02", "n09"), others="dropped"), root)
+
+
+NAMES = {
+    "train": ["train-0.parquet", "train0001.tar", "imagenet1k-train-0000.tar"],
+    "val": ["validation-3.tar", "imagenet1k-validation-00.tar", "x_VAL.tar"],
+    "test": ["x-test.tar"],
+    "": ["x.tar", "contest-1.tar"],
+}
+
+
+@pytest.mark.parametrize(("split", "name"), [(split, name) for split, names in NAMES.items() for name in names])
+def test_the_split_of_a_file_is_a_word_of_its_name(split, name):
+    assert split_of(name) == split
 
 
 @pytest.mark.parametrize("form", ["wnid", "names", "numbers"])

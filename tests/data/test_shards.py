@@ -370,6 +370,27 @@ def test_parquet_is_dealt_anew(tmp_path: Path) -> None:
     assert pixels(tmp_path / "flat") == sorted(truth)
 
 
+def test_parquet_sorted_by_class_is_refused(tmp_path: Path) -> None:
+    labels = np.arange(20).repeat(20)
+    for name, order in (("sorted", labels), ("shuffled", np.random.RandomState(0).permutation(labels))):
+        (tmp_path / name).mkdir()
+        image = [encoded_image(picture(0))] * len(order)
+        pq.write_table(pa.table({"image": image, "label": order}), tmp_path / name / "a.parquet", row_group_size=20)
+    told = r"a\.parquet: the rows are sorted by class: a row group holds 1 of 20 classes, where shuffled rows would hold 12\.8"
+    with pytest.raises(UserError, match=told):
+        write(FOLDER, source(FOLDER, tmp_path / "sorted"), tmp_path / "out")
+    assert write(FOLDER, source(FOLDER, tmp_path / "shuffled"), tmp_path / "mixed").count == 400
+
+
+def test_class_folders_come_before_the_archives_beside_them(tmp_path: Path) -> None:
+    """torchvision leaves ImageNet's tars beside train/ and val/."""
+    for place in ("train/a/1.png", "train/b/2.png", "val/a/3.png"):
+        (tmp_path / place).parent.mkdir(parents=True)
+        (tmp_path / place).write_bytes(encoded_image(picture(1)))
+    (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(b"a tar of tars")
+    assert [path for path, *_ in source(FOLDER, tmp_path).files] == ["a/1.png", "b/2.png"]
+
+
 @pytest.mark.parametrize("cut", [0.5, "member", "garbage"])
 def test_truncated_or_corrupt_tar_is_refused(tmp_path: Path, cut) -> None:
     path = tmp_path / "x.tar"
@@ -514,6 +535,16 @@ def test_pipe_reads_the_same_samples(folder: Path, tmp_path: Path) -> None:
     shutil.rmtree(folder)
     again = pickle.loads(pickle.dumps(far))
     assert again[1].key == "00000001", "from the cache"
+
+
+def test_the_table_of_remote_shards_is_fetched_once(folder: Path, tmp_path: Path) -> None:
+    remote(folder, tmp_path / "cache")
+    (folder / "index.npy").unlink()
+    assert remote(folder, tmp_path / "cache")[0].key == "00000000"
+    (cached,) = (tmp_path / "cache").rglob("index.npy")
+    cached.write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"index\.npy cannot be read"):
+        remote(folder, tmp_path / "cache")
 
 
 def test_http_reads_the_same_samples(folder: Path, tmp_path: Path) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from benchmark import protocol
-from benchmark.data import shapes, writer
+from benchmark.data import shapes, sources, writer
 from benchmark.data.index import FORMAT
 from benchmark.files import UserError, write_json
 from benchmark.identity import Training
 from benchmark.plan import own
 from benchmark.plan.dataset import PICTURE, DataSet
 from benchmark.plan.place import Run
+from benchmark.run import local
 
 PICTURES, RIGHT, OTHER, SECOND = (letter * 12 for letter in "abcd")  # fingerprints
 SHARD = {"name": "shard-00000.tar", "count": 10, "bytes": 5000, "sha256": "e" * 64}
@@ -77,6 +79,38 @@ def test_what_a_training_sees(tmp_path):
     assert {size: len(folders) for size, folders in data.latents.items()} == {"256x256": 1, "512x512": 1}
     write_json(tmp_path / "data" / "second" / "manifest.json", latents(SECOND, PICTURES, 256))
     assert DataSet(large, run).seen_by(training) is None
+
+
+def test_of_latents_that_are_given_the_pictures_are_found(tmp_path):
+    """`make latents` prints their folder last; references, which come after days of training, are made of the pictures."""
+    manifests(tmp_path / "data")
+    given = Run(tmp_path, str(tmp_path / "data" / f"latents-{RIGHT}"))
+    large = protocol.load("imagenet-256-s2")
+    data = DataSet(large, given)
+    assert data.real() == DataSet(large, Run(tmp_path, str(tmp_path / "data" / "pictures"))).real() == ("pictures", PICTURES)
+    assert data.pictures == tmp_path / "data" / "pictures"
+    assert data.given == tmp_path / "data" / f"latents-{RIGHT}"
+    alone = DataSet(large, dataclasses.replace(given, out=tmp_path / "elsewhere"))
+    with pytest.raises(UserError, match="holds latents, and references are made of the images: give their folder as DATA"):
+        alone.real()
+    with pytest.raises(UserError, match="holds latents, and references are made of the images"):
+        local.bench(large, ["nope"], 0, alone.run)
+
+
+def test_a_folder_of_pictures_is_walked_once_until_it_changes(tmp_path, monkeypatch):
+    walks, walk = [], sources.Folder.__init__
+    monkeypatch.setattr(sources.Folder, "__init__", lambda self, *args: walks.append(1) or walk(self, *args))
+    for name in ("a/1.png", "b/2.png"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True)
+        (tmp_path / "in" / name).touch()
+    rules, run = protocol.load("imagenet-64", ["data.card=own"]), Run(tmp_path, str(tmp_path / "in"))
+    first = [DataSet(rules, run).fingerprint for _ in range(3)]
+    assert (len(walks), len(set(first))) == (1, 1)
+    (tmp_path / "in/b/3.png").touch()
+    assert DataSet(rules, run).fingerprint != first[0]
+    (tmp_path / "in/b/3.png").unlink()
+    assert DataSet(rules, run).fingerprint == first[0]
+    assert len(walks) == 3
 
 
 def test_shards_of_another_data_set_are_refused(tmp_path):

@@ -67,7 +67,10 @@ class Ranks:
         self.folder, self.clock, self.world_size, self.seconds = folder, clock, world, seconds
         self.global_step, self.is_global_zero, self.should_stop = 0, True, False
         self.others, self.agreed, self.broken = Keeper.nothing, [], 0.0
-        self.strategy = SimpleNamespace(reduce=self.reduce)
+        self.starts = [0]  # the steps from which ranks start
+        self.strategy = SimpleNamespace(
+            reduce=self.reduce, all_gather=lambda mine: torch.tensor(self.starts), root_device=torch.device("cpu")
+        )
         self.fit_loop = SimpleNamespace(epoch_loop=SimpleNamespace())
 
     def reduce(self, own: torch.Tensor, reduce_op: str) -> torch.Tensor:
@@ -112,6 +115,16 @@ def started(keeper: Keeper, trainer: Ranks) -> Keeper:
     keeper.on_train_start(trainer, None)
     keeper.restore()  # the handlers of signals, which the tests ask themselves
     return keeper
+
+
+def test_ranks_that_start_from_different_steps_do_not_start(tmp_path: Path, clock: Clock) -> None:
+    """As where OUT lies on a disk of each node: they would wait for each other for ever."""
+    trainer = Ranks(tmp_path, clock, world=2)
+    trainer.starts = [14, 0]
+    with pytest.raises(UserError, match=r"different steps \(0, 14\): is OUT on a disk that all nodes share"):
+        started(Keeper(tmp_path, 8, 60), trainer)
+    trainer.starts = [14, 14]
+    started(Keeper(tmp_path, 8, 60), trainer)
 
 
 def test_the_last_two_checkpoints_stay(tmp_path: Path, clock: Clock) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import pytest
@@ -110,6 +111,18 @@ def test_weights_that_are_not_there_are_told_before_any_work(monkeypatch, tmp_pa
     with pytest.raises(UserError, match=r"DETECTOR_WEIGHTS is .*none\.pth, which is no file"):
         slurm.start(SMOKE, ["yarn"], 0, Run(tmp_path / "runs", "", "1"), "local")
     assert not (tmp_path / "runs").exists()
+
+
+def test_deterministic_products_have_their_workspace_before_the_first_product(monkeypatch, tmp_path):
+    """cuBLAS looks for it once, and the machine is measured before the training that is to be deterministic."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    seen = []
+    monkeypatch.setattr(estimate, "announce", lambda *_: seen.append(os.environ.get("CUBLAS_WORKSPACE_CONFIG")))
+    monkeypatch.setattr(local, "run_all", lambda stages: [])
+    for wanted in (False, True):
+        local.bench(SMOKE, ["yarn"], 0, Run(tmp_path, deterministic=wanted))
+    assert seen == [None, ":4096:8"]
 
 
 def test_positions_are_made_in_full_precision_under_autocast():
