@@ -61,7 +61,7 @@ METRICS = {
     "recall": Metric("Recall", "↑", 0, 1, meaning="The share of real images that the samples cover.", section=QUALITY),
     # KID and FID∞ may lie a little below zero: one is unbiased, the other extrapolated.
     "kid": Metric("KID", "↓", meaning="Kernel distance between features; an unbiased estimate at any N.", section=QUALITY),
-    "fid_inf": Metric("FID∞", "↓", meaning="FID extrapolated to infinitely many samples.", section=QUALITY),
+    "fid_inf": Metric("FID∞", "↓", meaning="FID extrapolated to infinitely many samples; noisier than FID.", section=QUALITY),
     "spectrum": Metric(
         "Spectrum", "↓", low=0, section=STRUCTURE, proportional=True,
         meaning="Distance of the radial power spectrum to the reference's: blur and ringing.",
