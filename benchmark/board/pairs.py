@@ -94,7 +94,7 @@ def other_tables(board: Table, figures: Published, found: Agreement) -> str:
     for source in [*item.sources[1:], *([item.beside] if item.beside else [])] if item else []:
         theirs = orders(source, figures, found.size)
         both = sorted(set(theirs) & set(ours))
-        if len(both) > 2:
+        if len({ours[m] for m in both}) > 2:
             tau = published.kendall([theirs[m] for m in both], np.array([ours[m] for m in both]))
             words.append(f"{source.title} {number(float(tau), 2)}")
     return "; ".join(words) or NOT_RUN

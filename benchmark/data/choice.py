@@ -124,6 +124,8 @@ class Choice:
 def split_files(paths: list[Path], split: str) -> list[Path]:
     """Those files of a folder that are of the split; all of them where no name tells."""
     named = {path: part for path in paths if (part := split_of(path.name))}
+    if len(named) < len(paths):  # a word amid some names is no division of them all
+        named = {path: part for path in paths for part, starts in SPLITS.items() if path.name.startswith(starts)}
     if len(set(named.values())) < 2 and split == "train":
         return paths
     return [path for path in paths if named.get(path) == split]

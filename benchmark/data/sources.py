@@ -31,8 +31,16 @@ from benchmark.files import UserError, exists, is_file, listed, read_regular, sh
 from benchmark.streams import shuffled
 
 ENDINGS = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")  # of image files
-MIXED = 8  # row groups of a parquet source that mix whatever their order is: shards are read eight at a time
+MIXED = 8_000  # samples that a reader mixes: eight shards of a thousand
 SHUFFLE = 0x5EED  # the key of the one order in which a source's samples are dealt to shards
+
+
+def changed(path: str | Path) -> int:
+    """When a folder or file changed last, in nanoseconds; 0 where there is none."""
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:  # or what braces stand for, which may be too long for a name
+        return 0
 
 
 # --- Sources: where samples come from, in an order that is fixed -----------------------------------------------------
@@ -131,6 +139,7 @@ class Folder(Source):
 
     def __init__(self, root: Path, choice: Choice = Choice()) -> None:  # noqa: B008 (frozen)
         self.root, self.choice, self.where = root, choice, str(root)
+        self.walked = {str(root): changed(root)}  # folders, and when they changed last
         named = annotated(root)
         with os.scandir(root) as entries:
             folders = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
@@ -139,6 +148,7 @@ class Folder(Source):
         for name in folders:
             for folder, below, names in os.walk(root / name, followlinks=True):
                 below[:] = sorted(f for f in below if not f.startswith("."))
+                self.walked[folder] = changed(folder)
                 self._add(found, folder, names, name, named)
         if choice.own:
             beside: list[tuple[str, str, int]] = []
@@ -180,6 +190,10 @@ class Folder(Source):
                 size = -1
             place = os.path.relpath(path, self.root).replace(os.sep, "/")
             found.append((place, named.get(place, name), size))
+
+    def is_current(self) -> bool:
+        """Whether no file has come or gone since the walk."""
+        return all(changed(folder) == when for folder, when in self.walked.items())
 
     def identity(self) -> Any:
         return self._identity
@@ -327,7 +341,6 @@ class Parquet(Source):
         for path, (_, target) in zip(self.paths, self.columns, strict=True):
             file = pq.ParquetFile(path)
             raws += file.read([target]).column(0).to_pylist() if target else [None] * file.metadata.num_rows
-        self._check_order(raws)
         if self.choice.relabels:
             names = class_names(pq.ParquetFile(self.paths[0]).schema_arrow, self.columns[0][1])
             self.table, self.classes = self.choice.labels(Counter(raws), names, str(self.paths[0].parent))
@@ -336,21 +349,24 @@ class Parquet(Source):
         kept = self.kept
         counts = [rows if kept is None else int(kept[first : first + rows].sum()) for _, _, first, rows in self.groups]
         self.ends = np.cumsum(counts)  # in the order in which groups are dealt
+        self._check_order(raws)
 
     def _check_order(self, raws: list[Any]) -> None:
-        """Raises UserError where rows are sorted by class: then runs of rows, and the batches from them, hold few classes."""
-        _, labels, counts = np.unique(np.array([str(raw) for raw in raws]), return_inverse=True, return_counts=True)
-        if len(counts) < 2 or len(self.groups) <= MIXED:
+        """Raises UserError where rows are so sorted by class that batches would hold few classes.
+
+        Counted are the classes of as many rows, in the order in which they are dealt, as a reader mixes.
+        """
+        rows = np.concatenate([np.arange(first, first + rows) for _, _, first, rows in self.groups] or [np.arange(0)])
+        rows = rows if self.kept is None else rows[self.kept[rows]]
+        if len(rows) <= MIXED:
             return
-        held, random = 0.0, 0.0
-        for _, _, first, rows in self.groups:
-            held += len(np.unique(labels[first : first + rows]))
-            random += float((1 - (1 - counts / len(labels)) ** rows).sum())
-        if held < 0.5 * random:
-            count = len(self.groups)
+        _, labels, counts = np.unique(np.array([str(raw) for raw in raws])[rows], return_inverse=True, return_counts=True)
+        held = np.mean([len(np.unique(labels[at : at + MIXED])) for at in range(0, len(rows) - MIXED + 1, MIXED)])
+        shuffled_rows = float((1 - (1 - counts / len(rows)) ** MIXED).sum())
+        if held < 0.5 * shuffled_rows:
             raise UserError(
-                f"{self.where}: the rows are sorted by class: a row group holds {held / count:.3g} of {len(counts):,} classes, "
-                f"where shuffled rows would hold {random / count:.3g}. Shuffle the rows, or give class folders"
+                f"{self.where}: the rows are sorted by class: {MIXED:,} of them hold {held:.3g} of {len(counts):,} classes, "
+                f"where shuffled ones would hold {shuffled_rows:.3g}. Shuffle the rows, or give class folders"
             )
 
     def __len__(self) -> int:
@@ -437,7 +453,8 @@ def source(card: Card, path: str | Path | None = None, split: str = "train") -> 
     if paths[0].is_dir():
         root = paths[0]
         below = split_folder(root, split)
-        for ending in ("tar", "parquet") if below == root else ():  # torchvision leaves ImageNet's tars beside train/ and val/
+        unpacked = below != root and any(name.lower().endswith(ENDINGS) for *_, names in os.walk(below) for name in names)
+        for ending in () if unpacked else ("tar", "parquet"):  # torchvision leaves ImageNet's tars beside train/ and val/
             paths = split_files(sorted(p for p in root.glob(f"*.{ending}") if not p.name.startswith(".")), split)
             if paths:
                 break

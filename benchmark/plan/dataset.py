@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from functools import cached_property
 from pathlib import Path
 
@@ -180,26 +179,21 @@ class DataSet:
         return folder_name(self.pictures, self._manifests.get(self.pictures)), self.fingerprint
 
 
-def _changes(path: str) -> tuple[int, ...]:
-    """When a folder and those in it changed last."""
-    root = Path(path)
-    if not root.is_dir():
-        return ()
-    with os.scandir(root) as entries:
-        folders = sorted((entry.name, entry.stat().st_mtime_ns) for entry in entries if entry.is_dir())
-    return root.stat().st_mtime_ns, *(when for _, when in folders)
-
-
-_walked: dict[tuple, sources.Source] = {}
+_walked: dict[tuple, sources.Folder] = {}  # the last one
 
 
 def _source(card: Card, path: str) -> sources.Source:
     """The source at a path. A folder of pictures is walked once: a million files may take minutes, and every stage asks."""
-    key = (repr(card), path, _changes(path))
-    if key not in _walked:
-        found = sources.source(card, path or None)
-        if not isinstance(found, sources.Folder):
-            return found
-        _walked.clear()
+    key = (repr(card), path, sources.changed(path))
+    if key in _walked and _walked[key].is_current():
+        return _walked[key]
+    _walked.clear()
+    found = sources.source(card, path or None)
+    if isinstance(found, sources.Folder):
         _walked[key] = found
-    return _walked[key]
+    return found
+
+
+def forget() -> None:
+    """Lets go of the list of a folder's pictures, which a training would hold for days."""
+    _walked.clear()

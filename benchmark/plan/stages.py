@@ -231,10 +231,10 @@ class Reference(Stage):
         return f"{self.protocol.score.reference:,} of {self.protocol.data.card} at {self.test}"
 
     def key(self) -> str | None:
-        score, weights = self.protocol.score, registry.detector_weights(self.protocol.score.detector)
-        if weights is None or (self.context.data.card.kind != "shapes" and not self.context.run.data):
+        score, weights, data = self.protocol.score, registry.detector_weights(self.protocol.score.detector), self.context.data
+        if weights is None or (data.card.kind != "shapes" and data.pictures is None):
             return None
-        return reference_key(*self.context.data.real(), self.test, score.detector, weights, score.reference, score.kept)
+        return reference_key(*data.real(), self.test, score.detector, weights, score.reference, score.kept)
 
     def state(self) -> str:
         key, folder = self.key(), self.context.run.out / "references"

@@ -12,7 +12,7 @@ from benchmark.data.index import Index
 from benchmark.plan.dataset import DataSet
 from benchmark.plan.place import Run, device
 from benchmark.protocol import Protocol, size_hw
-from benchmark.run.train import prepared
+from benchmark.run.train import pictures
 
 
 def make_latents(protocol: Protocol, run: Run, sizes: Iterable[str], batch: int = 16) -> list[Path]:
@@ -25,7 +25,7 @@ def make_latents(protocol: Protocol, run: Run, sizes: Iterable[str], batch: int 
         the folders of shards.
     """
     name = autoencoder_of(DataSet(protocol, run).card)
-    index = Index(prepared(protocol, run))
+    index = Index(pictures(protocol, run, verbose=True))
     kind = device()
     places = [f"{kind}:{number}" if kind == "cuda" else kind for number in range(run.count)]
     folders = []

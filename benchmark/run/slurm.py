@@ -6,12 +6,13 @@ a bond between them are submitted together, as arrays, with submitit.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -236,7 +237,8 @@ class Queue:
             executor.update_parameters(**chosen)
         except (NameError, AssertionError, ValueError) as error:
             raise UserError(f"resources for {kind} jobs: {' '.join(str(error).split())}") from None
-        return executor.submit_array([Commands(command_lines(task)) for task in group])
+        with unheard() if self.cluster == "local" else contextlib.nullcontext():
+            return executor.submit_array([Commands(command_lines(task)) for task in group])
 
     def placement(self, task: Task) -> dict[str, int]:
         """Nodes, processes and GPUs of a job: what uses several devices gets a process for each, as Lightning expects."""
@@ -323,19 +325,31 @@ def follow(todo: Sequence[Submitted], queue: Queue, every: float, pause: Callabl
         _follow(todo, queue, every, pause)
     except BaseException:
         if queue.cluster == "local":
-            cancel([item.job for item in todo if item.state == "submitted"])
+            cancel([item.job for item in todo if item.job is not None])
         raise
 
 
 def cancel(jobs: Sequence[Any]) -> None:
     """Ends jobs of this machine, whose commands are asked to save, and waits for that.
 
-    By SIGTERM, which submitit passes on: `job.cancel` sends SIGINT, which what a shell runs in its background ignores.
+    By SIGTERM, which submitit passes on; `job.cancel` would kill after a second. Again and again, as a job that has just started
+    passes over it (see `Commands`).
     """
-    for job in jobs:
-        os.kill(int(job.job_id), signal.SIGTERM)
-    while not all(job.done() for job in jobs):
-        time.sleep(0.1)
+    while running := [job for job in jobs if not job.done()]:
+        for job in running:
+            job._process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+
+
+@contextlib.contextmanager
+def unheard() -> Iterator[None]:
+    """What starts in the block ignores a terminal's signals, which go to all of its processes: `cancel` ends it instead."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def _follow(todo: Sequence[Submitted], queue: Queue, every: float, pause: Callable[[float], None]) -> None:

@@ -39,7 +39,7 @@ from benchmark.model import checkpoint
 from benchmark.model.method import Method
 from benchmark.model.precision import averaging, effective, precision
 from benchmark.plan import cost, needs, stages
-from benchmark.plan.dataset import DataSet
+from benchmark.plan.dataset import DataSet, forget
 from benchmark.plan.layout import CHECKPOINTS, REPORT, WEIGHTS, is_trained, saved
 from benchmark.plan.place import Run, check_ranks, device, fix_workspace, machine
 from benchmark.protocol import Protocol, size_hw, size_name
@@ -75,10 +75,10 @@ def prepared(protocol: Protocol, run: Run, verbose: bool = True) -> Path | str:
     return written.folder
 
 
-def pictures(protocol: Protocol, run: Run) -> Path | str:
+def pictures(protocol: Protocol, run: Run, verbose: bool = False) -> Path | str:
     """The shards of the pictures themselves, where `run.data` may be latents of them."""
     data = DataSet(protocol, run)
-    return data.pictures if data.gives_latents and data.pictures else prepared(protocol, run, verbose=False)
+    return data.pictures if data.gives_latents and data.pictures else prepared(protocol, run, verbose)
 
 
 def _newer(source: sources.Source, folder: Path) -> int:
@@ -215,6 +215,7 @@ def discard(folder: Path, run: Run) -> None:
 
 
 def _fit(method: Method, training: Training, source: Source, folder: Path, run: Run) -> None:
+    forget()
     protocol, config, key = training.protocol, training.protocol.train, training.key(source.hash)
     quieten()
     keeper = Keeper(folder / CHECKPOINTS, run.every_steps, run.every_minutes)

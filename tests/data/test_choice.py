@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from benchmark.data.card import Card, load_card
-from benchmark.data.choice import UNREADABLE, split_of
+from benchmark.data.choice import UNREADABLE, split_files, split_of
 from benchmark.data.index import Index
 from benchmark.data.sources import source
 from benchmark.data.writer import fingerprint, prepare
@@ -78,6 +78,13 @@ NAMES = {
 @pytest.mark.parametrize(("split", "name"), [(split, name) for split, names in NAMES.items() for name in names])
 def test_the_split_of_a_file_is_a_word_of_its_name(split, name):
     assert split_of(name) == split
+
+
+def test_a_split_that_some_files_alone_name_inside_is_none():
+    paths = [Path(name) for name in ("cats.tar", "dogs-train.tar", "birds-test.tar")]
+    assert split_files(paths, "train") == paths
+    named = [Path(name) for name in ("x-train-0.tar", "x-validation-0.tar")]
+    assert split_files(named, "train") == named[:1]
 
 
 @pytest.mark.parametrize("form", ["wnid", "names", "numbers"])

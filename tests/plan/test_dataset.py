@@ -12,7 +12,7 @@ from benchmark.data import shapes, sources, writer
 from benchmark.data.index import FORMAT
 from benchmark.files import UserError, write_json
 from benchmark.identity import Training
-from benchmark.plan import own
+from benchmark.plan import own, stages
 from benchmark.plan.dataset import PICTURE, DataSet
 from benchmark.plan.place import Run
 from benchmark.run import local
@@ -95,6 +95,8 @@ def test_of_latents_that_are_given_the_pictures_are_found(tmp_path):
         alone.real()
     with pytest.raises(UserError, match="holds latents, and references are made of the images"):
         local.bench(large, ["nope"], 0, alone.run)
+    shown = [stage for stage in stages.graph(large, ["nope"], 0, alone.run) if stage.kind == "reference"]
+    assert {stage.state() for stage in shown} == {stages.MISSING}
 
 
 def test_a_folder_of_pictures_is_walked_once_until_it_changes(tmp_path, monkeypatch):
@@ -111,6 +113,24 @@ def test_a_folder_of_pictures_is_walked_once_until_it_changes(tmp_path, monkeypa
     (tmp_path / "in/b/3.png").unlink()
     assert DataSet(rules, run).fingerprint == first[0]
     assert len(walks) == 3
+
+
+def test_a_file_deep_in_a_folder_is_noticed(tmp_path):
+    rules, run = protocol.load("imagenet-64", ["data.card=own"]), Run(tmp_path, str(tmp_path / "in"))
+    for name in ("train/a/1.png", "train/b/2.png"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True)
+        (tmp_path / "in" / name).touch()
+    first = DataSet(rules, run).fingerprint
+    (tmp_path / "in/train/b/3.png").touch()
+    assert DataSet(rules, run).fingerprint != first
+
+
+def test_braces_may_be_longer_than_a_name(tmp_path):
+    names = [f"part-{number:012d}.tar" for number in range(20)]
+    for name in names:
+        (tmp_path / name).touch()
+    rules = protocol.load("imagenet-256-s2")
+    assert DataSet(rules, Run(tmp_path, f"{tmp_path}/{{{','.join(names)}}}")).fingerprint
 
 
 def test_shards_of_another_data_set_are_refused(tmp_path):

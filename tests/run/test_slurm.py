@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmark import protocol
-from benchmark.files import ROOT, Stopped, UserError
+from benchmark.files import ROOT, UserError
 from benchmark.identity import cells_of
 from benchmark.plan import stages
 from benchmark.plan.place import Run
@@ -268,32 +268,51 @@ def test_a_failure_skips_what_needs_it_and_nothing_else(tmp_path, monkeypatch):
     assert (tmp_path / "order").read_text() == "a sample score beside end "
 
 
-def test_a_sweep_that_is_stopped_stops_its_job(tmp_path, monkeypatch):
-    """The command is asked to save, as Ctrl-C in a terminal asks it; it does not go on unseen."""
-    python(monkeypatch)
-    began, saved = tmp_path / "began", tmp_path / "saved"
-    code = f"""
+SWEEP = """
+import signal, sys, time
+from pathlib import Path
+from benchmark.__main__ import stop
+from benchmark.files import Stopped, heard
+from benchmark.run import slurm
+folder = Path(sys.argv[1])
+code = '''
 import pathlib, signal, sys, time
+folder = pathlib.Path(sys.argv[1])
 def save(*_):
-    pathlib.Path({str(saved)!r}).touch()
+    time.sleep(2)  # longer than submitit waits before it kills
+    (folder / "saved").touch()
     sys.exit(143)
 signal.signal(signal.SIGTERM, save)
-pathlib.Path({str(began)!r}).touch()
+(folder / "began").touch()
 time.sleep(60)
+'''
+slurm.command_lines = lambda task: [[sys.executable, "-c", *command] for command in task.commands]
+for number in heard():
+    signal.signal(number, stop)
+todo = [slurm.Submitted(slurm.Task("a", "train", ((code, str(folder)),)))]
+try:
+    slurm.follow(todo, slurm.Queue("local", folder / "jobs", slurm.resources(None)), 0.05)
+except Stopped as stopped:
+    print("saved" if (folder / "saved").exists() else "not saved", stopped)
 """
 
-    def pause(seconds: float) -> None:
-        time.sleep(seconds)
-        if began.exists():
-            raise Stopped("stopped", 143)
 
-    todo = [Submitted(Task("a", "train", ((code,),)))]
-    with pytest.raises(Stopped):
-        slurm.follow(todo, slurm.Queue("local", tmp_path / "jobs", slurm.resources(None)), 0.05, pause)
-    until = time.monotonic() + 10
-    while not saved.exists() and time.monotonic() < until:
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_sweep_that_is_stopped_stops_its_job(terminal, tmp_path):
+    """The command saves before the sweep ends, whether the sweep alone is told or, as by Ctrl-C, all its processes."""
+    sweep = subprocess.Popen(
+        [sys.executable, "-c", SWEEP, str(tmp_path)], cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    until = time.monotonic() + 240
+    while not (tmp_path / "began").exists() and time.monotonic() < until:
         time.sleep(0.05)
-    assert saved.exists()
+    if terminal:
+        os.killpg(sweep.pid, signal.SIGINT)
+    else:
+        sweep.terminate()
+    said, _ = sweep.communicate(timeout=120)
+    assert said.startswith("saved stopped"), said
 
 
 def test_the_first_failing_command_ends_a_job(tmp_path, monkeypatch):
