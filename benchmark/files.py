@@ -331,3 +331,11 @@ def file_hash(path: Path | str) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def changed(path: str | Path) -> int:
+    """When a folder or file changed last, in nanoseconds; 0 where there is none."""
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:  # or what braces stand for, which may be too long for a name
+        return 0

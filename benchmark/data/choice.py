@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import re
@@ -12,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import braceexpand
+import numpy as np
 from PIL import Image
 
 from benchmark.data.card import Card
-from benchmark.files import UserError, listed
+from benchmark.files import UserError, listed, shown
 
 # How the parts of a data set begin in the names of their folders and files.
 SPLITS = {"train": ("train",), "val": ("val", "dev"), "test": ("test",)}
@@ -188,3 +191,44 @@ def columns_of(path: Path, schema: Any, choice: Choice) -> tuple[str, str]:
     if len(images) != 1 or not labels:
         raise UserError(f"{path}: needs one column of image bytes and one called label; it has {listed(schema.names)}")
     return images[0], labels[0]
+
+
+MIXED = 8_000  # samples that a reader mixes: eight shards of a thousand
+
+
+def check_order(labels: np.ndarray, where: str) -> None:
+    """Raises UserError where rows are so sorted by class that batches would hold few classes.
+
+    Counted are the classes of as many rows as a reader mixes.
+
+    Args:
+        labels: [N], any that tell classes apart, in the order in which rows are dealt to shards.
+        where: for the message.
+    """
+    if len(labels) <= MIXED:
+        return
+    _, labels, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    held = np.mean([len(np.unique(labels[at : at + MIXED])) for at in range(0, len(labels) - MIXED + 1, MIXED)])
+    shuffled = float((1 - (1 - counts / len(labels)) ** MIXED).sum())
+    if held < 0.5 * shuffled:
+        raise UserError(
+            f"{where}: the rows are sorted by class: {MIXED:,} of them hold {held:.3g} of {len(counts):,} classes, where "
+            f"shuffled ones would hold {shuffled:.3g}. Shuffle the rows, or give class folders"
+        )
+
+
+PATHS = 100_000  # that braces may stand for
+
+
+def expanded(pattern: str) -> list[Path]:
+    """The paths that webdataset's brace notation expands to."""
+    spans = [abs(int(last) - int(first)) for first, last in re.findall(r"\{(-?[0-9]{1,18})\.\.(-?[0-9]{1,18})", pattern)]
+    if len(pattern) > 4096 or re.search(r"[0-9]{19}", pattern) or any(span >= PATHS for span in spans):
+        raise UserError(f"DATA {shown(pattern)} expands to more than {PATHS} files")
+    try:
+        names = list(itertools.islice(braceexpand.braceexpand(pattern), PATHS + 1))
+    except (ValueError, RecursionError):
+        raise UserError(f"DATA {shown(pattern)} is not valid brace notation, such as part-{{000..015}}.tar") from None
+    if len(names) > PATHS:
+        raise UserError(f"DATA {shown(pattern)} expands to more than {PATHS} files")
+    return [Path(name) for name in names]

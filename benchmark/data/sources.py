@@ -8,39 +8,38 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import itertools
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import braceexpand
 import numpy as np
 from PIL import Image
 
 from benchmark.data import shapes
 from benchmark.data.card import Card
-from benchmark.data.choice import BESIDE, Choice, LeftOut, annotated, class_names, columns_of, split_files, split_folder
+from benchmark.data.choice import (
+    BESIDE,
+    Choice,
+    LeftOut,
+    annotated,
+    check_order,
+    class_names,
+    columns_of,
+    expanded,
+    split_files,
+    split_folder,
+)
 from benchmark.data.images import DAMAGE
 from benchmark.data.pool import parallel
 from benchmark.data.tars import labelled, unique_keys
-from benchmark.files import UserError, exists, is_file, listed, read_regular, shown
+from benchmark.files import UserError, changed, exists, is_file, listed, read_regular, shown
 from benchmark.streams import shuffled
 
 ENDINGS = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")  # of image files
-MIXED = 8_000  # samples that a reader mixes: eight shards of a thousand
 SHUFFLE = 0x5EED  # the key of the one order in which a source's samples are dealt to shards
-
-
-def changed(path: str | Path) -> int:
-    """When a folder or file changed last, in nanoseconds; 0 where there is none."""
-    try:
-        return os.stat(path).st_mtime_ns
-    except OSError:  # or what braces stand for, which may be too long for a name
-        return 0
 
 
 # --- Sources: where samples come from, in an order that is fixed -----------------------------------------------------
@@ -153,8 +152,7 @@ class Folder(Source):
         if choice.own:
             beside: list[tuple[str, str, int]] = []
             ignored = self.ignored
-            names = [name for name in os.listdir(root) if not os.path.isdir(root / name)]
-            self._add(beside, str(root), names, root.name, named)
+            self._add(beside, str(root), [name for name in os.listdir(root) if not os.path.isdir(root / name)], root.name, named)
             if not found:
                 found, folders = beside, [root.name]
             else:
@@ -190,10 +188,6 @@ class Folder(Source):
                 size = -1
             place = os.path.relpath(path, self.root).replace(os.sep, "/")
             found.append((place, named.get(place, name), size))
-
-    def is_current(self) -> bool:
-        """Whether no file has come or gone since the walk."""
-        return all(changed(folder) == when for folder, when in self.walked.items())
 
     def identity(self) -> Any:
         return self._identity
@@ -323,8 +317,7 @@ class Parquet(Source):
         import pyarrow.parquet as pq
 
         groups: list[tuple[int, int, int, int]] = []  # file, group, first row of the set, rows
-        total = 0
-        self.columns: list[tuple[str, str]] = []
+        self.columns, total = list[tuple[str, str]](), 0
         for number, path in enumerate(self.paths):
             try:
                 file = pq.ParquetFile(path)
@@ -349,25 +342,8 @@ class Parquet(Source):
         kept = self.kept
         counts = [rows if kept is None else int(kept[first : first + rows].sum()) for _, _, first, rows in self.groups]
         self.ends = np.cumsum(counts)  # in the order in which groups are dealt
-        self._check_order(raws)
-
-    def _check_order(self, raws: list[Any]) -> None:
-        """Raises UserError where rows are so sorted by class that batches would hold few classes.
-
-        Counted are the classes of as many rows, in the order in which they are dealt, as a reader mixes.
-        """
-        rows = np.concatenate([np.arange(first, first + rows) for _, _, first, rows in self.groups] or [np.arange(0)])
-        rows = rows if self.kept is None else rows[self.kept[rows]]
-        if len(rows) <= MIXED:
-            return
-        _, labels, counts = np.unique(np.array([str(raw) for raw in raws])[rows], return_inverse=True, return_counts=True)
-        held = np.mean([len(np.unique(labels[at : at + MIXED])) for at in range(0, len(rows) - MIXED + 1, MIXED)])
-        shuffled_rows = float((1 - (1 - counts / len(rows)) ** MIXED).sum())
-        if held < 0.5 * shuffled_rows:
-            raise UserError(
-                f"{self.where}: the rows are sorted by class: {MIXED:,} of them hold {held:.3g} of {len(counts):,} classes, "
-                f"where shuffled ones would hold {shuffled_rows:.3g}. Shuffle the rows, or give class folders"
-            )
+        rows = np.concatenate([np.arange(first, first + count) for _, _, first, count in self.groups] or [np.arange(0)])
+        check_order(np.array([str(raw) for raw in raws])[rows if kept is None else rows[kept[rows]]], self.where)
 
     def __len__(self) -> int:
         self.ready()
@@ -445,7 +421,7 @@ def source(card: Card, path: str | Path | None = None, split: str = "train") -> 
         raise UserError(f"'{card.name}' needs DATA, the folder of its images{f': {card.source}' if card.source else ''}")
     paths = [Path(path)]
     if "{" in str(path) and not exists(path):
-        paths = _expanded(str(path))
+        paths = expanded(str(path))
     for each in paths:
         if not exists(each):
             raise UserError(f"DATA {shown(str(each), 200)} does not exist")
@@ -472,21 +448,3 @@ def source(card: Card, path: str | Path | None = None, split: str = "train") -> 
     if all(p.suffix == ".parquet" for p in paths):
         return Parquet(paths, choice)
     raise UserError(f"DATA {path} is neither a folder nor tars nor parquet files")
-
-
-PATHS = 100_000  # that braces may stand for
-
-
-def _expanded(pattern: str) -> list[Path]:
-    """The paths that webdataset's brace notation expands to."""
-
-    spans = [abs(int(last) - int(first)) for first, last in re.findall(r"\{(-?[0-9]{1,18})\.\.(-?[0-9]{1,18})", pattern)]
-    if len(pattern) > 4096 or re.search(r"[0-9]{19}", pattern) or any(span >= PATHS for span in spans):
-        raise UserError(f"DATA {shown(pattern)} expands to more than {PATHS} files")
-    try:
-        names = list(itertools.islice(braceexpand.braceexpand(pattern), PATHS + 1))
-    except (ValueError, RecursionError):
-        raise UserError(f"DATA {shown(pattern)} is not valid brace notation, such as part-{{000..015}}.tar") from None
-    if len(names) > PATHS:
-        raise UserError(f"DATA {shown(pattern)} expands to more than {PATHS} files")
-    return [Path(name) for name in names]

@@ -12,7 +12,7 @@ from benchmark.data import shapes, sources, writer
 from benchmark.data.card import Card, autoencoder_of, load_card
 from benchmark.data.index import folder_name, manifest_path, manifests, read_manifest
 from benchmark.data.remote import REMOTE
-from benchmark.files import UserError, is_file
+from benchmark.files import UserError, changed, is_file
 from benchmark.identity import Training
 from benchmark.plan.place import Run
 from benchmark.protocol import Protocol, size_name
@@ -184,8 +184,8 @@ _walked: dict[tuple, sources.Folder] = {}  # the last one
 
 def _source(card: Card, path: str) -> sources.Source:
     """The source at a path. A folder of pictures is walked once: a million files may take minutes, and every stage asks."""
-    key = (repr(card), path, sources.changed(path))
-    if key in _walked and _walked[key].is_current():
+    key = (repr(card), path, changed(path))
+    if key in _walked and all(changed(folder) == when for folder, when in _walked[key].walked.items()):
         return _walked[key]
     _walked.clear()
     found = sources.source(card, path or None)
