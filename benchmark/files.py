@@ -221,6 +221,22 @@ def write_json(path: Path | str, value: Any) -> None:
 # --- Reading ---------------------------------------------------------------------------------------------------------
 
 
+def walk(root: Path | str) -> Iterator[tuple[str, list[str]]]:
+    """Each folder at and below `root` with the names of its files, both in order; linked folders too, but none twice.
+
+    Names that begin with a dot are passed over: what systems and editors leave (`._a.png`, `.ipynb_checkpoints`).
+    """
+    seen: set[str] = set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link to a folder above itself has no end
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield folder, sorted(name for name in names if not name.startswith("."))
+
+
 def sweep(folder: Path | str, everywhere: bool = False) -> None:
     """Removes the drafts that killed processes left in a folder (`everywhere`: below it too), and no living one's.
 

@@ -32,7 +32,7 @@ Width = Annotated[int, Interval(ge=1, le=2**16)]
 Rate = Annotated[float, Interval(gt=0, le=10)]
 Share = Annotated[float, Interval(ge=0, lt=1)]
 Precision = Literal["bf16", "float32"]
-Line = Annotated[str, matching(r"[^\p{C}]*", "one line of at most 300 characters")]
+Line = Annotated[str, matching(r"[^\p{C}]*", "one line")]
 LATER = "later"  # marks a field added since there are records: left out of the rules while it holds its default
 SIDE = 16_384  # pixels: the longest side of a size
 
@@ -332,7 +332,7 @@ def _layers(path: Path) -> list[dict[str, Any]]:
     base = content.pop("base", None)
     if base is None:
         return [content]
-    if base not in names() or base == path.stem:
+    if base not in names() or (FOLDER / f"{base}.yaml").resolve() == path.resolve():  # a copy elsewhere may have the name
         raise unknown(f"base of {path.stem}", str(base)[:60], [name for name in names() if name != path.stem])
     below = _layers(FOLDER / f"{base}.yaml")
     for layer in below:

@@ -33,6 +33,10 @@ class RIFLEx(Extrapolation):
         period: float = 1.0  # in training grids, of the band that is slowed
         band: int = -1  # its number, counted from the fastest; -1 finds it by its period
 
+        def __post_init__(self) -> None:
+            if min(self.share, self.period) <= 0:
+                raise UserError(f"share and period must be above 0, not {self.share:g} and {self.period:g}")
+
     def build(self) -> None:
         if not -1 <= self.options.band < self.axis_width // 2:
             raise UserError(

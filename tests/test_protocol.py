@@ -138,6 +138,8 @@ def test_a_base_is_merged_below(tmp_path):
     (tmp_path / "mine.yaml").write_text("base: shapez\ntitle: x\n")
     with pytest.raises(UserError, match="unknown base of mine 'shapez'; did you mean 'shapes'"):
         protocol.load(str(tmp_path / "mine.yaml"))
+    (tmp_path / "shapes.yaml").write_text("base: shapes\ntitle: x\n")  # a copy may build on what it was copied from
+    assert protocol.load(str(tmp_path / "shapes.yaml")).title == "x"
     (tmp_path / "broken.yaml").write_text("title: [\n")
     with pytest.raises(UserError, match=r"broken.yaml is not valid YAML \("):
         protocol.load(str(tmp_path / "broken.yaml"))

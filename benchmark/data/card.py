@@ -19,7 +19,7 @@ CARDS = ROOT / "datasets"
 CLASSES = 10**6  # labels are below it
 
 Kind = Literal["shapes", "folder", "own", "shards"]
-Line = Annotated[str, matching(r"[^\p{C}]*", "one line of at most 1000 characters", 1000)]
+Line = Annotated[str, matching(r"[^\p{C}]*", "one line", 1000)]
 Side = Annotated[int, Interval(ge=1, le=SIDE)]
 Byte = Annotated[int, Interval(ge=0, le=255)]
 

@@ -98,9 +98,8 @@ class Choice:
                 f"{where}: numeric labels up to {max(numbers)} are ambiguous: with {len(self.names)} or {self.whole} classes "
                 "they would match the card"
             )
-        missing = [name for label, name in zip(table, self.names, strict=False) if label not in found]
-        if len(table) < len(self.names) or missing:
-            missing = missing or [name for name in self.names if name not in (names or ())]
+        there = {label for given, label in table.items() if given in found}
+        if missing := [name for label, name in enumerate(self.names) if label not in there]:
             raise UserError(f"{where}: has no image of {len(missing)} of the card's classes, such as {missing[0]}")
         return table, self.names
 

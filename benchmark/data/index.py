@@ -44,7 +44,7 @@ class _Manifest(TypedDict):
 
     format: int
     kind: Literal["images", "latents"]
-    card: Annotated[str, matching(r"[a-z0-9_-]{1,64}", "a card's name")]
+    card: Annotated[str, matching(r"[a-z0-9_-]{1,64}", "a name of [a-z0-9_-]+")]
     classes: Annotated[int, Interval(ge=1, le=10**6)]
     class_names: list[str] | None
     count: Annotated[int, Interval(ge=1, le=2**40)]

@@ -35,7 +35,7 @@ from benchmark.data.choice import (
 from benchmark.data.images import DAMAGE
 from benchmark.data.pool import parallel
 from benchmark.data.tars import labelled, unique_keys
-from benchmark.files import UserError, changed, exists, is_file, listed, read_regular, shown
+from benchmark.files import UserError, changed, exists, is_file, listed, read_regular, shown, walk
 from benchmark.streams import shuffled
 
 ENDINGS = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")  # of image files
@@ -145,14 +145,13 @@ class Folder(Source):
         found: list[tuple[str, str, int]] = []  # (path below root, class, bytes)
         self.ignored = 0
         for name in folders:
-            for folder, below, names in os.walk(root / name, followlinks=True):
-                below[:] = sorted(f for f in below if not f.startswith("."))
+            for folder, names in walk(root / name):
                 self.walked[folder] = changed(folder)
                 self._add(found, folder, names, name, named)
         if choice.own:
             beside: list[tuple[str, str, int]] = []
             ignored = self.ignored
-            self._add(beside, str(root), [name for name in os.listdir(root) if not os.path.isdir(root / name)], root.name, named)
+            self._add(beside, *next(walk(root)), root.name, named)
             if not found:
                 found, folders = beside, [root.name]
             else:
@@ -175,10 +174,8 @@ class Folder(Source):
         self._identity = self._summary()
 
     def _add(self, found: list[tuple[str, str, int]], folder: str, names: list[str], name: str, named: dict[str, str]) -> None:
-        for file in sorted(names):
+        for file in names:
             path = os.path.join(folder, file)
-            if file.startswith("."):
-                continue
             if not file.lower().endswith(ENDINGS):
                 self.ignored += 1
                 continue
@@ -419,9 +416,7 @@ def source(card: Card, path: str | Path | None = None, split: str = "train") -> 
         raise UserError(f"'{card.name}' consists of existing shards: nothing to do")
     if path is None:
         raise UserError(f"'{card.name}' needs DATA, the folder of its images{f': {card.source}' if card.source else ''}")
-    paths = [Path(path)]
-    if "{" in str(path) and not exists(path):
-        paths = expanded(str(path))
+    paths = expanded(str(path)) if "{" in str(path) and not exists(path) else [Path(path)]
     for each in paths:
         if not exists(each):
             raise UserError(f"DATA {shown(str(each), 200)} does not exist")
@@ -429,14 +424,18 @@ def source(card: Card, path: str | Path | None = None, split: str = "train") -> 
     if paths[0].is_dir():
         root = paths[0]
         below = split_folder(root, split)
-        unpacked = below != root and any(name.lower().endswith(ENDINGS) for *_, names in os.walk(below) for name in names)
+        unpacked = below != root and any(name.lower().endswith(ENDINGS) for _, names in walk(below) for name in names)
+        others: list[Path] = []  # of another split
         for ending in () if unpacked else ("tar", "parquet"):  # torchvision leaves ImageNet's tars beside train/ and val/
-            paths = split_files(sorted(p for p in root.glob(f"*.{ending}") if not p.name.startswith(".")), split)
-            if paths:
+            packed = sorted(p for p in root.glob(f"*.{ending}") if not p.name.startswith("."))
+            if paths := split_files(packed, split):
                 break
+            others += packed
         else:
             folder = Folder(below, choice)
             if not folder.files:
+                if others:
+                    raise UserError(f"DATA {root} holds {listed(p.name for p in others)}, but nothing of the split '{split}'")
                 files, folders = f"image files ({', '.join(ENDINGS)})", "class folders with"
                 expected = f"{files}, plain or in a folder per class" if choice.own else f"{folders} {files}"
                 raise UserError(f"DATA {below} holds no images: expected {expected}, *.tar or *.parquet")

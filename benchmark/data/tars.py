@@ -117,18 +117,20 @@ def _summary(tar: Path, labels: dict[str, int]) -> dict[str, Any]:
 
 def unique_keys(names: list[str]) -> list[str]:
     """webdataset keys: `names` without dots, where a key would end, short enough for a tar header, and none twice."""
-    seen: set[str] = set()
+    last: dict[str, int] = {}  # how often a name was there
     keys = []
     for name in names:
         base = name.replace(".", "_").strip("/")
         if len(base.encode("utf-8", "surrogateescape")) > 90:  # ustar's name field holds 100 bytes, ending included
             start = base[:20].encode("utf-8", "surrogateescape")[:60].decode("utf-8", "ignore")
             base = f"{start}-{digest(name, 20)}"
-        key, number = base, 1
-        while key in seen:
+        number = last.get(base, 0) + 1
+        key = base if number == 1 else f"{base}~{number}"
+        while key in last:  # a name may itself end like that
             number += 1
             key = f"{base}~{number}"
-        seen.add(key)
+        last[base] = number
+        last.setdefault(key, 1)
         keys.append(key)
     return keys
 

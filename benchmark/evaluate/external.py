@@ -15,7 +15,7 @@ from benchmark import registry
 from benchmark.evaluate import detectors, reference
 from benchmark.evaluate.detectors import Detector
 from benchmark.evaluate.reference import Reference
-from benchmark.evaluate.samples import CHUNK_ENDING, open_images
+from benchmark.evaluate.samples import chunks_folder, open_images
 from benchmark.evaluate.score import Features, Options, check_size, extract, score, uncertainty
 from benchmark.files import UserError
 from benchmark.identity import features_folder
@@ -104,7 +104,7 @@ def open_reference(
         if "mu.npy" in names:
             return reference.load(path, detector, batch)
         source: reference.Source = open_images(path)
-    elif any(path.glob(f"**/chunk-*{CHUNK_ENDING}")):
+    elif chunks_folder(path):
         source = open_images(path)
     else:
         source = reference.open_source(path)

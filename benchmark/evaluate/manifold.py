@@ -14,9 +14,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
-from benchmark.evaluate.metrics import check_features
 from benchmark.files import UserError
 
 
@@ -124,60 +122,3 @@ def kernel_distance(fake: Tensor, real: Tensor, block: int = 1000) -> tuple[floa
     value = inside.mean() - 2 * across.mean() + _kernel_means(real, real, block, True).mean()
     influence = 2 * (inside - inside.mean()) - 2 * (across - across.mean())
     return float(value), influence
-
-
-class _Kept(Metric):
-    """A metric that needs the features themselves, float32, of a limited number of images."""
-
-    is_differentiable = False
-    full_state_update = False
-    kept: list[Tensor]
-
-    def __init__(self, reference: Tensor, block: int = 1000, **kwargs):
-        super().__init__(**kwargs)
-        check_features(reference, "reference features")
-        self.reference, self.block = reference.float(), block
-        self.add_state("kept", [], dist_reduce_fx="cat")
-
-    def update(self, features: Tensor) -> None:
-        check_features(features)
-        if features.shape[1] != self.reference.shape[1]:
-            raise UserError(f"features have the width {features.shape[1]}, expected {self.reference.shape[1]}")
-        self.kept.append(features.float())
-
-    def sync(self, *args, **kwargs) -> None:
-        """Gathers from all ranks; one without images takes part with none, of the right width."""
-        if isinstance(self.kept, list) and not self.kept:
-            self.kept.append(torch.empty(0, self.reference.shape[1], device=self.device))
-        super().sync(*args, **kwargs)
-
-    def features(self) -> Tensor:
-        """All features seen, [N, D]."""
-        kept = self.kept
-        return torch.cat(kept) if isinstance(kept, list) and kept else torch.as_tensor(kept)
-
-
-class PrecisionRecall(_Kept):
-    """Improved precision and recall, [2]: the share of samples on the reference's manifold, and the reverse."""
-
-    higher_is_better = True
-
-    def __init__(self, reference: Tensor, k: int = 3, block: int = 1000, **kwargs):
-        super().__init__(reference, block, **kwargs)
-        self.k = k
-
-    def compute(self) -> Tensor:
-        features = self.features()
-        sides = precision_recall(features, self.reference.to(features.device), self.k, self.block)
-        return torch.stack([side.double().mean() for side in sides])
-
-
-class KernelDistance(_Kept):
-    """Kernel distance (KID) to the reference's features."""
-
-    higher_is_better = False
-
-    def compute(self) -> Tensor:
-        features = self.features()
-        value, _ = kernel_distance(features, self.reference.to(features.device), self.block)
-        return torch.tensor(value, dtype=torch.float64)

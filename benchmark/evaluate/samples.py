@@ -19,7 +19,7 @@ from PIL import Image
 from benchmark.data.images import DAMAGE
 from benchmark.data.sources import ENDINGS
 from benchmark.data.tars import members, write_contents
-from benchmark.files import UserError, atomic, below, digest, read_fields, shown
+from benchmark.files import UserError, atomic, below, digest, read_fields, shown, walk
 from benchmark.protocol import size_name
 
 UNIT_BYTES, UNIT_IMAGES = 1 << 27, 500  # limits of a run of images that is read as one: 128 MiB of pixels, 500 images
@@ -79,13 +79,17 @@ def open_images(path: Path | str) -> Images:
     done = read_fields(path / "samples.json", "count") if (path / "samples.json").is_file() else {}
     if same := done.get("same_as"):  # a cell whose images are those of another one
         return open_images(below(path.parent, str(same)))
-    for folder in (path / "chunks", path):
-        if any(folder.glob(f"chunk-*{CHUNK_ENDING}")):
-            images = _open_chunks(folder)
-            if images.count != done.get("count", images.count):
-                raise UserError(f"{path} holds {images.count} images of {done['count']}: sample the cell again with --keep")
-            return images
+    if folder := chunks_folder(path):
+        images = _open_chunks(folder)
+        if images.count != done.get("count", images.count):
+            raise UserError(f"{path} holds {images.count} images of {done['count']}: sample the cell again with --keep")
+        return images
     return _open_pictures(path)
+
+
+def chunks_folder(path: Path) -> Path | None:
+    """Where the chunks of a cell's folder lie, or of a folder of chunks; None for any other folder."""
+    return next((folder for folder in (path / "chunks", path) if any(folder.glob(f"chunk-*{CHUNK_ENDING}"))), None)
 
 
 def check_layout(shape: Sequence[int], dtype: np.dtype, where: str) -> None:
@@ -287,10 +291,11 @@ def export_npz(images: Images, path: Path | str) -> None:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Every image below a folder, sorted by path."""
+    """Every image below a folder, sorted by path; the same ones as a data set takes from it (`data.sources.Folder`)."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
-    found = sorted(file for file in folder.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file())
+    found = sorted(Path(place, name) for place, names in walk(folder) for name in names if name.lower().endswith(ENDINGS))
+    found = [file for file in found if file.is_file()]
     if not found:
         raise UserError(f"{folder} holds no images (looked for {', '.join(ENDINGS)})")
     return found

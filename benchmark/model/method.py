@@ -27,6 +27,7 @@ from benchmark.protocol import Protocol, size_hw
 from benchmark.streams import WEIGHTS, labels, mixed_seed
 
 KINDS = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "a text"}  # of options, in messages
+PLAIN = (float, int, bool, str)
 
 
 class Method(LightningModule):
@@ -101,18 +102,28 @@ class Method(LightningModule):
     def make_options(cls, options: Mapping[str, Any]) -> Any:
         """The method's hyper-parameters: defaults, with `options` on top."""
         fields = {field.name: field for field in dataclasses.fields(cls.Options)}
-        for name in options:
+        for name, value in options.items():
             if name not in fields:
                 raise unknown(f"option of {cls.title or cls.__name__}", name, fields)
+            default = fields[name].default
+            # OmegaConf would convert: the text "8" to a number, and 1 to true.
+            if any(isinstance(value, kind) != isinstance(default, kind) for kind in (str, bool)) and isinstance(default, PLAIN):
+                raise cls._wrong(name, value)
         try:
             return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls.Options), dict(options)))
         except OmegaConfBaseException as error:
             key = str(error.full_key or "")
             if key not in fields:
                 raise UserError(f"{cls.title}: {str(error).splitlines()[0]}") from None
-            name, kind = f"options.{cls.__module__.rpartition('.')[2]}.{key}", fields[key].type
-            wanted = kind if isinstance(kind, str) else kind.__name__  # a text where the file postpones annotations
-            raise UserError(f"{name} must be {KINDS.get(wanted, wanted)}, not {shown(options[key])}") from None
+            raise cls._wrong(key, options[key]) from None
+
+    @classmethod
+    def _wrong(cls, name: str, value: Any) -> UserError:
+        """The error for an option's value that is not of its type."""
+        kind = next(field.type for field in dataclasses.fields(cls.Options) if field.name == name)
+        wanted = kind if isinstance(kind, str) else kind.__name__  # a text where the file postpones annotations
+        where = f"options.{cls.__module__.rpartition('.')[2]}.{name}"
+        return UserError(f"{where} must be {KINDS.get(wanted, wanted)}, not {shown(value)}")
 
     @classmethod
     def augmentation_of(cls, options: Any) -> tuple[str, dict[str, Any]]:

@@ -85,8 +85,8 @@ METRICS = {
 
 Name = Annotated[str, matching(r"[a-z0-9_]{1,64}", "a name of [a-z0-9_]+")]
 Slug = Annotated[str, matching(r"[a-z0-9_-]{1,64}", "a name of [a-z0-9_-]+")]  # of protocols, cards and detectors
-Title = Annotated[str, matching(r"(?:[^\p{C}\p{Z}]| )+", "one line of 1 to 80 characters", 80)]
-Text = Annotated[str, matching(r"(?:[^\p{C}\p{Z}]| )*", "one line of at most 300 characters")]
+Title = Annotated[str, matching(r"(?:[^\p{C}\p{Z}]| )+", "one line, not empty", 80)]
+Text = Annotated[str, matching(r"(?:[^\p{C}\p{Z}]| )*", "one line")]
 Hash = Annotated[str, matching(r"[0-9a-f]{8,64}", "8 to 64 hexadecimal digits")]
 Size = Annotated[str, matching(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}", "HEIGHTxWIDTH in pixels")]
 Natural = Annotated[int, Interval(ge=0, le=10**DIGITS)]

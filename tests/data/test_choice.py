@@ -18,6 +18,7 @@ from benchmark.data.choice import UNREADABLE, split_files, split_of
 from benchmark.data.index import Index
 from benchmark.data.sources import source
 from benchmark.data.writer import fingerprint, prepare
+from benchmark.evaluate.samples import image_files
 from benchmark.files import UserError, read_json
 
 PART = Card("part", "folder", classes=("n02", "n03"), others="dropped", labels=4)
@@ -112,6 +113,35 @@ def test_numbers_of_another_set_are_refused(tmp_path):
     pq.write_table(pa.table({"image": [jpeg(1), jpeg(2)], "label": [0, 999]}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match="numeric labels up to 999 are ambiguous: with 2 or 4 classes"):
         prepare(PART, tmp_path, tmp_path / "out")
+
+
+def test_classes_without_an_image_are_counted_by_name(tmp_path):
+    """The source's names are in another order, and one of them is not the card's."""
+    four = Card("four", "folder", classes=("a", "b", "c", "d"), others="dropped", labels=4)
+    features = {"label": {"names": ["b", "c", "x", "d"], "_type": "ClassLabel"}}
+    table = pa.table({"image": [jpeg(1)], "label": [1]})
+    pq.write_table(
+        table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})}), tmp_path / "a.parquet"
+    )
+    with pytest.raises(UserError, match="has no image of 3 of the card's classes, such as a"):
+        prepare(four, tmp_path, tmp_path / "out")
+
+
+def test_files_of_other_splits_are_named(tmp_path):
+    put(tmp_path, {"val-0.parquet": b"-", "test-0.parquet": b"-"})
+    with pytest.raises(UserError, match=r"holds test-0\.parquet, val-0\.parquet, but nothing of the split 'train'"):
+        source(Card("folder", "folder"), tmp_path)
+
+
+def test_scoring_sees_the_same_pictures_as_training(tmp_path):
+    """Linked classes too, none twice through a link to a folder above, and nothing whose name begins with a dot."""
+    root = put(tmp_path / "in", {"cat/a.png": b"-", "cat/B.PNG": b"-", "cat/._a.png": b"-", "cat/.ipynb_checkpoints/z.png": b"-"})
+    put(tmp_path / "elsewhere", {"c.jpg": b"-"})
+    (root / "dog").symlink_to(tmp_path / "elsewhere")
+    (root / "cat" / "self").symlink_to(root / "cat")
+    expected = ["cat/B.PNG", "cat/a.png", "dog/c.jpg"]
+    assert sorted(path for path, _, _ in source(Card("folder", "folder"), root).files) == expected
+    assert [str(file.relative_to(root)) for file in image_files(root)] == expected
 
 
 def test_numbers_without_a_name_keep_their_number(tmp_path):

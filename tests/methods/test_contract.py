@@ -185,6 +185,27 @@ def test_refuses_options_out_of_their_range(name, option, wrong):
         registry.load(name).make_options({option: wrong})
 
 
+@pytest.mark.parametrize(
+    ("name", "option", "wrong", "wanted"),
+    [
+        ("spiral_rope", "directions", "8", "a whole number, not '8'"),
+        ("rpe2d", "resize", "inf", "a number, not 'inf'"),
+        ("rpe2d", "micro_conditioning", 1, "true or false, not 1"),
+        ("rpe2d", "spacing", 3, "a text, not 3"),
+        ("imax", "factor", True, "a number, not True"),
+    ],
+)
+def test_options_are_not_converted(name, option, wrong, wanted):
+    with pytest.raises(UserError, match=rf"^options\.{name}\.{option} must be {wanted}$"):
+        registry.load(name).make_options({option: wrong})
+
+
+@pytest.mark.parametrize("option", ["share", "period"])
+def test_a_band_that_would_turn_backwards_is_refused(option):
+    with pytest.raises(UserError, match="share and period must be above 0"):
+        registry.load("rifle").make_options({option: -1.0})
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_is_in_the_table_of_contents(name):
     cls = registry.load(name)
