@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from importlib import metadata
 from typing import Annotated, NoReturn
 
@@ -119,5 +120,31 @@ def main() -> int:
     return 0
 
 
+def leave(code: int) -> NoReturn:
+    """Ends the process. Of several ranks one that fails does so at once.
+
+    Lightning takes NCCL's groups down when Python exits, which all ranks have to do together: this one would wait there for the
+    others, and they, in their next collective, for this one.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if code and distributed is not None and distributed.is_available() and distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # files are complete or absent
+    sys.exit(code)
+
+
+def run() -> NoReturn:
+    """The process from its beginning to its end."""
+    # NVIDIA's containers set it: it would make products that are meant to be float32 (precision, the core) ones of TF32.
+    os.environ.pop("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", None)
+    try:
+        code = main()
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    leave(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

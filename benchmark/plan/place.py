@@ -107,12 +107,22 @@ def check_ranks(run: Run) -> None:
         elif tasks() != run.nodes * run.count or os.environ.get("SLURM_NTASKS_PER_NODE") != str(run.count):
             raise UserError(
                 f"srun started {tasks()} tasks for {run.nodes} x {run.count} devices: use `srun --nodes {run.nodes} "
-                f"--ntasks-per-node {run.count}` and let each task see all devices of its node, or DEVICES=1 for separate runs"
+                f"--ntasks-per-node {run.count} --kill-on-bad-exit=1` and let each task see all devices of its node, or "
+                "DEVICES=1 for separate runs"
             )
     elif run.nodes > 1 and "MASTER_ADDR" not in os.environ:
         raise UserError(
             f"NODES is {run.nodes}, but the run was not started on the other machines: use srun, torchrun --nnodes {run.nodes}, "
             "or --cluster slurm"
+        )
+
+
+def check_single(run: Run) -> None:
+    """Refuses to run whole rows as one of several ranks: each would score them, and one that failed would leave the others."""
+    if ("TORCHELASTIC_RUN_ID" in os.environ or tasks() > 1) and run.several:  # the last may import torch
+        raise UserError(
+            "a row on several devices starts its own processes: run it without srun and torchrun, or with these its stages one "
+            "by one (python -m benchmark train, sample, score)"
         )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import gc
 import os
 import signal
 import subprocess
@@ -14,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmark import lazy, progress
-from benchmark.files import ENDINGS, PARENT, Stopped, UserError, heard, is_memory, listed
-from benchmark.plan.place import Run, check_ranks, fix_workspace, gpus, processors
+from benchmark.files import ENDINGS, PARENT, Stopped, UserError, heard, is_full, is_memory, listed
+from benchmark.plan.place import Run, check_ranks, check_single, fix_workspace, gpus, processors, torch
 from benchmark.plan.stages import Sample, Stage, Train, graph
 from benchmark.protocol import Protocol
 from benchmark.registry import told, trained_name
@@ -35,6 +37,7 @@ def bench(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> li
     Raises:
         UserError: the location of the images was not given, a setting is not what it must be, or no method can be tried out.
     """
+    check_single(run)
     stages = graph(protocol, methods, seed, run)
     stages[0].context.data.require()  # before the machine is measured
     stages[0].context.data.real()  # the references' images, which nothing would ask for before the end of a training
@@ -90,9 +93,11 @@ def run_all(stages: Iterable[Stage]) -> list[tuple[Stage, str]]:
             continue
         try:
             run_one(stage)
-        except (Stopped, OSError):  # a full disk fails whatever comes next
+        except Stopped:
             raise
         except Exception as error:
+            if is_full(error) or getattr(error, "errno", None) in (errno.EACCES, errno.EROFS):
+                raise  # whatever comes next would fail as well
             reason = told(error)
             if not isinstance(error, UserError):  # a fault in the code, most often a new method's
                 traceback.print_exc()
@@ -117,12 +122,22 @@ def run_one(stage: Stage) -> None:
         return
     try:
         stage.run()
+        if stage.context.run.several and gpus():
+            release()
     except (MemoryError, RuntimeError) as error:
         if not is_memory(error):
             raise
         advice = "use more devices, which share the batch" if stage.kind == "train" else "sample.batch is part of the protocol"
         reason = (str(error).splitlines() or ["out of memory"])[0]
         raise UserError(f"{stage}: out of memory ({reason}); {advice}") from None
+
+
+def release() -> None:
+    """Gives back what stages that ran here hold of the first GPU: the first rank of the next one needs it."""
+    if latents := sys.modules.get("benchmark.data.latents"):
+        latents.load_autoencoder.cache_clear()
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def abreast(stages: Sequence[Stage], methods: Sequence[str], seed: int, run: Run) -> None:
@@ -200,11 +215,13 @@ def follow(command: list[str]) -> int:
     """
     child: subprocess.Popen | None = None
     early: list[int] = []  # signals that arrive before there are processes to pass them to
+    asked: list[int] = []  # those that were passed to them
 
     def hand_on(number: int, frame: Any) -> None:
         if child is None:
             early.append(number)
         else:
+            asked.append(number)
             os.killpg(child.pid, signal.SIGTERM if number == signal.SIGHUP else number)
 
     before = {number: signal.signal(number, hand_on) for number in heard()}
@@ -212,7 +229,8 @@ def follow(command: list[str]) -> int:
         child = subprocess.Popen(command, process_group=0, env=os.environ | {PARENT: str(os.getpid())})
         for number in early:
             hand_on(number, None)
-        return child.wait()
+        code = child.wait()
+        return 128 + asked[0] if asked and code == -signal.SIGKILL else code  # Lightning kills ranks that end late
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

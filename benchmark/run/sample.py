@@ -134,11 +134,13 @@ def check_settings(protocol: Protocol, methods: Sequence[str]) -> None:
     Raises:
         UserError: the options or the title of a method, or the file of the detector's weights, are not what they must be.
     """
+    trained = set(map(registry.trained_name, methods))
     for words in protocol.overrides:
-        section, _, name = words.partition("=")[0].partition(".")
-        name = name.partition(".")[0]
-        if section == "options" and name not in {*methods, *map(registry.trained_name, methods)}:
-            raise UserError(f"{words}: {name} is not among the methods of this run ({listed(methods)})")
+        parts = words.partition("=")[0].split(".")
+        if parts[0] == "options" and len(parts) > 1 and parts[1] not in {*methods, *trained}:
+            raise UserError(f"{words}: {parts[1]} is not among the methods of this run ({listed(methods)})")
+        if parts[:2] == ["train", "lr_of"] and len(parts) > 2 and parts[2] not in trained:
+            raise UserError(f"{words}: {parts[2]} is not trained in this run ({listed(sorted(trained))})")
     weights = os.environ.get(registry.WEIGHTS_VARIABLE)
     if weights and not Path(weights).is_file():
         raise UserError(f"{registry.WEIGHTS_VARIABLE} is {weights}, which is no file; give the path of weights, or unset it")
@@ -200,12 +202,12 @@ def generate(cell: Cell, folder: Path, training: Path, report: dict[str, Any], t
     place, cut = features_folder(folder, detector.name, detector.hash), units(cell, folder).units
     half = registry.detector_facts(detector.name).bytes == 2
     with alone(folder, "sampling", wait=True):  # cells that share their base's images may be made at the same time
-        fabric.barrier()  # what is missing is seen when the first process has the folder to itself
+        meet(fabric)  # what is missing is seen when the first process has the folder to itself
         missing = lost(cell, folder, place, run.keep)
         kept = kept_images(cell.protocol, run.keep)
         share = len(missing) / len(cut)
         needs.check_disk(cost.sampling(cell.protocol, cell.test, kept).bytes * share, title_, run.out)
-        fabric.barrier()  # every process has seen the same files before one of them writes
+        meet(fabric)  # every process has seen the same files before one of them writes
         if cell.protocol.data.representation == "latents":
             check_autoencoder(cell.protocol, report)
         method = registry.build(cell.method, cell.protocol, cell.train, cell.seed)
@@ -231,10 +233,10 @@ def generate(cell: Cell, folder: Path, training: Path, report: dict[str, Any], t
                         save_file(at_rest(outputs_of(images, detector), detector, half), draft, {"stamp": unit.stamp})
         finally:  # of a run that was stopped, too
             add_hours(folder, fabric.global_rank, (time.monotonic() - began) / 3600)
-        fabric.barrier()
+        meet(fabric)
         if fabric.is_global_zero:
             finish(cell, folder, place, fabric.world_size)
-        fabric.barrier()
+        meet(fabric)
 
 
 def check_autoencoder(protocol: Protocol, report: dict[str, Any]) -> None:
@@ -251,6 +253,17 @@ def launched(run: Run) -> Fabric:
     fabric = Fabric(accelerator=device(), devices=run.count, num_nodes=run.nodes, strategy=strategy, plugins=environment(run))
     fabric.launch()
     return fabric
+
+
+def meet(fabric: Fabric) -> None:
+    """Waits for the other ranks; unlike NCCL's own barrier, which Python's handlers do not interrupt, it hears signals."""
+    if fabric.world_size == 1:
+        return
+    devices = [fabric.device.index] if fabric.device.type == "cuda" else None
+    work = torch.distributed.barrier(async_op=True, device_ids=devices)
+    while not work.is_completed():
+        time.sleep(0.02)
+    work.wait()  # raises what went wrong
 
 
 def add_hours(folder: Path, rank: int, hours: float) -> None:

@@ -38,6 +38,8 @@ KINDS = ("data", "latents", "train", "reference", "cell", "end")
 # submitit's parameters for every job; a file of resources overrides them, for all jobs or for one kind.
 DEFAULTS: dict[str, Any] = {"timeout_min": 24 * 60, "cpus_per_task": 8}
 SAVED = 128 + signal.SIGTERM  # exit code of a command that was asked to end, and can go on
+NOTICE = 90.0  # seconds before a job's end at which submitit has it told, unless slurm_signal_delay_s is given
+QUEUEING = 15.0  # of which so many are left for queueing it again
 REQUEUES = 100  # how often a job may reach its time limit and be queued again
 
 
@@ -93,8 +95,9 @@ class Commands:
     commands are queued again.
     """
 
-    def __init__(self, commands: Sequence[Sequence[str]]) -> None:
+    def __init__(self, commands: Sequence[Sequence[str]], notice: float = NOTICE) -> None:
         self.commands = [list(command) for command in commands]
+        self.notice = notice
         self.child: subprocess.Popen | None = None
 
     def __call__(self) -> None:
@@ -122,16 +125,23 @@ class Commands:
         raise SystemExit(SAVED)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"commands": self.commands, "child": None}
+        return {"commands": self.commands, "notice": self.notice, "child": None}
 
     def checkpoint(self) -> Any:
         """submitit's hook before the time limit or a preemption."""
         if self.child is not None and self.child.poll() is None:
             self.child.send_signal(signal.SIGTERM)
-            # This runs inside the wait above, which holds the lock of another one: the system waits instead, and leaves the
-            # child's exit code to it.
-            os.waitid(os.P_PID, self.child.pid, os.WEXITED | os.WNOWAIT)
-        return DelayedSubmission(Commands(self.commands))
+            # This runs inside the wait above, which holds the lock of another one: the system is asked instead, and leaves the
+            # child's exit code to it. A job that is still saving when its time is up would not be queued again.
+            end = time.monotonic() + max(self.notice - QUEUEING, self.notice / 2)
+            while os.waitid(os.P_PID, self.child.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+                if time.monotonic() > end:
+                    print(
+                        "still saving, but the time is nearly up: the next job continues from the checkpoint before", flush=True
+                    )
+                    break
+                time.sleep(0.1)
+        return DelayedSubmission(Commands(self.commands, self.notice))
 
 
 def ignore_announcement() -> None:
@@ -231,14 +241,19 @@ class Queue:
             given = chosen.get("slurm_srun_args") or []
             if not isinstance(given, list):
                 raise UserError(f"resources for {kind} jobs: slurm_srun_args is a list, such as [--mpi=pmix]")
-            chosen["slurm_srun_args"] = [*given, "--kill-on-bad-exit=1"]
+            # Those that are done early wait for none, and the first goes on to score: some clusters would end it a while later.
+            given = [*given, "--kill-on-bad-exit=1", "--wait=0"]
+            if "cpus_per_task" in chosen:  # which srun does not take over from its job in every version
+                given.append(f"--cpus-per-task={chosen['cpus_per_task']}")
+            chosen["slurm_srun_args"] = given
         executor = self.executor()
         try:
             executor.update_parameters(**chosen)
         except (NameError, AssertionError, ValueError) as error:
             raise UserError(f"resources for {kind} jobs: {' '.join(str(error).split())}") from None
         with unheard() if self.cluster == "local" else contextlib.nullcontext():
-            return executor.submit_array([Commands(command_lines(task)) for task in group])
+            notice = float(chosen.get("slurm_signal_delay_s", NOTICE))
+            return executor.submit_array([Commands(command_lines(task), notice) for task in group])
 
     def placement(self, task: Task) -> dict[str, int]:
         """Nodes, processes and GPUs of a job: what uses several devices gets a process for each, as Lightning expects."""

@@ -234,7 +234,7 @@ def _fit(method: Method, training: Training, source: Source, folder: Path, run: 
             accelerator=device(),  # "auto" would also take what the rest does not know, such as MPS
             devices=run.count,
             num_nodes=run.nodes,
-            strategy="ddp" if run.several else "auto",
+            strategy=strategy(run),
             precision=precision(config.precision),
             callbacks=[averaging(protocol), Watch(stage, key), keeper],
             plugins=[Atomic(), *environment(run)],
@@ -249,6 +249,7 @@ def _fit(method: Method, training: Training, source: Source, folder: Path, run: 
         )
         loader = batches.Reader(method, source.index, resumed[1], run.decoders)
         if run.compile:
+            torch.compiler.reset()  # torch gives up after eight cores in one process, and a sweep trains more
             method.core.compile()
         try:
             with deterministic(run.deterministic):
@@ -266,6 +267,17 @@ def _fit(method: Method, training: Training, source: Source, folder: Path, run: 
         discard(folder, run)
     if keeper.asked:  # in the last steps
         raise Stopped("stopped after the last step; run the same command to continue", 128 + keeper.asked)
+
+
+def strategy(run: Run) -> str:
+    """Lightning's name for how ranks share a step.
+
+    DDP puts its buckets in another order after the first step, so a resumed run would have one step in which gradients are
+    added up in the first order. It leaves them as they are where it looks for unused parameters.
+    """
+    if not run.several:
+        return "auto"
+    return "ddp_find_unused_parameters_true" if run.deterministic else "ddp"
 
 
 @contextlib.contextmanager

@@ -284,6 +284,18 @@ def test_a_signal_reaches_the_processes_of_a_stage_which_save(number, tmp_path):
     assert process.returncode == 7
 
 
+def test_a_stage_that_is_killed_while_it_stops_was_stopped():
+    """Lightning kills the ranks that are later than the first: the command must not go on with the next stage."""
+    child = "import os, signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))\n"
+    child += "print('ready', flush=True)\ntime.sleep(60)"
+    parent = f"import sys; from benchmark.run.local import follow; sys.exit(follow([sys.executable, '-c', {child!r}]))"
+    process = subprocess.Popen([sys.executable, "-c", parent], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGTERM
+
+
 def test_under_nohup_a_terminal_may_close():
     child = "print('ready', flush=True); input(); print('done', flush=True)"
     parent = "import signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"

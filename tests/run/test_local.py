@@ -34,6 +34,7 @@ def failing(monkeypatch, error: Exception) -> list[Stage]:
         (UserError("the loss is nan"), "the loss is nan", False),
         (TypeError("encode() takes\n2 arguments"), "TypeError: encode() takes 2 arguments", True),
         (RuntimeError("CUDA error: an illegal memory access"), "RuntimeError: CUDA error: an illegal memory access", True),
+        (FileNotFoundError("a table of frequencies"), "FileNotFoundError: a table of frequencies", True),
     ],
 )
 def test_a_method_that_fails_leaves_the_others_alone(error, reason, traced, monkeypatch, tmp_path, capsys):
@@ -67,7 +68,9 @@ def test_the_images_that_methods_share_are_made_by_the_next_if_the_first_fails(m
     assert "16x16" in scored
 
 
-@pytest.mark.parametrize("error", [Stopped("stopped"), OSError(28, "No space left on device")])
+@pytest.mark.parametrize(
+    "error", [Stopped("stopped"), OSError(28, "No space left on device"), PermissionError(13, "Permission denied")]
+)
 def test_a_stop_and_a_full_disk_end_everything(error, monkeypatch, tmp_path):
     stages = stages_of(tmp_path)
     ran = failing(monkeypatch, error)

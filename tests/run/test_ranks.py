@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,9 @@ from benchmark.plan import place
 from benchmark.plan.layout import DONE, REPORT
 from benchmark.plan.place import Run, check_ranks
 from benchmark.run import ranks
+from benchmark.run.local import bench
 from benchmark.run.sample import sample
-from benchmark.run.train import train
+from benchmark.run.train import strategy, train
 
 SLURM = (
     "JOB_ID",
@@ -108,7 +110,7 @@ def test_a_cell_that_shares_its_images_is_made_by_any_task(tmp_path, monkeypatch
     ("variables", "run", "told"),
     [
         (BATCH, Run(devices="1", nodes=2), "NODES is 2, but the run was not started on the other machines"),
-        (STEP, Run(devices="4"), "srun started 2 tasks for 1 x 4 devices: use `srun --nodes 1 --ntasks-per-node 4`"),
+        (STEP, Run(devices="4"), "2 tasks for 1 x 4 devices: use `srun --nodes 1 --ntasks-per-node 4 --kill-on-bad-exit=1`"),
         (STEP | {"NTASKS_PER_NODE": 1}, Run(devices="2"), "srun started 2 tasks"),
         (STEP, Run(), "or DEVICES=1 for separate runs"),  # each sees no GPU, or one
     ],
@@ -117,6 +119,63 @@ def test_processes_that_were_not_started_are_not_waited_for(variables, run, told
     under(monkeypatch, **variables)
     with pytest.raises(UserError, match=told):
         check_ranks(run)
+
+
+@pytest.mark.parametrize("variables", [{"SLURM_STEP_NUM_TASKS": "8"}, {"TORCHELASTIC_RUN_ID": "1"}])
+def test_whole_rows_are_not_for_one_of_several_ranks(variables, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="starts its own processes: run it without srun and torchrun"):
+        bench(protocol.load("smoke"), ["nope"], 0, Run(devices="8"))
+
+
+RANK = """
+import os, sys, time, types, torch
+from benchmark import __main__ as main
+from benchmark.files import Stopped
+from benchmark.run.sample import meet
+rank, folder = int(sys.argv[1]), sys.argv[2]
+torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+import atexit; atexit.register(lambda: print("taken down", flush=True))  # as Lightning does with NCCL's groups
+fabric = types.SimpleNamespace(world_size=2, device=torch.device("cpu"))
+meet(fabric)
+def work():
+    print("met", flush=True)
+    if rank: time.sleep(60)
+    meet(fabric)
+main.app = work
+sys.argv = ["posbench", "sample"]
+main.run()
+"""
+
+
+def test_a_rank_that_waits_for_others_hears_a_signal_and_leaves_alone(tmp_path):
+    ranks = [subprocess.Popen([sys.executable, "-c", RANK, str(rank), str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, text=True) for rank in range(2)]  # fmt: skip
+    try:
+        assert all(process.stdout.readline() == "met\n" for process in ranks)
+        time.sleep(0.2)
+        ranks[0].send_signal(signal.SIGTERM)
+        output, errors = ranks[0].communicate(timeout=20)
+        assert (ranks[0].returncode, output) == (128 + signal.SIGTERM, ""), "nothing is taken down in which it would wait"
+        assert "run the same command to continue" in errors
+        assert ranks[1].poll() is None
+    finally:
+        for process in ranks:
+            process.kill()
+            process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("run", "told"),
+    [
+        (Run(devices="1", deterministic=True), "auto"),
+        (Run(devices="2"), "ddp"),
+        (Run(devices="2", deterministic=True), "ddp_find_unused_parameters_true"),
+    ],
+)
+def test_buckets_of_gradients_stay_where_bits_matter(run, told):
+    assert strategy(run) == told
 
 
 def test_tasks_with_a_device_each_speak_for_themselves(monkeypatch):

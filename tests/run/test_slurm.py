@@ -165,7 +165,10 @@ def test_slurm_gets_arrays_with_dependencies(fake_slurm, tmp_path):
     assert (scripts["101"]["constraint"], scripts["101"]["mem"]) == ("h100", "200GB")
     others = {name: told for name, told in scripts.items() if name != "101"}
     assert not any({"constraint", "mem"} & told.keys() for told in others.values()), "what is asked for trainings is theirs alone"
-    assert re.search(r"^srun .*--kill-on-bad-exit=1 ", (fake_slurm / "101.sh").read_text(), flags=re.M)
+    started = re.search(
+        r"^srun .*--kill-on-bad-exit=1 --wait=0 --cpus-per-task=8 ", (fake_slurm / "101.sh").read_text(), flags=re.M
+    )
+    assert started, "what early ranks, failed ones and the others' processors need of srun"
     cell = jobs["cell yarn 16x16 -> 32x24"]
     assert cell.split("_")[0] == jobs["cell extrapolation 16x16 -> 32x24"].split("_")[0], "one array"
     told = scripts[cell.split("_")[0]]
@@ -382,6 +385,22 @@ while not stops.exists():
     assert job.exception() is None
     assert stops.read_text() == "saved"
     assert starts.read_text() == "xx"
+
+
+def test_a_job_that_is_still_saving_when_its_time_is_up_is_queued_again():
+    """SLURM would end it before submitit has queued it; the next one continues from the checkpoint before."""
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
+    work = Commands([[sys.executable, "-c", code]], notice=1.0)
+    work.child = subprocess.Popen(*work.commands, stdout=subprocess.PIPE, text=True)
+    try:
+        assert work.child.stdout.readline() == "ready\n"
+        began = time.monotonic()
+        work.checkpoint()
+        assert 0.4 < time.monotonic() - began < 20
+        assert work.child.poll() is None
+    finally:
+        work.child.kill()
+        work.child.communicate()
 
 
 def test_a_whole_sweep_as_jobs(tmp_path):

@@ -85,6 +85,20 @@ def test_a_title_is_a_methods_own(monkeypatch):
         sample.check_settings(SMOKE, ["yarn", "ntk"])
 
 
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("options.ledit.dilated=0.2", "ledit is not among the methods of this run (rpe2d, yarn)"),
+        ("train.lr_of.ledit=1e-3", "ledit is not trained in this run (extrapolation, rpe2d)"),
+    ],
+)
+def test_a_setting_of_a_method_that_does_not_run_is_refused(override, told):
+    with pytest.raises(UserError) as error:
+        sample.check_settings(protocol.load("smoke", [override]), ["rpe2d", "yarn"])
+    assert told in str(error.value)
+    sample.check_settings(protocol.load("smoke", ["train.lr_of.extrapolation=1e-3"]), ["rpe2d", "yarn"])
+
+
 def test_of_several_methods_the_faulty_ones_are_left_out(monkeypatch, tmp_path):
     def try_out(rules, name, seed):
         if name in broken:
