@@ -36,10 +36,7 @@ NOTES = {
     "the higher above the line, the more a method loses at larger sizes.",
     "cost": "Wall-clock time on one type of machine, which may have been busy with other work: small differences mean nothing.",
 }
-BY_RATIO = (
-    "Square sizes only. Dashed: the training size. Bars: ± one standard deviation over seeds; with one seed, the 95 % interval "
-    "over images."
-)
+BY_RATIO = "Square sizes only.{} Bars: ± one standard deviation over seeds; with one seed, the 95 % interval over images."
 INK = "#010203"  # stands for currentColor while matplotlib draws
 THEME = "<style>:root{color:#1f2328}@media (prefers-color-scheme:dark){:root{color:#d1d7e0}}</style>"
 # All can be seen on white and on black. The first is also that of plots with a single line.
@@ -349,8 +346,9 @@ def inline(text: str) -> str:
 def draw(board: Table, style: Mapping[str, Look]) -> dict[str, tuple[str, str, str]]:
     """The plots that a protocol has data for: "<protocol>-<kind>" -> (caption, what it says, SVG)."""
     firsts = [metric for metric in board.metrics if not METRICS[metric].section]
+    by_ratio = BY_RATIO.format(" Dashed: the training size." if any(column.group == "at" for column in board.pairs) else "")
     makers: dict[str, tuple[str, str, Callable[[], Figure | None]]] = {
-        metric: (f"{METRICS[metric].title} against the ratio of test to training size", BY_RATIO,
+        metric: (f"{METRICS[metric].title} against the ratio of test to training size", by_ratio,
                  lambda metric=metric: _by_ratio(board, metric, style)) for metric in firsts
     }  # fmt: skip
     for kind, make in (("tradeoff", _tradeoff), ("cost", _cost)):

@@ -121,7 +121,7 @@ const show = () => {
     if (item.type === "checkbox") item.checked = Boolean(value);
     else if (item !== document.activeElement || item.type !== "search")
       item.value = value || tab.querySelector(".samples")?.dataset[item.dataset.state] || "";
-    if (item.selectedIndex === -1 && !value) item.selectedIndex = 0;
+    if (item.selectedIndex === -1) item.selectedIndex = 0;  // also of what an address asks for and there is not
   }
   for (const box of all("[data-group]", tab)) box.checked = !list("hide").includes(box.dataset.group);
   for (const item of all("details[data-open]", tab)) item.open = list("open").includes(item.dataset.open);
@@ -140,6 +140,9 @@ const arrive = () => {
   const part = at && current().querySelector(`[data-part="${CSS.escape(at)}"]`);
   if (part) {
     if (at === "findings" || !part.querySelector("h2")) part.querySelector("details")?.setAttribute("open", "");
+    const tools = current().querySelector(".tools"), bar = document.querySelector("header").offsetHeight;
+    part.style.scrollMarginTop = 0;
+    root.style.scrollPaddingTop = bar + 8 + (tools && getComputedStyle(tools).position === "sticky" ? tools.offsetHeight : 0) + "px";
     part.scrollIntoView();
   } else if (!at && location.hash !== "#main") scrollTo(0, 0);
 };

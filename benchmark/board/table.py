@@ -24,6 +24,7 @@ LEVEL = 0.95
 GROUPS = ("below", "at", "beyond")
 ENOUGH = 3  # seeds that tell a row's own spread
 FREEDOM = 2  # degrees of freedom that tell the usual spread of a column
+FEW = 5  # rows with images of their own, below which a column may be marked throughout
 PAIRED = 5  # common seeds from which two rows are judged by their own differences: with three, Student's t is 4.3
 MARKS = {
     "†": "stale: the code behind some of its numbers has changed since; rerun its cells",
@@ -296,7 +297,7 @@ Images = Sequence[Mapping[int, float]]  # of the entries of a column: their FIDs
 
 
 def _mark_best(entries: Sequence[Entry], images: Images, sign: int) -> None:
-    """Marks the best value of a column and everything that is not different from it.
+    """Marks the best value of a column and everything that is not different from it; nothing where that is most of it.
 
     An entry whose images are some of another's, as those of training-free rows are at the training size, is judged as that one.
 
@@ -313,6 +314,10 @@ def _mark_best(entries: Sequence[Entry], images: Images, sign: int) -> None:
     top = min(fullest, key=lambda entry: sign * entry.value)
     for (entry, _), known in zip(present, fullest, strict=True):
         entry.best = known is top or not different(known, top)
+    apart = {id(known): known.best for known in fullest}  # rows that share images count once
+    if len(apart) >= FEW and 2 * sum(apart.values()) > len(apart):
+        for entry, _ in present:  # the column separates nobody
+            entry.best = False
 
 
 def _note_usual(entries: Sequence[Entry], images: Images, families: Sequence[str], proportional: bool = False) -> None:

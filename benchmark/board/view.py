@@ -183,7 +183,9 @@ def _verdict(board: Table) -> str:
     further = [f"{row.title} ({shown(entries[row.method], places).text})" for row in have[1:] if row.title not in near][:3]
     if further:
         told += f". Next: {', '.join(further)}"
-    compared = f" Only rows with several seeds are compared, {len(have)} of {len(complete)}." if len(have) < len(complete) else ""
+    compared = (
+        f" Only the {len(have)} of {len(complete)} rows with several seeds are compared." if len(have) < len(complete) else ""
+    )
     return f"{told}.{compared}"
 
 
@@ -191,7 +193,7 @@ def _optimizer(rules: Protocol) -> str:
     """The optimizer of a protocol's trainings, and its learning rates."""
     train = rules.train
     if train.optimizer == "adamw":
-        return f"AdamW at {train.lr:g}" + "".join(f"; {name} at {rate:g}" for name, rate in train.lr_of.items())
+        return f"AdamW, learning rate {train.lr:g}" + "".join(f"; {name} at {rate:g}" for name, rate in train.lr_of.items())
     both = f"Muon at {train.muon_lr:g} for attention and MLP matrices, AdamW at {train.lr:g} for the rest"
     return both + "".join(f"; {name} at {rate / train.lr:g} times these" for name, rate in train.lr_of.items())
 

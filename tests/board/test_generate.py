@@ -41,7 +41,7 @@ No winner is named yet: only one complete row has more than one seed.
 | Reference | 200 images at every test size: 16x16 c19a824531ba, 32x32 724146d93283, 16x32 e06b02ae595c |
 | Precision, recall | 200 real images, exact distances |
 | Inception score | 10 splits |
-| Training | 10 steps of 4, flow objective, AdamW at 0.0001 |
+| Training | 10 steps of 4, flow objective, AdamW, learning rate 0.0001 |
 | Sampling | euler, 8 steps, guidance 3 |
 | Switches | attention scale none, timestep shift none |
 | Intervals | bootstrap over images, 20 resamples, 95 % |
@@ -52,7 +52,8 @@ the training size. Several seeds: mean ± standard deviation over seeds. One see
 difference counts only if it exceeds both the uncertainty over images (paired over noise; FID, IS and denoising loss) and that over seeds
 (paired from five common seeds on; with fewer, the column's usual spread or the row's own, whichever is larger). Where no usual spread is
 known (one seed per row), images alone decide; a measure without intervals has one bold value then. Rows that share images, as at the
-training size, are judged as one.
+training size, are judged as one. Nothing is bold where that would be more than half of a column (of five
+or more such rows).
 
 - † stale: the code behind some of its numbers has changed since; rerun its cells
 - ‡ incomplete: a cell or a seed is missing or failed, so there is no mean

@@ -102,6 +102,23 @@ def test_best_is_everything_that_is_not_different_from_it(rules: protocol.Protoc
     assert [entry(board, name, 1).best for name in "abc"] == [True, True, False]
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ((20, 20.5, 21, 40, 60), 0),  # three of five cannot be told apart
+        ((20, 20.5, 30, 40, 60), 2),
+        ((20, 20.5, 21, 40), 3),  # a column of a few rows may be
+        ((20, 20, 20, 20, 30, 40, 50, 60), 4),  # the same images count once
+    ],
+)
+def test_nothing_is_best_where_that_is_most_of_a_column(
+    values: tuple[float, ...], expected: int, rules: protocol.Protocol
+) -> None:
+    seeds = {(f"m{place}", seed): (value + seed,) * 3 for place, value in enumerate(values) for seed in range(3)}
+    board = board_of(rules, seeds)
+    assert sum(entry(board, row.method, 1).best for row in board.rows) == expected
+
+
 def test_replicates_of_images_decide_between_single_seeds() -> None:
     noise = np.random.RandomState(0).standard_normal(200)
     other = np.random.RandomState(1).standard_normal(200)
@@ -151,8 +168,11 @@ def test_some_seeds_of_the_same_images_are_judged_by_all_of_them(rules: protocol
     assert entry(board, "first", 1).best, "the best one is looked for among rows with all of their seeds"
 
 
-def test_the_same_value_of_other_images_is_no_reason_to_judge_rows_as_one(rules: protocol.Protocol) -> None:
+def test_the_same_value_of_other_images_is_no_reason_to_judge_rows_as_one(
+    rules: protocol.Protocol, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Precision is a share, and often 0."""
+    monkeypatch.setattr(table, "FEW", 99)
     spreads = {name: [0.1, 0.3, 0.5] for name in ("d", "e", "f")}
     shares = {"best": [0.59, 0.6, 0.61], "low": [0.0, 0.05, 0.1], "other": [0.0]} | spreads
 

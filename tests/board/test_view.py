@@ -27,7 +27,7 @@ def test_a_verdict_names_rows_of_several_seeds_only(rules: protocol.Protocol) ->
     told = view.verdict(board_of(rules, several | {("lucky", 0): (1, 1, 1)}))
     assert told == (
         "a has the lowest mean FID beyond the training size, 20.5 (± 0.5). Next: b (50.5). "
-        "Only rows with several seeds are compared, 2 of 3."
+        "Only the 2 of 3 rows with several seeds are compared."
     )
     assert view.verdict(board_of(rules, several)) == (
         "a has the lowest mean FID beyond the training size, 20.5 (± 0.5). Next: b (50.5)."
@@ -219,7 +219,7 @@ def test_facts_say_what_all_numbers_have_in_common(home: Path, rules: protocol.P
     assert drawn["Labels"] == "sampled uniformly for every image"
     assert found["Precision, recall"] == "200 real images, exact distances"  # all of the reference
     assert found["Inception score"] == "10 splits"
-    assert found["Training"].endswith(f" objective, AdamW at {rules.train.lr:g}")
+    assert found["Training"].endswith(f" objective, AdamW, learning rate {rules.train.lr:g}")
 
 
 def test_facts_name_every_learning_rate(home: Path, rules: protocol.Protocol) -> None:
@@ -229,5 +229,5 @@ def test_facts_name_every_learning_rate(home: Path, rules: protocol.Protocol) ->
     rates = "Muon at 0.02 for attention and MLP matrices, AdamW at 0.001 for the rest; ledit at 0.5 times these"
     assert found["Training"].endswith(rates)
     rules.train.optimizer = "adamw"
-    assert dict(view.facts(table.build(rules, [])))["Training"].endswith("AdamW at 0.001; ledit at 0.0005")
+    assert dict(view.facts(table.build(rules, [])))["Training"].endswith("AdamW, learning rate 0.001; ledit at 0.0005")
     assert found["Inception score"] == "1 split"
