@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import tomllib
 import traceback
 from importlib import metadata
 from typing import Annotated, NoReturn
@@ -37,8 +38,8 @@ app.registered_commands += [*stages.app.registered_commands, *tools.app.register
 
 def version(wanted: bool) -> None:
     if wanted:
-        found = next(line for line in (ROOT / "pyproject.toml").read_text().splitlines() if line.startswith("version"))
-        print(f"posbench {found.split(chr(34))[1]}, torch {metadata.version('torch')}")
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        print(f"posbench {project['version']}, torch {metadata.version('torch')}")
         raise typer.Exit
 
 
@@ -52,7 +53,7 @@ def common(
 CONTINUING = ("bench", "sweep", "reproduce", "shards", "latents", "train", "sample", "score")  # from what is complete
 
 
-def stop(number: int, frame: object) -> NoReturn:
+def stop(number: int, frame: object) -> None:
     """Ctrl-C and the like. Files are complete or absent, so leaving is safe everywhere; training puts its own handler on top.
 
     A terminal and SLURM signal the entire process group; a decoding worker must live until the main process has saved.
@@ -61,7 +62,8 @@ def stop(number: int, frame: object) -> NoReturn:
         return
     for other in ENDINGS:
         signal.signal(other, signal.SIG_IGN)  # a second one would cut short what cleans up after the first
-    continues = "; finished work is kept, run the same command to continue" if sys.argv[1:2] and sys.argv[1] in CONTINUING else ""
+    kept = sys.argv[1:2] and sys.argv[1] in CONTINUING and not any(word.startswith("--samples") for word in sys.argv)
+    continues = "; finished work is kept, run the same command to continue" if kept else ""
     raise Stopped(f"stopped{continues}", 128 + number)
 
 
@@ -102,20 +104,17 @@ def main() -> int:
     except Stopped as reason:
         print(reason, file=sys.stderr)
         return reason.code
-    except OSError as error:
+    except Exception as error:
         if is_full(error):
             where = getattr(error, "filename", None)
             print(f"error: no space left on the device{f' ({where})' if where else ''}; free some and run again", file=sys.stderr)
-        elif getattr(error, "errno", None) in DENIED:
+        elif isinstance(error, OSError) and error.errno in DENIED:
             print(f"error: {shown(str(error.filename), 300)}: {error.strerror}", file=sys.stderr)
+        elif isinstance(error, MemoryError | RuntimeError) and is_memory(error):
+            reason = (str(error).splitlines() or ["no details"])[0][:200]
+            print(f"error: out of memory ({reason}); use a smaller batch or image size", file=sys.stderr)
         else:
             raise
-        return 2
-    except (MemoryError, RuntimeError) as error:
-        if not is_memory(error):
-            raise
-        reason = (str(error).splitlines() or ["no details"])[0][:200]
-        print(f"error: out of memory ({reason}); use a smaller batch or image size", file=sys.stderr)
         return 2
     return 0
 

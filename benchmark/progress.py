@@ -26,18 +26,20 @@ class Stage:
         self.title, self.total, self.unit = title, total, unit
         self.start = self.done = start
         self.figures = ""
-        self.began = time.monotonic()
+        self.began = self.counted = time.monotonic()
 
     def advance(self, count: int = 1, figures: str = "") -> None:
         self.set(self.done + count, figures)
 
     def report(self, done: int, total: int) -> None:
-        """The count and its total, where that is only known on the way."""
+        """The count and its total, where that is only known on the way; one that does not grow begins another pass."""
+        if done <= self.done:
+            self.start, self.began = 0, self.counted
         self.total = total
         self.set(done)
 
     def set(self, done: int, figures: str = "") -> None:
-        self.done = done
+        self.done, self.counted = done, time.monotonic()
         self.figures = figures or self.figures
         self.show()
 

@@ -288,7 +288,7 @@ def _built_on(name: str) -> list[str]:
 def revisions(name: str) -> dict[str, int]:
     """{method: its declared revision} for a method and those of methods/ that it builds on. Read without importing torch.
 
-    Of a file that cannot be read it is 0, which no record has: tables of other methods do not wait until it is mended.
+    Of a file that cannot be read it is 0, which no record has: one broken file does not block the tables of other methods.
     """
     check(name)
     try:

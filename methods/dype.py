@@ -49,12 +49,12 @@ class DyPE(NTKByParts):
             return self.plain()
         assert time is not None, "DyPE is for sampling"
         kappa, stretch, d = time**self.options.exponent, tested / trained, self.axis_width
-        if kappa <= 0 or d == 2:
+        if kappa < 1e-100 or d == 2:  # plain RoPE in any number format, and thresholds would be divided by zero
             return self.plain()
         if self.options.form == "ntk":
             return self.plain(self.rope_base * stretch ** (d / (d - 2) * self.options.strength * kappa))
         ntk = self.plain(self.rope_base * stretch ** (d / (d - 2)))
         return self.blend(self.plain(), ntk, trained, stretch, kappa)
 
-    def temperature(self, stretch: float) -> float:
+    def attention_factor(self, stretch: float) -> float:
         return 1.0 if self.options.form == "ntk" else self.options.temperature * math.log(stretch) + 1

@@ -4,7 +4,7 @@ Source: axial 2-D RoPE as in FiT (arXiv 2402.12376; whlzy/FiT, rope.py): half of
 same frequencies in every head and channel pairs (0, 1), (2, 3), ... turned together. Positions are 0 .. grid - 1.
 
 Training: positions 0 .. L - 1. At another grid: nothing changes. Every training-free rotary method derives from this class and
-uses its checkpoint; such a method overrides `theta` (and `temperature`), and must leave the training grid alone exactly.
+uses its checkpoint; such a method overrides `theta` (and `attention_factor`), and must leave the training grid alone exactly.
 Our choice: the base of the frequencies belongs to the protocol (`core.rope_base`), one for all rotary methods of a table.
 """
 
@@ -65,8 +65,8 @@ class Extrapolation(Method):
         """
         return self.plain()
 
-    def temperature(self, stretch: float) -> float:
-        """A factor on cos and sin, where the larger axis is `stretch` = max(test / train, 1) times the trained one."""
+    def attention_factor(self, stretch: float) -> float:
+        """A factor on cos and sin (YaRN's sqrt(1 / t)), for a larger axis `stretch` = max(test / train, 1) times as long."""
         return 1.0
 
     def encode(self, grid_hw: tuple[int, int], *, time: float | None = None, draws: Draws | None = None) -> Encoding:
@@ -75,7 +75,7 @@ class Extrapolation(Method):
             for trained, tested in zip(self.train_grid, grid_hw, strict=True)
         ]
         stretch = max(1.0, *(tested / trained for trained, tested in zip(self.train_grid, grid_hw, strict=True)))
-        scale = 1.0 if self.scaled_by_protocol else self.temperature(stretch)
+        scale = 1.0 if self.scaled_by_protocol else self.attention_factor(stretch)
         return Encoding(rotary=rotary(*(torch.arange(n, device=self.device) for n in grid_hw), *thetas, scale))
 
     def _checked(self, theta: Tensor, trained: int, tested: int, values: bool) -> Tensor:

@@ -80,6 +80,7 @@ class LookHere(Method):
         return named + [""] * (self.protocol.core.heads - directed)
 
     def head_slopes(self) -> list[float]:
+        """The slope of each head, [H], as above; with more than four heads without direction, the four slopes are shared out."""
         directed, around = self.directed, self.protocol.core.heads - self.directed
         own = [2.0 ** -(1 + head // len(VIEWS[self.options.view])) for head in range(directed)]
         return own + [4.0 ** -(1 + (head * 4 // around if around > 4 else head)) for head in range(around)]

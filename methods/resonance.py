@@ -41,5 +41,5 @@ class Resonance(NTKByParts):
         growth = 1.0 if d == 2 else 1 + d / (d - 2) * math.log(stretch) / math.log(self.rope_base)  # ln base' / ln base
         return self.blend(theta, theta**growth, trained, stretch)
 
-    def temperature(self, stretch: float) -> float:
+    def attention_factor(self, stretch: float) -> float:
         return self.options.temperature * math.log(stretch) + 1

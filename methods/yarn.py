@@ -47,5 +47,5 @@ class YaRN(Extrapolation):
         kept = 1 - self.ramp(trained, self.options.beta_fast, self.options.beta_slow)
         return theta * kept + theta / stretch * (1 - kept)
 
-    def temperature(self, stretch: float) -> float:
+    def attention_factor(self, stretch: float) -> float:
         return self.options.temperature * math.log(stretch) + 1

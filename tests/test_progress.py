@@ -25,3 +25,16 @@ def test_one_process_speaks_for_all(variables, first, monkeypatch):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert progress.first_rank() == first
+
+
+def test_a_second_pass_has_its_own_speed(monkeypatch):
+    """A reference of 100 images in 50 seconds, then 20 samples in 2: its time is none of the samples'."""
+    now = 0.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    stage = progress.Stage("features", 1, "image")
+    now = 50.0
+    stage.report(100, 100)
+    assert stage.speed == 2
+    now = 52.0
+    stage.report(20, 200)
+    assert (stage.speed, stage.left) == (10, 18)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from benchmark import lazy, progress, protocol, registry
 from benchmark.cli.options import (
@@ -108,7 +110,7 @@ def print_scores(samples: str, reference: str, detector: str, weights: str, as_j
         return
     with progress.stage("features", 1, "image") as stage:
         result = external.score_files(samples, reference, detector, weights or None, report=stage.report)
-    table = Table(title=f"{samples}: {result['count']} images against {reference}, detector {detector}")
+    table = Table(title=Text(f"{samples}: {result['count']} images against {reference}, detector {detector}"))
     for column in ("score", "value", "low", "high"):
         table.add_column(column, justify="left" if column == "score" else "right")
     for name, entry in result["scores"].items():
@@ -117,7 +119,8 @@ def print_scores(samples: str, reference: str, detector: str, weights: str, as_j
     for kind in ("detector", "reference"):
         about = {"count": None, "source": None} | result[kind]
         count = f", {about['count']} images" if about["count"] else ""
-        progress.say(f"{kind}  {about['source'] or about['name']}, hash {about['hash']}{count}")
+        enlarged = f", {about['upsampled']} of them enlarged" if about.get("upsampled") else ""
+        progress.say(f"{kind}  {about['source'] or about['name']}, hash {about['hash']}{count}{enlarged}")
     if result["nearest"]:
         progress.say(f"precision, recall  against {result['nearest']} real images, by exact distances (ADM's evaluator: float16)")
     progress.say(f"inception score  mean over {result['splits']} splits")
@@ -157,6 +160,9 @@ def reference(
 ) -> None:
     """Compute reference statistics of real images at any size (ADM's centre crop)."""
     size_hw, folder = protocol.size_hw(size), out / "references"
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):  # whether it can be written is told now, and not after the work
+        pass
     found, loaded = references.open_source(source), detectors.load(detector, weights or None, place.device())
     count = count or (MOST if found.count is None else min(found.count, MOST))
     with progress.stage(f"reference {source} {size}", count, "image") as stage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import itertools
 import logging
@@ -150,8 +151,9 @@ class Transform:
     def __post_init__(self) -> None:
         if self.augmentation not in AUGMENTATIONS:
             raise unknown("augmentation", self.augmentation, AUGMENTATIONS)
-        code = AUGMENTATIONS[self.augmentation].__code__
-        known = code.co_varnames[3 : code.co_argcount]  # after the picture, the size and the draws
+        known = list(inspect.signature(AUGMENTATIONS[self.augmentation]).parameters)[
+            3:
+        ]  # but the picture, the size and the draws
         for name in self.options:
             if name not in known:
                 raise unknown(f"option of {self.augmentation}", name, known)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from PIL import Image
 
-# What Pillow raises on damaged pictures of the formats above.
+# Everything that Pillow raises on a damaged file.
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error,
           zlib.error, Image.DecompressionBombError)  # fmt: skip
 

@@ -17,7 +17,7 @@ from annotated_types import Interval, Len
 from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
 
 from benchmark.data.remote import CACHE_BYTES, REMOTE, Remote, cache_folder
-from benchmark.files import UserError, read_json
+from benchmark.files import UserError, exists, read_json
 from benchmark.inputs import STRICT, matching, reason
 
 OPEN = {**STRICT, "extra": "ignore"}
@@ -145,7 +145,7 @@ class Index:
         else:
             path = self.folder / "manifest.json"
             if not self.folder.is_dir():
-                raise UserError(f"{self.folder} does not exist: {again}")
+                raise UserError(f"{self.folder} {'is not a folder' if exists(self.folder) else 'does not exist'}: {again}")
             if not path.is_file():
                 some = any(self.folder.glob("*.tar"))
                 raise UserError(

@@ -20,6 +20,7 @@ from benchmark.evaluate.score import Features, Options, check_size, extract, sco
 from benchmark.files import UserError
 from benchmark.identity import features_folder
 from benchmark.protocol import size_name
+from benchmark.results.schema import METRICS
 
 # The field's evaluator: all samples for recall, and splits of as many images as it takes with the detector (splits=0).
 EVALUATOR = Options(splits=0, all_samples=True)
@@ -70,11 +71,14 @@ def score_files(
         folder = features_folder(keep or scratch, detector.name, detector.hash)
         extraction = extract(images, detector, folder, batch=batch, report=report)
         scores = score(Features(folder, images), real, None, options, device)
+    for name, entry in scores.items():  # replicates are linear in the images: an interval may leave what is possible
+        if name in METRICS and (ends := METRICS[name].ends(entry)):
+            entry["low"], entry["high"] = ends
     return {
         "count": images.count,
         "size": size_name(*images.size_hw),
         "detector": {"name": detector.name, "hash": detector.hash},
-        "reference": {"hash": real.hash, "count": real.count, "source": real.meta["source"]},
+        "reference": {"hash": real.hash, "count": real.count, "source": real.meta["source"], "upsampled": real.meta["upsampled"]},
         "nearest": None if real.nearest is None else min(len(real.nearest), options.nearest),
         "splits": options.splits,
         "scores": scores,
@@ -93,7 +97,7 @@ def open_reference(
 ) -> Reference:
     """The reference in a file, or made (and not cached) of all the real images at a place."""
     path = Path(path)
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         if not path.is_file():
             raise UserError(f"{path} does not exist")
         try:
@@ -102,7 +106,7 @@ def open_reference(
         except zipfile.BadZipFile as error:
             raise UserError(f"{path} is damaged ({error})") from None
         if "mu.npy" in names:
-            return reference.load(path, detector, batch)
+            return reference.load(path, detector, batch, report)
         source: reference.Source = open_images(path)
     elif chunks_folder(path):
         source = open_images(path)

@@ -27,7 +27,7 @@ from benchmark.data.index import Index, folder_name
 from benchmark.data.remote import REMOTE
 from benchmark.evaluate.detectors import Detector
 from benchmark.evaluate.metrics import FrechetDistance, Moments
-from benchmark.evaluate.samples import DAMAGED_ZIP, file_list_hash, image_files, open_image, open_images
+from benchmark.evaluate.samples import DAMAGED_ZIP, file_list_hash, image_files, open_image, open_images, place_name
 from benchmark.evaluate.spectrum import log_spectrum
 from benchmark.files import UserError, atomic, digest, file_hash
 from benchmark.identity import reference_ending, reference_key
@@ -78,7 +78,7 @@ class ImageFolder:
     def __init__(self, path: Path | str):
         self.path = Path(path)
         self.files = image_files(self.path)
-        self.name, self.count = self.path.name, len(self.files)
+        self.name, self.count = place_name(self.path), len(self.files)
         # Times too: an edited file may keep its size, and uncompressed pictures of one size always do.
         self.hash = digest([file_list_hash(self.path, self.files), [file.stat().st_mtime_ns for file in self.files]])
 
@@ -192,7 +192,10 @@ def make(
         name = f"{source.name}-{size_name(*size_hw)}-{detector.name}-{count}"
         path = Path(folder) / (name + reference_ending(key, detector.name))
         if path.is_file():
-            return load(path, detector)
+            try:
+                return load(path, detector)
+            except UserError as error:
+                raise UserError(f"{error}; remove it and run the command again") from None
     indices = np.arange(count) if source.count is None else subset(source.count, count)
     keep = torch.zeros(count, dtype=torch.bool)
     keep[torch.from_numpy(subset(count, nearest))] = True
@@ -237,7 +240,12 @@ def save(reference: Reference, path: Path | str) -> None:
         np.savez(file, meta=json.dumps(reference.meta, sort_keys=True), **{k: v.numpy() for k, v in arrays.items()})
 
 
-def load(path: Path | str, detector: Detector, batch: int = 64) -> Reference:
+ARRAYS = ("mu", "sigma", "mu_s", "sigma_s", "nearest", "spectrum")
+
+
+def load(
+    path: Path | str, detector: Detector, batch: int = 64, report: Callable[[int, int], None] = lambda done, total: None
+) -> Reference:
     """A reference from an .npz: one of ours, or one of guided-diffusion's as it is.
 
     guided-diffusion's hold images (`arr_0`) instead of features; they go through the detector here. How many images its
@@ -251,7 +259,8 @@ def load(path: Path | str, detector: Detector, batch: int = 64) -> Reference:
         raise UserError(f"{path} does not exist; make one with python -m benchmark reference")
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {key: torch.from_numpy(file[key]) for key in file.files if key not in ("meta", "arr_0")}
+            found = {key: file[key] for key in ARRAYS if key in file.files}
+            arrays = {key: torch.from_numpy(array.astype(array.dtype.newbyteorder("="))) for key, array in found.items()}
             meta = json.loads(str(file["meta"])) if "meta" in file.files else None
             holds_images = "arr_0" in file.files
     except (*DAMAGED_ZIP, ValueError, OSError, KeyError, TypeError) as error:
@@ -260,6 +269,13 @@ def load(path: Path | str, detector: Detector, batch: int = 64) -> Reference:
         raise UserError(f"{path} is not a readable reference (its meta was not written by python -m benchmark reference)")
     if not {"mu", "sigma"} <= arrays.keys():
         raise UserError(f"{path} holds no mean and covariance (mu, sigma), so it is not a reference")
+    own = {"name": detector.name, "hash": detector.hash}
+    if meta is not None and meta["detector"] != own:
+        theirs = meta["detector"]
+        raise UserError(
+            f"{path} was made with detector {theirs['name']} {theirs['hash']}, not {detector.name} {detector.hash}: "
+            "features of two detectors cannot be compared"
+        )
     width = detector.widths["features"]
     if arrays["mu"].numel() != width:
         raise UserError(f"{path} is for features of width {arrays['mu'].numel()}, detector '{detector.name}' has {width}")
@@ -267,24 +283,29 @@ def load(path: Path | str, detector: Detector, batch: int = 64) -> Reference:
         if detector.name != "inception":
             raise UserError(f"{path} is a reference of guided-diffusion, which is for detector 'inception' only")
         meta = {"hash": file_hash(path)[:12], "count": None, "source": path.name, "upsampled": None, "size": None,
-                "detector": {"name": detector.name, "hash": detector.hash}}  # fmt: skip
+                "detector": own}  # fmt: skip
         if holds_images:
-            images = open_images(path)
+            images, seen, done = open_images(path), [], 0
             meta["size"] = size_name(*images.size_hw)
-            seen = [
-                _features_of(part, detector) for unit in images.batches() for part in np.array_split(unit, -(-len(unit) // batch))
-            ]
+            for part in (part for unit in images.batches() for part in np.array_split(unit, -(-len(unit) // batch))):
+                seen.append(_features_of(part, detector))
+                done += len(part)
+                report(done, images.count)
             arrays["nearest"] = torch.cat([features for features, _ in seen])
             arrays["spectrum"] = torch.cat([spectra for _, spectra in seen]).double().mean(dim=0)
-    elif meta["detector"] != {"name": detector.name, "hash": detector.hash}:
-        theirs = meta["detector"]
-        raise UserError(
-            f"{path} was made with detector {theirs['name']} {theirs['hash']}, not {detector.name} {detector.hash}: "
-            "features of two detectors cannot be compared"
-        )
+    try:
+        if "nearest" in arrays and arrays["nearest"].shape[1:] != (width,):
+            raise UserError(f"its features for precision have the shape {list(arrays['nearest'].shape)}, not [images, {width}]")
+        for name in arrays.keys() & {"nearest", "spectrum"}:
+            if not torch.isfinite(arrays[name]).all():
+                raise UserError(f"{name} must be finite")
+        features = Moments(arrays["mu"], arrays["sigma"], meta["count"])
+        spatial = Moments(arrays["mu_s"], arrays["sigma_s"], meta["count"]) if {"mu_s", "sigma_s"} <= arrays.keys() else None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     return Reference(
-        features=Moments(arrays["mu"], arrays["sigma"], meta["count"]),
-        spatial=Moments(arrays["mu_s"], arrays["sigma_s"], meta["count"]) if {"mu_s", "sigma_s"} <= arrays.keys() else None,
+        features=features,
+        spatial=spatial,
         nearest=arrays.get("nearest"),
         spectrum=arrays.get("spectrum"),
         meta=meta,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import math
+import os
 import tokenize
 import zipfile
 import zlib
@@ -19,7 +20,7 @@ from PIL import Image
 from benchmark.data.images import DAMAGE
 from benchmark.data.sources import ENDINGS
 from benchmark.data.tars import members, write_contents
-from benchmark.files import UserError, atomic, below, digest, read_fields, shown, walk
+from benchmark.files import UserError, atomic, below, digest, listed, read_fields, shown, walk
 from benchmark.protocol import size_name
 
 UNIT_BYTES, UNIT_IMAGES = 1 << 27, 500  # limits of a run of images that is read as one: 128 MiB of pixels, 500 images
@@ -71,7 +72,7 @@ class Images:
 def open_images(path: Path | str) -> Images:
     """Opens a folder of chunks (or a cell's folder), an .npz with `arr_0`, or a folder of pictures."""
     path = Path(path)
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         return _open_npz(path)
     if not path.is_dir():
         what = "is neither a folder nor an .npz" if path.exists() else "does not exist"
@@ -182,7 +183,7 @@ def _open_chunks(folder: Path) -> Images:
         _check_size(size, picture, file)
         units.append(Unit(start, count, _stamp(file), functools.partial(read_chunk, file)))
         start += count
-    return Images(folder.parent.name if folder.name == "chunks" else folder.name, size, units, file_list_hash(folder, files))
+    return Images(place_name(folder.parent if folder.name == "chunks" else folder), size, units, file_list_hash(folder, files))
 
 
 def _check_size(first: Sequence[int], size: Sequence[int], where: Path) -> None:
@@ -268,7 +269,7 @@ def _open_pictures(folder: Path) -> Images:
     for start, count in _runs(len(files), unit_length(*size)):
         part = files[start : start + count]
         units.append(Unit(start, count, digest([_stamp(file) for file in part]), lambda part=part: read(part)))
-    return Images(folder.name, size, units, file_list_hash(folder, files))
+    return Images(place_name(folder), size, units, file_list_hash(folder, files))
 
 
 def _picture(file: Path) -> np.ndarray:
@@ -295,10 +296,17 @@ def image_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
     found = sorted(Path(place, name) for place, names in walk(folder) for name in names if name.lower().endswith(ENDINGS))
+    if lost := [file for file in found if not file.exists()]:
+        raise UserError(f"{listed(lost)}: a link to nothing")
     found = [file for file in found if file.is_file()]
     if not found:
         raise UserError(f"{folder} holds no images (looked for {', '.join(ENDINGS)})")
     return found
+
+
+def place_name(path: Path) -> str:
+    """The name of a folder, also of one that is given as "." or with a slash at its end."""
+    return os.path.basename(os.path.abspath(path)) or "images"
 
 
 def file_list_hash(folder: Path, files: list[Path]) -> str:

@@ -22,7 +22,7 @@ class Spectrum(NamedTuple):
     title: str
     trained: list[float]
     tested: list[float]
-    temperature: float
+    attention_factor: float
 
 
 def spectra() -> list[Spectrum]:
@@ -41,7 +41,7 @@ def spectra() -> list[Spectrum]:
             rotations = [
                 (tested * method.theta(TRAINED, tested, time) / (2 * math.pi)).tolist() for tested in (TRAINED, STRETCH * TRAINED)
             ]
-            found.append(Spectrum(title, *rotations, method.temperature(STRETCH)))
+            found.append(Spectrum(title, *rotations, method.attention_factor(STRETCH)))
     return sorted(found, key=lambda one: (one.title != base.title, one.title.lower()))
 
 
@@ -70,10 +70,9 @@ def draw(path: Path = FILE) -> Path:
             axes.minorticks_off()
             axes.grid(True)
             axes.set_title(panel.title)
-            if panel.temperature != 1:
-                axes.text(
-                    0.97, 0.9, f"cos, sin × {panel.temperature:.3f}", transform=axes.transAxes, ha="right", va="top", fontsize=7
-                )
+            if panel.attention_factor != 1:
+                words = f"cos, sin × {panel.attention_factor:.3f}"
+                axes.text(0.97, 0.9, words, transform=axes.transAxes, ha="right", va="top", fontsize=7)
         for axes in grid.flat[len(panels) :]:
             axes.set_visible(False)
         for axes in grid[:, 0]:

@@ -24,7 +24,7 @@ class Encoding:
     Attributes:
         add: [T, D] or [B, T, D], added to the tokens once.
         rotary: (cos, sin), each [T, K/2], [1, H, T, K/2] or [B, 1, T, K/2]; entry k turns channels (2k, 2k + 1) of q and k. A
-            table holds each angle once, although it serves two channels: the copies would only be multiplied in vain. One
+            table holds each angle once, although it serves two channels: copies would only cost multiplications. One
             pair for all blocks, or a list with a pair for each block.
         mask: one entry a block: None, "causal" (raster order, in the fused kernel), or boolean [T, T] or [H, T, T], true
             where a query (row) may look at a key (column).

@@ -1,7 +1,7 @@
 """Memory and disk that a stage needs, checked before anything is allocated; a one-line error if they are insufficient.
 
-The figures are rough and low: who is refused would have failed for sure. What does not fit all the same is caught at the
-stage's edge (run/local.py).
+Estimates are deliberately low: a stage that is refused would certainly have failed. What does not fit all the same is caught
+at the stage's edge (run/local.py).
 """
 
 from __future__ import annotations

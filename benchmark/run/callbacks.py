@@ -123,7 +123,7 @@ class Atomic(TorchCheckpointIO):
 class Keeper(Callback):
     """Saves a training now and then, and before Ctrl-C and the like end it: between two steps, on every rank at the same one.
 
-    The last KEPT checkpoints stay, for a kill may tear the newest. Ranks agree on saving and ending every few steps alone, as
+    The last KEPT checkpoints stay, for a kill may tear the newest. Ranks agree on saving and ending only every few steps, as
     each of them waits for its device to do so: Lightning's timed checkpoints and its own look at SIGTERM would wait at every step
     (its issue 21487), and are not used.
 

@@ -80,7 +80,7 @@ def faulty(protocol: Protocol, methods: Sequence[str], seed: int) -> dict[str, s
 
 
 def run_all(stages: Iterable[Stage]) -> list[tuple[Stage, str]]:
-    """Runs stages in their order; who needs one that failed is passed over.
+    """Runs stages in their order; those that depend on one that failed are skipped.
 
     An exception that no one expected ends its own stage only, after its traceback: a method's fault costs the others nothing.
     """

@@ -13,11 +13,14 @@ from rich.table import Table
 
 from benchmark import progress, registry
 from benchmark.data.card import autoencoder_of, load_card
+from benchmark.data.index import Index
 from benchmark.evaluate import denoising
 from benchmark.evaluate.denoising import HeldOut
 from benchmark.evaluate.reference import Scenes, Shards
 from benchmark.evaluate.score import options_of
+from benchmark.files import UserError, shown
 from benchmark.identity import Cell
+from benchmark.plan.dataset import DataSet
 from benchmark.plan.place import Run, device
 from benchmark.protocol import Protocol
 from benchmark.results.compare import Comparison, compare
@@ -35,8 +38,21 @@ def heldout_images(protocol: Protocol, test: str, run: Run, device: torch.device
     card = load_card(protocol.data.card)
     scenes = card.kind == "shapes" and not folder
     source = Scenes(denoising.SPLIT) if scenes else Shards(folder or pictures(protocol, run))
+    if folder:
+        check_classes(source.index, protocol, run)
     autoencoder = autoencoder_of(card) if protocol.data.representation == "latents" else ""
     return denoising.heldout(source, test, count, autoencoder, device, trained_on=not scenes and not folder)
+
+
+def check_classes(index: Index, protocol: Protocol, run: Run) -> None:
+    """Raises UserError where the classes of held-out shards are not those that the core was trained on: labels are numbers."""
+    if index.classes != protocol.core.classes:
+        raise UserError(f"{index.folder} has {index.classes} classes, the core of {protocol.name} {protocol.core.classes}")
+    own = DataSet(protocol, run).images
+    names, trained = index.manifest["class_names"], Index(own).manifest["class_names"] if own else None
+    if names and trained and names != trained:
+        number = next(i for i, pair in enumerate(zip(names, trained, strict=True)) if pair[0] != pair[1])
+        raise UserError(f"{index.folder}: class {number} is {shown(names[number])}, in training it was {shown(trained[number])}")
 
 
 def cell_loss(cell: Cell, run: Run, images: HeldOut) -> dict[str, Any]:

@@ -319,7 +319,7 @@ def loggers(folder: Path, key: str) -> list[Logger]:
 
 
 def finish(used: Sequence[Logger]) -> None:
-    """Ends the runs of Weights & Biases: left open, one would take in the logs of the next training of this process."""
+    """Ends the runs of Weights & Biases: left open, one would receive the logs of the next training of this process."""
     for logger in used:
         if isinstance(logger, WandbLogger):
             logger.experiment.finish()

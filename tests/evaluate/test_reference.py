@@ -274,6 +274,31 @@ def test_reference_of_another_detector(tmp_path, detector):
         load(tmp_path / "adm.npz", detector)
 
 
+def test_edited_references(tmp_path, detector):
+    """Foreign arrays are passed over; what is read has to fit, and the message names the file."""
+    made = make(Scenes(), (16, 16), detector, 8, 4, None)
+    save(made, tmp_path / "ours.npz")
+    with np.load(tmp_path / "ours.npz") as file:
+        arrays = dict(file)
+    np.savez(tmp_path / "more.npz", **arrays | {"note": np.array("by me"), "mu": arrays["mu"].astype(">f8")})
+    assert torch.equal(load(tmp_path / "more.npz", detector).features.mu, made.features.mu)
+    wrong = {"nearest": arrays["nearest"][:, 1:], "spectrum": arrays["spectrum"] * np.nan, "mu": arrays["mu"] * np.nan}
+    for (name, value), told in zip(
+        wrong.items(), ("have the shape", "finite", "mean and covariance must be finite"), strict=True
+    ):
+        np.savez(tmp_path / "edited.npz", **arrays | {name: value})
+        with pytest.raises(UserError, match=rf"edited\.npz: .*{told}"):
+            load(tmp_path / "edited.npz", detector)
+
+
+def test_a_damaged_reference_in_the_cache_is_to_be_removed(tmp_path, detector):
+    make(Scenes(), (16, 24), detector, 12, 5, tmp_path)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UserError, match="remove it and run the command again"):
+        make(Scenes(), (16, 24), detector, 12, 5, tmp_path)
+
+
 def test_damaged_references(tmp_path, detector):
     with pytest.raises(UserError, match="does not exist"):
         load(tmp_path / "none.npz", detector)

@@ -383,6 +383,22 @@ def test_anybodys_files(tmp_path, monkeypatch):
             assert result["scores"][name]["value"] == pytest.approx(expected["value"], rel=1e-6, abs=1e-9)
 
 
+def test_files_however_they_are_named(tmp_path, monkeypatch):
+    """A folder given as ".", an ending in capitals; and an interval stays within what a score can be."""
+    monkeypatch.setattr(detectors, "load", lambda name, weights, device: Grid())
+    pngs(tmp_path / "truth", shapes.render_batch("reference", range(50), SIZE))
+    with open(tmp_path / "SAMPLES.NPZ", "wb") as file:
+        np.savez(file, scenes(40))
+    monkeypatch.chdir(tmp_path / "truth")
+    found = score_files("../SAMPLES.NPZ", ".", "grid", options=Options(resamples=20))
+    assert found["reference"] == found["reference"] | {"source": "truth", "upsampled": 0}
+    for name in ("fid", "sfid", "precision", "spectrum"):
+        assert 0 <= found["scores"][name]["low"] <= found["scores"][name]["high"], name
+    (tmp_path / "truth" / "zz.png").symlink_to("nowhere.png")
+    with pytest.raises(UserError, match=r"zz\.png: a link to nothing"):
+        score_files("../SAMPLES.NPZ", ".", "grid")
+
+
 def test_kept_features_serve_the_next_run(tmp_path, monkeypatch):
     detector = Grid()
     monkeypatch.setattr(detectors, "load", lambda name, weights, device: detector)

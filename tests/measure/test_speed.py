@@ -61,7 +61,7 @@ def test_spectra():
     assert panels["NTK"].tested[0] == pytest.approx(2 * panels["NTK"].trained[0])
     assert panels["NTK"].tested[-1] == pytest.approx(panels["NTK"].trained[-1])
     assert all(panel.trained == panels[base].trained for panel in panels.values()), "one checkpoint"
-    assert panels["YaRN"].temperature == pytest.approx(1.0693, abs=1e-4)
+    assert panels["YaRN"].attention_factor == pytest.approx(1.0693, abs=1e-4)
     committed = spectrum.FILE.read_text(encoding="utf-8")
     assert not [title for title in panels if f">{title}</text>" not in committed], "`make spectrum` draws it anew"
 

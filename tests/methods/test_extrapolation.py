@@ -20,7 +20,7 @@ def test_axes_are_decoupled():
     """Only the stretched axis changes; a temperature follows the larger stretch."""
     for name in ("interpolation", "ntk", "yarn"):
         method, plain = latent(name), latent("extrapolation")
-        scale = method.temperature(2.0)
+        scale = method.attention_factor(2.0)
         for grid_hw, same in (((32, 16), slice(16, 32)), ((16, 32), slice(0, 16)), ((8, 32), slice(0, 16))):
             ours, theirs = method.encode(grid_hw).rotary[0], plain.encode(grid_hw).rotary[0]
             torch.testing.assert_close(ours[:, same], scale * theirs[:, same])

@@ -16,14 +16,14 @@ def test_yarn_equals_transformers(head, base, trained, tested):
     method = latent("yarn", head, base)
     theirs, factor = transformers_frequencies("yarn", head // 2, base, trained, tested)
     torch.testing.assert_close(method.theta(trained, tested, None).float(), theirs, rtol=1e-5, atol=0)
-    assert method.temperature(tested / trained) == pytest.approx(factor, rel=1e-9)
+    assert method.attention_factor(tested / trained) == pytest.approx(factor, rel=1e-9)
 
 
 def test_yarn_by_hand():
     method, plain = latent("yarn"), latent("extrapolation").plain()
     kept = (method.theta(16, 32, None) / plain - 0.5) / 0.5
     assert kept.tolist() == pytest.approx([1, 0.5] + [0] * 14, abs=1e-9)
-    assert method.temperature(2) ** 2 == pytest.approx(1.143, abs=5e-4)
+    assert method.attention_factor(2) ** 2 == pytest.approx(1.143, abs=5e-4)
     tables = method.encode((16, 32)).rotary
     torch.testing.assert_close(tables[0].square() + tables[1].square(), torch.full_like(tables[0], 1.069315**2))
 

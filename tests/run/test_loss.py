@@ -7,8 +7,11 @@ import io
 
 import pytest
 import rich.console
+from PIL import Image
 
 from benchmark import protocol
+from benchmark.data.card import Card
+from benchmark.data.writer import prepare
 from benchmark.evaluate import denoising
 from benchmark.files import UserError, read_json
 from benchmark.identity import Cell
@@ -59,6 +62,19 @@ def test_held_out_images_are_none_of_the_references(tmp_path, monkeypatch):
     score.reference(RULES, "16x16", Context(RULES, run), detector=object())
     loss.heldout_images(RULES, "16x16", run, "cpu")
     assert seen == ["reference", "heldout"]
+
+
+@pytest.mark.parametrize(
+    ("classes", "told"), [(3, "has 3 classes, the core of smoke 8"), (8, "class 0 is 'a0', in training it was")]
+)
+def test_held_out_shards_of_other_classes_are_refused(classes, told, run, tmp_path):
+    """Labels are numbers, which the core would take for its own classes."""
+    for number in range(classes):
+        (tmp_path / "in" / f"a{number}").mkdir(parents=True)
+        Image.new("RGB", (40, 40), (number, 0, 0)).save(tmp_path / "in" / f"a{number}" / "x.png")
+    shards = prepare(Card("other", "folder"), tmp_path / "in", tmp_path / "out").folder
+    with pytest.raises(UserError, match=told):
+        loss.compared(OWN[:1], run, folder=shards)
 
 
 def test_a_method_with_its_own_checkpoint_stands_alone_unless_asked(run):
