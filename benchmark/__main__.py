@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import multiprocessing
 import os
@@ -18,11 +19,9 @@ import typer
 
 from benchmark.cli import stages, tools
 from benchmark.cli.usage import Verbs
-from benchmark.files import ENDINGS, PARENT, ROOT, Stopped, UserError, heard, is_full, is_memory, shown
+from benchmark.files import ENDINGS, PARENT, ROOT, UNWRITABLE, Stopped, UserError, heard, is_full, is_memory, shown
 
-# Errors for a path that cannot be written: OUT is a file, or belongs to another user.
-DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG,
-          errno.ELOOP, errno.ENOENT, errno.EINVAL)  # fmt: skip
+DENIED = (*UNWRITABLE, errno.ENOENT, errno.EINVAL)  # in one line, without a traceback
 
 app = typer.Typer(
     name="python -m benchmark",
@@ -127,8 +126,9 @@ def leave(code: int) -> NoReturn:
     """
     distributed = sys.modules.get("torch.distributed")
     if code and distributed is not None and distributed.is_available() and distributed.is_initialized():
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(code)  # files are complete or absent
     sys.exit(code)
 
@@ -139,6 +139,8 @@ def run() -> NoReturn:
     os.environ.pop("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", None)
     try:
         code = main()
+    except SystemExit as ended:  # of typer's
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except Exception:
         traceback.print_exc()
         code = 1

@@ -187,6 +187,10 @@ def _leave_locks() -> None:
 os.register_at_fork(after_in_child=_leave_locks)
 
 
+# Errors for a path that cannot be written, whatever it is: OUT is a file, or belongs to another user.
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+
+
 def is_full(error: BaseException) -> bool:
     """Whether a write failed because the disk is full, or a quota on it used up. Libraries in Rust say so in words only."""
     codes = (errno.ENOSPC, errno.EDQUOT)

@@ -100,7 +100,8 @@ _WORDS: dict[str, str] = {}
 
 def matching(pattern: str, words: str, longest: int = 300) -> StringConstraints:
     """Strings that match a pattern in full, and their name in error messages."""
-    assert _WORDS.setdefault(f"^(?:{pattern})$", words) == words, "one pattern, one name"
+    known = _WORDS.setdefault(f"^(?:{pattern})$", words)
+    assert known == words, "one pattern, one name"
     return StringConstraints(pattern=f"^(?:{pattern})$", max_length=longest)
 
 

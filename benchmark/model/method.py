@@ -107,7 +107,8 @@ class Method(LightningModule):
                 raise unknown(f"option of {cls.title or cls.__name__}", name, fields)
             default = fields[name].default
             # OmegaConf would convert: the text "8" to a number, and 1 to true.
-            if any(isinstance(value, kind) != isinstance(default, kind) for kind in (str, bool)) and isinstance(default, PLAIN):
+            plain = isinstance(default, PLAIN) and fields[name].type in (*PLAIN, *KINDS)
+            if plain and any(isinstance(value, kind) != isinstance(default, kind) for kind in (str, bool)):
                 raise cls._wrong(name, value)
         try:
             return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls.Options), dict(options)))
@@ -121,7 +122,9 @@ class Method(LightningModule):
     def _wrong(cls, name: str, value: Any) -> UserError:
         """The error for an option's value that is not of its type."""
         kind = next(field.type for field in dataclasses.fields(cls.Options) if field.name == name)
-        wanted = kind if isinstance(kind, str) else kind.__name__  # a text where the file postpones annotations
+        wanted = (
+            kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))
+        )  # a text where the file postpones annotations
         where = f"options.{cls.__module__.rpartition('.')[2]}.{name}"
         return UserError(f"{where} must be {KINDS.get(wanted, wanted)}, not {shown(value)}")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import gc
 import os
 import signal
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmark import lazy, progress
-from benchmark.files import ENDINGS, PARENT, Stopped, UserError, heard, is_full, is_memory, listed
+from benchmark.files import ENDINGS, PARENT, UNWRITABLE, Stopped, UserError, heard, is_full, is_memory, listed
 from benchmark.plan.place import Run, check_ranks, check_single, fix_workspace, gpus, processors, torch
 from benchmark.plan.stages import Sample, Stage, Train, graph
 from benchmark.protocol import Protocol
@@ -96,7 +95,7 @@ def run_all(stages: Iterable[Stage]) -> list[tuple[Stage, str]]:
         except Stopped:
             raise
         except Exception as error:
-            if is_full(error) or getattr(error, "errno", None) in (errno.EACCES, errno.EROFS):
+            if is_full(error) or getattr(error, "errno", None) in UNWRITABLE:
                 raise  # whatever comes next would fail as well
             reason = told(error)
             if not isinstance(error, UserError):  # a fault in the code, most often a new method's
@@ -122,14 +121,15 @@ def run_one(stage: Stage) -> None:
         return
     try:
         stage.run()
-        if stage.context.run.several and gpus():
-            release()
     except (MemoryError, RuntimeError) as error:
         if not is_memory(error):
             raise
         advice = "use more devices, which share the batch" if stage.kind == "train" else "sample.batch is part of the protocol"
         reason = (str(error).splitlines() or ["out of memory"])[0]
         raise UserError(f"{stage}: out of memory ({reason}); {advice}") from None
+    finally:
+        if stage.context.run.several and gpus():
+            release()
 
 
 def release() -> None:

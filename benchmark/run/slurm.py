@@ -95,6 +95,8 @@ class Commands:
     commands are queued again.
     """
 
+    notice = NOTICE  # of jobs that were queued before it was kept
+
     def __init__(self, commands: Sequence[Sequence[str]], notice: float = NOTICE) -> None:
         self.commands = [list(command) for command in commands]
         self.notice = notice
@@ -242,17 +244,17 @@ class Queue:
             if not isinstance(given, list):
                 raise UserError(f"resources for {kind} jobs: slurm_srun_args is a list, such as [--mpi=pmix]")
             # Those that are done early wait for none, and the first goes on to score: some clusters would end it a while later.
-            given = [*given, "--kill-on-bad-exit=1", "--wait=0"]
-            if "cpus_per_task" in chosen:  # which srun does not take over from its job in every version
-                given.append(f"--cpus-per-task={chosen['cpus_per_task']}")
-            chosen["slurm_srun_args"] = given
+            ours = ["--kill-on-bad-exit=1", "--wait=0"]
+            if cpus := chosen.get("slurm_cpus_per_task") or chosen.get("cpus_per_task"):
+                ours.append(f"--cpus-per-task={cpus}")  # which srun does not take over from its job in every version
+            chosen["slurm_srun_args"] = [*ours, *given]
         executor = self.executor()
         try:
             executor.update_parameters(**chosen)
-        except (NameError, AssertionError, ValueError) as error:
+            notice = float(chosen.get("slurm_signal_delay_s") or NOTICE)
+        except (NameError, AssertionError, ValueError, TypeError) as error:
             raise UserError(f"resources for {kind} jobs: {' '.join(str(error).split())}") from None
         with unheard() if self.cluster == "local" else contextlib.nullcontext():
-            notice = float(chosen.get("slurm_signal_delay_s", NOTICE))
             return executor.submit_array([Commands(command_lines(task), notice) for task in group])
 
     def placement(self, task: Task) -> dict[str, int]:

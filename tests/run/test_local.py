@@ -34,7 +34,7 @@ def failing(monkeypatch, error: Exception) -> list[Stage]:
         (UserError("the loss is nan"), "the loss is nan", False),
         (TypeError("encode() takes\n2 arguments"), "TypeError: encode() takes 2 arguments", True),
         (RuntimeError("CUDA error: an illegal memory access"), "RuntimeError: CUDA error: an illegal memory access", True),
-        (FileNotFoundError("a table of frequencies"), "FileNotFoundError: a table of frequencies", True),
+        (FileNotFoundError(2, "No such table"), "FileNotFoundError: [Errno 2] No such table", True),
     ],
 )
 def test_a_method_that_fails_leaves_the_others_alone(error, reason, traced, monkeypatch, tmp_path, capsys):
@@ -69,7 +69,13 @@ def test_the_images_that_methods_share_are_made_by_the_next_if_the_first_fails(m
 
 
 @pytest.mark.parametrize(
-    "error", [Stopped("stopped"), OSError(28, "No space left on device"), PermissionError(13, "Permission denied")]
+    "error",
+    [
+        Stopped("stopped"),
+        OSError(28, "No space left on device"),
+        PermissionError(13, "Permission denied"),
+        NotADirectoryError(20, "no"),
+    ],
 )
 def test_a_stop_and_a_full_disk_end_everything(error, monkeypatch, tmp_path):
     stages = stages_of(tmp_path)
