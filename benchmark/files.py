@@ -48,6 +48,17 @@ def heard() -> list[signal.Signals]:
     return [number for number in ENDINGS if signal.getsignal(number) != signal.SIG_IGN]
 
 
+@contextlib.contextmanager
+def handled(handler: Any, numbers: Iterable[int]) -> Iterator[None]:
+    """Lets `handler` have these signals while the block runs."""
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, was in before.items():
+            signal.signal(number, was or signal.SIG_DFL)
+
+
 def exit_code(work: Callable[[], object]) -> int:
     """Runs a script's work: 0, or 2 after one line about what a person can put right."""
     try:

@@ -95,12 +95,12 @@ class Live(Stage):
 
         wide = get_console().width >= WIDE
         self.bars = Progress(
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", style="bold", markup=False),
             *([BarColumn(bar_width=None)] if wide else []),
             TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}s"),
-            TextColumn("[cyan]{task.fields[speed]}"),
-            TextColumn("[magenta]{task.fields[figures]}"),
-            TextColumn("[green]{task.fields[left]}"),
+            TextColumn("{task.fields[speed]}", style="cyan", markup=False),
+            TextColumn("{task.fields[figures]}", style="magenta", markup=False),
+            TextColumn("{task.fields[left]}", style="green", markup=False),
             expand=wide,
         )
         self.task = self.bars.add_task(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
+import rich
+from rich.console import Console
 
 from benchmark import progress
 
@@ -38,3 +42,15 @@ def test_a_second_pass_has_its_own_speed(monkeypatch):
     now = 52.0
     stage.report(20, 200)
     assert (stage.speed, stage.left) == (10, 18)
+
+
+def test_a_title_is_no_markup(monkeypatch):
+    """It may hold the name of a folder."""
+    shown = io.StringIO()
+    monkeypatch.setattr(rich, "_console", Console(file=shown, force_terminal=True, width=120))
+    live = progress.Live("reference real[/x]", 2, "image")
+    live.open()
+    live.advance(figures="[/y]")
+    live.bars.stop()
+    assert "reference real[/x]" in shown.getvalue()
+    assert "[/y]" in shown.getvalue()

@@ -141,7 +141,6 @@ const arrive = () => {
   if (part) {
     if (at === "findings" || !part.querySelector("h2")) part.querySelector("details")?.setAttribute("open", "");
     const tools = current().querySelector(".tools"), bar = document.querySelector("header").offsetHeight;
-    part.style.scrollMarginTop = 0;
     root.style.scrollPaddingTop = bar + 8 + (tools && getComputedStyle(tools).position === "sticky" ? tools.offsetHeight : 0) + "px";
     part.scrollIntoView();
   } else if (!at && location.hash !== "#main") scrollTo(0, 0);

@@ -95,5 +95,5 @@ def chosen_cells(found: protocol.Protocol, method: str, seed: int, train: str, t
 
 
 def console(width: int = NARROW) -> Console:
-    """The terminal; `width` columns where there is none."""
-    return Console(width=None if sys.stdout.isatty() else width)
+    """The terminal; `width` columns where there is none. Names of files and errors are no markup, whatever they hold."""
+    return Console(width=None if sys.stdout.isatty() else width, markup=False)

@@ -97,7 +97,7 @@ def sweep(
         run_all(protocol, names, seed, run)
         return
     done = slurm.start(protocol, names, seed, run, cluster, resources or None, wait)
-    slurm.print_summary(done)
+    slurm.print_summary(done, console(200))
     lost = [f"{item.task.name}: {item.reason}" for item in done if item.state in ("failed", "skipped")]
     if lost:
         raise UserError(f"{len(lost)} of {len(done)} jobs failed or were skipped: " + "; ".join(lost[:5]))

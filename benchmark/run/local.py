@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmark import lazy, progress
-from benchmark.files import ENDINGS, PARENT, UNWRITABLE, Stopped, UserError, heard, is_full, is_memory, listed
+from benchmark.files import ENDINGS, PARENT, UNWRITABLE, Stopped, UserError, handled, heard, is_full, is_memory, listed
 from benchmark.plan.place import Run, check_ranks, check_single, fix_workspace, gpus, processors, torch
 from benchmark.plan.stages import Sample, Stage, Train, graph
 from benchmark.protocol import Protocol
@@ -224,16 +224,12 @@ def follow(command: list[str]) -> int:
             asked.append(number)
             os.killpg(child.pid, signal.SIGTERM if number == signal.SIGHUP else number)
 
-    before = {number: signal.signal(number, hand_on) for number in heard()}
-    try:
+    with handled(hand_on, heard()):
         child = subprocess.Popen(command, process_group=0, env=os.environ | {PARENT: str(os.getpid())})
         for number in early:
             hand_on(number, None)
         code = child.wait()
-        return 128 + asked[0] if asked and code == -signal.SIGKILL else code  # Lightning kills ranks that end late
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return 128 + asked[0] if asked and code == -signal.SIGKILL else code  # Lightning kills ranks that end late
 
 
 def raise_for(failures: Sequence[tuple[Stage, str]]) -> None:

@@ -279,7 +279,7 @@ def reproduce(protocol: Protocol, method: str, seed: int | None, run: Run) -> li
     there = all(stage.is_complete() for stage in graph(protocol, [method], seed, run) if stage.kind in ("train", "sample"))
     values, failures = run_row(protocol, method, seed, run)
     lines = compare_row(protocol, values, cells_of(protocol, [method], seed), committed, published.load())
-    console = Console(width=None if sys.stdout.isatty() else 180)
+    console = Console(width=None if sys.stdout.isatty() else 180, markup=False)
     console.print(show(lines, protocol, method, seed))
     for text in summary(lines):
         console.print(text, highlight=False)

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,7 +24,7 @@ from rich.table import Table
 from submitit.helpers import DelayedSubmission
 
 from benchmark import lazy, progress
-from benchmark.files import UserError, unknown
+from benchmark.files import UserError, handled, unknown
 from benchmark.inputs import Loader
 from benchmark.plan import place
 from benchmark.plan.place import Run, gpus
@@ -183,6 +183,9 @@ def resources(file: Path | str | None) -> dict[str, dict[str, Any]]:
     return {kind: {**DEFAULTS, **content.get("all", {}), **content.get(kind, {})} for kind in KINDS}
 
 
+UNFINISHED = ("waiting", "submitted")  # states of a task that has not ended
+
+
 @dataclass
 class Submitted:
     """A task on its way: its job, once it has one, and how it ended."""
@@ -212,13 +215,8 @@ class Queue:
     nodes: int = 1
     gpus: bool = False
 
-    def __post_init__(self) -> None:
-        self.executor()  # a cluster that is not there is said before any work
-
     def executor(self) -> submitit.AutoExecutor:
         """A new one: what has been set in an executor stays, and one kind's parameters would hold for the next."""
-        if self.cluster not in CLUSTERS:
-            raise unknown("cluster", self.cluster, CLUSTERS)
         try:
             return submitit.AutoExecutor(
                 folder=self.folder, cluster=self.cluster, local_max_num_timeout=REQUEUES, slurm_max_num_timeout=REQUEUES
@@ -226,14 +224,17 @@ class Queue:
         except RuntimeError as error:
             raise UserError(f"cannot submit to {self.cluster}: {error}") from None
 
-    def submit(self, group: Sequence[Task], after: str = "") -> list[Any]:
-        """Submits tasks of one kind, all spread or none, together: as an array where there are several.
+    def configured(self, task: Task, after: str = "") -> tuple[submitit.AutoExecutor, float]:
+        """An executor for tasks such as this one, and the seconds before a job's end at which it has that announced.
 
         Args:
             after: SLURM's dependency, such as "afterok:17:18_0,afterany:19".
+
+        Raises:
+            UserError: the resources of its kind are not submitit's parameters.
         """
-        kind = group[0].kind
-        chosen = {"name": f"posbench-{kind}", **self.placement(group[0]), **self.parameters[kind]}
+        kind = task.kind
+        chosen = {"name": f"posbench-{kind}", **self.placement(task), **self.parameters[kind]}
         if self.cluster == "slurm":
             extra = {**chosen.get("slurm_additional_parameters", {})}
             if after:
@@ -251,10 +252,16 @@ class Queue:
         executor = self.executor()
         try:
             executor.update_parameters(**chosen)
-            notice = float(chosen.get("slurm_signal_delay_s") or NOTICE)
+            return executor, float(chosen.get("slurm_signal_delay_s") or NOTICE)
         except (NameError, AssertionError, ValueError, TypeError) as error:
             raise UserError(f"resources for {kind} jobs: {' '.join(str(error).split())}") from None
-        with unheard() if self.cluster == "local" else contextlib.nullcontext():
+
+    def submit(self, group: Sequence[Task], after: str = "") -> list[Any]:
+        """Submits tasks of one kind, all spread or none, together: as an array where there are several. `after`: see above."""
+        executor, notice = self.configured(group[0], after)
+        # What starts here ignores a terminal's signals, which go to all of its processes: `cancel` ends it instead.
+        terminal = handled(signal.SIG_IGN, (signal.SIGINT, signal.SIGHUP))
+        with terminal if self.cluster == "local" else contextlib.nullcontext():
             return executor.submit_array([Commands(command_lines(task), notice) for task in group])
 
     def placement(self, task: Task) -> dict[str, int]:
@@ -295,13 +302,15 @@ def start(
     count = run.count if cluster == "local" else 1 if run.devices == "auto" else int(run.devices)
     queue = Queue(cluster, folder, resources(file), count, run.nodes, cluster == "slurm" or bool(gpus()))
     todo = [Submitted(task) for task in tasks(protocol, methods, seed, run)]
+    for group in groups(todo):
+        queue.configured(group[0].task)  # resources that are wrong are said before any work
     progress.say(f"{len(todo)} jobs, with output in {folder}")
     if cluster == "local":
-        follow(todo, queue, every=0.2)
+        wait_for(todo, queue, every=0.2)
         return todo
     submit_all(todo, queue)
     if wait:
-        follow(todo, queue, every=30)
+        wait_for(todo, queue, every=30)
     return todo
 
 
@@ -332,20 +341,6 @@ def submit_all(todo: Sequence[Submitted], queue: Queue) -> None:
             jobs[item.task.name] = job.job_id
 
 
-def follow(todo: Sequence[Submitted], queue: Queue, every: float, pause: Callable[[float], None] = time.sleep) -> None:
-    """Waits until every task has ended, one way or another; on this machine it also starts each when its turn comes.
-
-    A task whose needs failed is skipped; the others go on. Whatever ends this function early ends this machine's job with it;
-    SLURM's jobs go on.
-    """
-    try:
-        _follow(todo, queue, every, pause)
-    except BaseException:
-        if queue.cluster == "local":
-            cancel([item.job for item in todo if item.job is not None])
-        raise
-
-
 def cancel(jobs: Sequence[Any]) -> None:
     """Ends jobs of this machine, whose commands are asked to save, and waits for that.
 
@@ -358,40 +353,42 @@ def cancel(jobs: Sequence[Any]) -> None:
         time.sleep(0.5)
 
 
-@contextlib.contextmanager
-def unheard() -> Iterator[None]:
-    """What starts in the block ignores a terminal's signals, which go to all of its processes: `cancel` ends it instead."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
+def wait_for(todo: Sequence[Submitted], queue: Queue, every: float) -> None:
+    """Waits until every task has ended, one way or another; on this machine it also starts each when its turn comes.
 
-
-def _follow(todo: Sequence[Submitted], queue: Queue, every: float, pause: Callable[[float], None]) -> None:
+    A task whose needs failed is skipped; the others go on. Whatever ends this function early ends this machine's job with it;
+    SLURM's jobs go on.
+    """
     states = {item.task.name: item for item in todo}
-    open_ = ("waiting", "submitted")
-    with progress.stage("sweep", len(todo), "job") as stage:
-        while any(item.state in open_ for item in todo):
-            for item in todo:
-                needs, after = ([states[name] for name in names] for names in (item.task.needs, item.task.after))
-                if item.state == "submitted":
-                    check(item)
-                elif item.state == "waiting":
-                    lost = [need.task.name for need in needs if need.state in ("failed", "skipped")]
-                    if lost:
-                        item.state, item.reason = "skipped", f"needs {lost[0]}"
-                        continue
-                    ready = all(need.state == "done" for need in needs) and not any(other.state in open_ for other in after)
-                    if ready and not any(other.state == "submitted" for other in todo):
-                        (item.job,) = queue.submit([item.task])
-                        item.state = "submitted"
-            ended = [item for item in todo if item.state not in open_]
-            if len(ended) != stage.done:
-                stage.set(len(ended), f"last: {ended[-1].task.name} {ended[-1].state}")
-            if len(ended) < len(todo):
-                pause(every)
+    try:
+        with progress.stage("sweep", len(todo), "job") as stage:
+            while any(item.state in UNFINISHED for item in todo):
+                for item in todo:
+                    if item.state == "submitted":
+                        check(item)
+                    elif item.state == "waiting":
+                        advance(item, states, queue)
+                ended = [item for item in todo if item.state not in UNFINISHED]
+                if len(ended) != stage.done:
+                    stage.set(len(ended), f"last: {ended[-1].task.name} {ended[-1].state}")
+                if len(ended) < len(todo):
+                    time.sleep(every)
+    except BaseException:
+        if queue.cluster == "local":
+            cancel([item.job for item in todo if item.job is not None])
+        raise
+
+
+def advance(item: Submitted, states: dict[str, Submitted], queue: Queue) -> None:
+    """Skips a waiting task whose needs failed, or starts it where its turn has come and no other runs."""
+    needs, after = ([states[name] for name in names] for names in (item.task.needs, item.task.after))
+    if lost := [need.task.name for need in needs if need.state in ("failed", "skipped")]:
+        item.state, item.reason = "skipped", f"needs {lost[0]}"
+        return
+    ready = all(need.state == "done" for need in needs) and not any(other.state in UNFINISHED for other in after)
+    if ready and not any(other.state == "submitted" for other in states.values()):
+        (item.job,) = queue.submit([item.task])
+        item.state = "submitted"
 
 
 def check(item: Submitted) -> None:
@@ -405,7 +402,7 @@ def check(item: Submitted) -> None:
         item.reason = said[-1].removeprefix("error: ") if said else str(problem).strip().splitlines()[-1]
 
 
-def print_summary(todo: Sequence[Submitted]) -> None:
+def print_summary(todo: Sequence[Submitted], console: Console) -> None:
     """Prints every job with its number, state and output."""
     table = Table(title=", ".join(f"{sum(i.state == s for i in todo)} {s}" for s in dict.fromkeys(i.state for i in todo)))
     for column in ("job", "number", "after", "state", "output or reason"):
@@ -414,4 +411,4 @@ def print_summary(todo: Sequence[Submitted]) -> None:
         output = str(item.job.paths.stdout) if item.job is not None else ""
         after = "all others" if item.task.kind == "end" else ", ".join([*item.task.needs, *item.task.after])
         table.add_row(item.task.name, getattr(item.job, "job_id", ""), after, item.state, item.reason or output)
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    console.print(table)

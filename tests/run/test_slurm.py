@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from benchmark import protocol
 from benchmark.files import ROOT, UserError
@@ -182,7 +184,10 @@ def test_slurm_gets_arrays_with_dependencies(fake_slurm, tmp_path):
     last = scripts[jobs["end"]]
     assert last["dependency"].startswith("afterany:")
     assert set(last["dependency"].split(":")[1:]) == set(jobs.values()) - {jobs["end"]}
-    slurm.print_summary(done)
+    done[0].reason = "not in [/data/x]"
+    shown = Console(file=io.StringIO(), width=200, markup=False)
+    slurm.print_summary(done, shown)
+    assert done[0].reason in shown.file.getvalue()
 
 
 def test_a_cell_that_has_its_samples_is_scored_once(fake_slurm, tmp_path, monkeypatch):
@@ -229,6 +234,15 @@ def test_an_unknown_parameter_is_refused_by_name(fake_slurm, tmp_path):
         slurm.start(protocol.load("smoke"), ["nope"], 0, Run(tmp_path, "", "1", 1), "slurm", file)
 
 
+@pytest.mark.parametrize("cluster", slurm.CLUSTERS)
+def test_resources_of_a_later_job_are_refused_before_the_first(cluster, fake_slurm, tmp_path, monkeypatch):
+    monkeypatch.setattr(slurm.Queue, "submit", lambda *_: pytest.fail("a job was submitted"))
+    file = tmp_path / "cluster.yaml"
+    file.write_text("cell: {timeout_min: long}")
+    with pytest.raises(UserError, match=r"resources for cell jobs: .*timeout_min"):
+        slurm.start(protocol.load("smoke"), ["nope"], 0, Run(tmp_path, "", "1", 1), cluster, file)
+
+
 def test_unknown_cluster_lists_the_choices(tmp_path):
     with pytest.raises(UserError, match=r"unknown cluster 'slrm'; did you mean 'slurm'"):
         slurm.start(protocol.load("smoke"), ["nope"], 0, Run(tmp_path, "", "1", 1), "slrm")
@@ -245,7 +259,7 @@ def python(monkeypatch) -> None:
 def followed(tasks: list[Task], folder: Path) -> dict[str, Submitted]:
     queue = slurm.Queue("local", folder / "jobs", slurm.resources(None))
     todo = [Submitted(task) for task in tasks]
-    slurm.follow(todo, queue, every=0.05)
+    slurm.wait_for(todo, queue, every=0.05)
     return {item.task.name: item for item in todo}
 
 
@@ -294,7 +308,7 @@ for number in heard():
     signal.signal(number, stop)
 todo = [slurm.Submitted(slurm.Task("a", "train", ((code, str(folder)),)))]
 try:
-    slurm.follow(todo, slurm.Queue("local", folder / "jobs", slurm.resources(None)), 0.05)
+    slurm.wait_for(todo, slurm.Queue("local", folder / "jobs", slurm.resources(None)), 0.05)
 except Stopped as stopped:
     print("saved" if (folder / "saved").exists() else "not saved", stopped)
 """
