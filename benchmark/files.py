@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -278,24 +279,7 @@ def _is_alive(process: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:  # somebody else's
-        return True
-    return True
-
-
-def is_file(path: Path | str) -> bool:
-    """Whether a regular file lies at a path that may be anything: a name too long, with a NUL, or below a file."""
-    try:
-        return stat.S_ISREG(os.stat(path).st_mode)
-    except (OSError, ValueError):
-        return False
-
-
-def exists(path: Path | str) -> bool:
-    """Whether anything lies at a path, which may be one that cannot be: too long, or with a NUL."""
-    try:
-        os.stat(path)
-    except (OSError, ValueError):
-        return False
+        pass
     return True
 
 
@@ -362,6 +346,18 @@ def file_hash(path: Path | str) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def state_of(path: Path | str) -> tuple[str, int, int]:
+    """Shows whether a file has changed since it was read: path, size, time."""
+    state = os.stat(path)
+    return str(path), state.st_size, state.st_mtime_ns
+
+
+@functools.cache
+def hash_of(path: str, size: int, changed: int) -> str:
+    """`file_hash`, taken once while the file stays the same: hash_of(*state_of(path))."""
+    return file_hash(path)
 
 
 def changed(path: str | Path) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark import registry
-from benchmark.files import ROOT, below, digest
+from benchmark.files import ROOT, below, digest, state_of
 from benchmark.protocol import Protocol
 
 # What the numbers of a training and of a cell's images run through, besides the method's own file.
@@ -161,7 +161,7 @@ def code_key(*modules: str) -> str:
     Args:
         modules: such as "benchmark.model.method" or "methods.yarn".
     """
-    return digest([[name, _syntax(*_state(ROOT / name))] for name in code_files(*modules)])
+    return digest([[name, _syntax(*state_of(ROOT / name))] for name in code_files(*modules)])
 
 
 def code_files(*modules: str) -> list[str]:
@@ -175,14 +175,8 @@ def code_files(*modules: str) -> list[str]:
         relative = str(path.relative_to(ROOT))
         if relative not in found and path.is_file():
             found.add(relative)
-            waiting += _imported(*_state(path))
+            waiting += _imported(*state_of(path))
     return sorted(found)
-
-
-def _state(path: Path) -> tuple[str, int, int]:
-    """Shows whether a file has changed since it was parsed: path, size, time."""
-    state = path.stat()
-    return str(path), state.st_size, state.st_mtime_ns
 
 
 @functools.cache

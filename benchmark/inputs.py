@@ -85,9 +85,9 @@ def _check_events(text: str) -> None:
             raise UserError(f"is nested more than {DEPTH} deep")
 
 
-def read_yaml(path: Path | str, limit: int = LARGEST) -> dict[str, Any]:
+def read_yaml(path: Path | str) -> dict[str, Any]:
     """The fields in a YAML file."""
-    values = yaml_value(read_text(path, limit), str(path))
+    values = yaml_value(read_text(path, LARGEST), str(path))
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UserError(f"{path} must hold fields such as `name: value`")
     return values

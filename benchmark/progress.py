@@ -44,7 +44,7 @@ class Stage:
         self.show()
 
     def show(self) -> None:
-        """Draws the state. Overridden by the two displays."""
+        """Draws the state, in the two displays; every rank but the first has none."""
 
     @property
     def elapsed(self) -> float:
@@ -68,10 +68,6 @@ class Stage:
         figures = f"  {self.figures}" if self.figures else ""
         speed = f"  {rate(self.speed)} {self.unit}/s" if self.done > self.start else ""
         return f"{self.title}  {self.done}/{self.total} {self.unit}{'s' if self.total != 1 else ''}{speed}{figures}{left}"
-
-
-class Silent(Stage):
-    """For every rank but the first."""
 
 
 class Plain(Stage):
@@ -119,7 +115,7 @@ class Live(Stage):
 def stage(title: str, total: int, unit: str = "step", start: int = 0) -> Iterator[Stage]:
     """Shows a piece of work while the block runs: live in a terminal, else as lines, on the first rank only."""
     if not first_rank():
-        yield Silent(title, total, unit, start)
+        yield Stage(title, total, unit, start)  # shows nothing
         return
     if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
         yield Plain(title, total, unit, start)

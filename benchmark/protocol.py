@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ import pydantic
 from annotated_types import Interval, Len
 
 from benchmark import registry
-from benchmark.files import UserError, checked_name, digest, file_hash, is_file, shown, unknown
+from benchmark.files import UserError, checked_name, digest, hash_of, shown, state_of, unknown
 from benchmark.inputs import STRICT, matching, parsed, read_yaml, yaml_value
 
 FOLDER = Path(__file__).parent / "protocols"
@@ -27,7 +28,7 @@ SOLVERS = {"flow": ("euler", "heun"), "ddpm": ("ddpm", "ddim")}
 
 # Every field declares what it may hold; a number its bounds, beyond which no run makes sense or no machine has room.
 Steps = Annotated[int, Interval(ge=1, le=10**9)]
-Some = Annotated[int, Interval(ge=1, le=10**8)]  # images
+Some = Annotated[int, Interval(ge=4, le=10**8)]  # images; precision needs a third neighbour
 Width = Annotated[int, Interval(ge=1, le=2**16)]
 Rate = Annotated[float, Interval(gt=0, le=10)]
 Share = Annotated[float, Interval(ge=0, lt=1)]
@@ -160,9 +161,12 @@ class Protocol:
 
     def rules(self) -> dict[str, Any]:
         """All that could change a number, as plain values."""
-        parts = {part: _plain(getattr(self, part)) for part in SECTIONS}
+        return {**self._parts(*SECTIONS), "cells": self.cells, "options": self.options}
+
+    def _parts(self, *names: str) -> dict[str, Any]:
+        parts = {name: _plain(getattr(self, name)) for name in names}
         parts["train"]["init"] = identity(self.train.init)
-        return {**parts, "cells": self.cells, "options": self.options}
+        return parts
 
     def pairs(self) -> list[tuple[str, str]]:
         """Every (training size, test size), in the order of the file."""
@@ -181,27 +185,14 @@ class Protocol:
         height, width = size_hw(size)
         return height // self.data.factor, width // self.data.factor
 
-    def grids(self, train: str) -> list[tuple[int, int]]:
-        """Tokens per axis at a training size and at every size that it is tested at."""
-        return [self.grid(size) for size in [train, *self.cells[train]]]
-
-    def largest_grid(self, train: str) -> int:
-        """Tokens on the longest axis of any size that a training is tested at (or trained at)."""
-        return max(map(max, self.grids(train)))
-
-    def most_tokens(self, train: str) -> int:
-        """Tokens of the largest grid that a training is tested at (or trained at)."""
-        return max(math.prod(self.grid(size)) for size in [train, *self.cells[train]])
-
     def largest(self, train: str) -> list[int]:
         """All that a method may know of the sizes it will be tested at: the longest axis and the largest grid, in tokens."""
-        return [self.largest_grid(train), self.most_tokens(train)]
+        grids = [self.grid(size) for size in [train, *self.cells[train]]]
+        return [max(map(max, grids)), max(map(math.prod, grids))]
 
     def training(self, train: str) -> dict[str, Any]:
         """The part of the rules that a training at size `train` depends on."""
-        parts = {part: _plain(getattr(self, part)) for part in ("data", "core", "objective", "train")}
-        parts["train"]["init"] = identity(self.train.init)
-        return {**parts, "size": train, "largest": self.largest(train)}
+        return {**self._parts("data", "core", "objective", "train"), "size": train, "largest": self.largest(train)}
 
     @property
     def splits(self) -> int:
@@ -262,15 +253,9 @@ def identity(init: str) -> str:
     a name while nobody has pinned it.
     """
     path = Path(init)
-    if not init or not is_file(path):
+    if not init or not os.path.isfile(path):
         return init
-    state = path.stat()
-    return _content(str(path.resolve()), state.st_size, state.st_mtime_ns)
-
-
-@functools.cache
-def _content(path: str, size: int, changed: int) -> str:
-    return f"sha256:{file_hash(path)}"
+    return f"sha256:{hash_of(*state_of(path.resolve()))}"
 
 
 def names() -> list[str]:
@@ -289,7 +274,7 @@ def load(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Protocol:
         UserError: unknown protocol or key, a value of the wrong type, or rules that contradict each other.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
-    if "\0" in name or not is_file(path):
+    if "\0" in name or not os.path.isfile(path):
         raise unknown("protocol", name, names())
     checked_name(path.stem, "the name of a protocol's file")
     outside = path.parent.resolve() != FOLDER.resolve()
@@ -302,7 +287,7 @@ def load(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Protocol:
     protocol = parsed(_model(), values, f"protocol {path.stem}", SETTINGS, "the protocol")
     _check_relations(protocol)
     given = [assignment for assignment in overrides if assignment.startswith("train.init=")]
-    if given and protocol.train.init and not is_file(protocol.train.init):
+    if given and protocol.train.init and not os.path.isfile(protocol.train.init):
         raise UserError(f"train.init: {protocol.train.init} does not exist; give the path of a checkpoint")
     if given and len(given) == len(overrides) and not outside:
         # Where the very file lies that the rules ask for is no rule.
@@ -389,12 +374,8 @@ def _check_relations(protocol: Protocol) -> None:
         usual = getattr(protocol.objective, name) == getattr(Objective, name)
         need(usual or protocol.objective.name == "flow", f"objective.{name} is for flow models only")
     need(protocol.train.muon_lr == Train.muon_lr or protocol.train.optimizer == "muon", "train.muon_lr is for Muon only")
-    need(protocol.sample.count >= 2, "sample.count must be at least 2: a covariance needs two images")
-    need(protocol.score.reference >= 2, "score.reference must be at least 2: a covariance needs two images")
     splits, count = protocol.score.splits, protocol.sample.count
-    need(0 <= splits <= count, f"score.splits must be 0 (the detector's rule) to {count}: every split needs an image")
-    enough = min(protocol.score.kept, count) >= 4
-    need(enough, "score.nearest, score.reference and sample.count must be at least 4: precision needs a third neighbour")
+    need(splits <= count, f"score.splits must be 0 (the detector's rule) to {count}: every split needs an image")
     for name, values in protocol.options.items():
         need(_finite(values), f"options.{shown(name)} must hold finite numbers")
 

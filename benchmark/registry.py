@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmark.files import ROOT, UserError, file_hash, unknown
+from benchmark.files import ROOT, UserError, hash_of, state_of, unknown
 
 if TYPE_CHECKING:
     from benchmark.model.method import Method
@@ -50,24 +50,13 @@ def load(name: str) -> type[Method]:
         UserError: no such file, not exactly one such class in it, or one that trains otherwise than the file says.
     """
     trained_name(name)  # what is wrong with the file as it is read
-    module = importlib.import_module(f"methods.{name}")
-    own = [value for value in vars(module).values()
-           if isinstance(value, type) and value.__module__ == module.__name__ and _is_method(value)]  # fmt: skip
-    leaves = [cls for cls in own if not any(other is not cls and issubclass(other, cls) for other in own)]
-    if len(leaves) != 1:
-        raise UserError(f"methods/{name}.py must define exactly one Method, it defines {len(leaves)}")
-    found: type[Method] = leaves[0]
+    found: type[Method] = getattr(importlib.import_module(f"methods.{name}"), _classes(name)[0][1].name)
     if (found.trains_as or None) != (read := attribute(name, "trains_as") or None):
         raise UserError(
             f"methods/{name}.py: trains_as is {found.trains_as!r} when it is imported and {read!r} when it is read: "
             "write it as a literal in the body of the class"
         )
     return found
-
-
-def _is_method(cls: type) -> bool:
-    """Whether a class derives from Method, which is known by its name here: its module stands below this one, with torch."""
-    return any((base.__module__, base.__name__) == ("benchmark.model.method", "Method") for base in cls.__mro__)
 
 
 def trained_name(name: str) -> str:
@@ -207,12 +196,10 @@ State = tuple[str, int, int]
 
 def _state(name: str) -> State:
     """Shows whether a method's file has changed since it was read: path, size, time."""
-    path = f"{FOLDER}/{name}.py"
     try:
-        state = os.stat(path)
+        return state_of(f"{FOLDER}/{name}.py")
     except FileNotFoundError:
         raise UserError(f"there is no methods/{name}.py") from None
-    return path, state.st_size, state.st_mtime_ns
 
 
 @functools.cache
@@ -417,10 +404,4 @@ def detector_weights(name: str) -> str | None:
     path = Path(os.environ.get(WEIGHTS_VARIABLE) or weights_file(name))
     if not path.is_file():
         return None
-    state = path.stat()
-    return _content(str(path), state.st_size, state.st_mtime_ns)[:12]
-
-
-@functools.cache
-def _content(path: str, size: int, changed: int) -> str:
-    return file_hash(path)
+    return hash_of(*state_of(path))[:12]

@@ -22,7 +22,7 @@ def test_shipped_protocols_load(name):
     assert not rules.custom
     for train, test in rules.pairs():
         assert all(n >= 1 for n in rules.grid(test))
-        assert rules.largest_grid(train) >= max(rules.grid(train))
+        assert rules.largest(train)[0] >= max(rules.grid(train))
 
 
 def test_shapes_long_is_the_contest_that_is_promised():
@@ -95,13 +95,13 @@ def test_a_file_elsewhere_is_custom(tmp_path):
         ("sample.solver=ddim", "unknown solver for the flow objective 'ddim'"),
         ("sample.solver=eulr", "did you mean 'euler'"),
         ("objective.name=ddpm", "unknown solver for the ddpm objective"),
-        ("sample.count=1", "a covariance needs two images"),
         ("train.precision=fp8", "unknown train.precision"),
         ("score.detector=dinov2", "unknown score.detector 'dinov2'"),  # it gives no inception score
         ("score.splits=33", "score.splits must be 0 (the detector's rule) to 32"),
         ("score.splits=-1", "score.splits must be at least 0, not -1"),
-        ("score.nearest=3", "precision needs a third neighbour"),
-        ("sample.count=3", "precision needs a third neighbour"),
+        ("score.nearest=3", "score.nearest must be at least 4, not 3"),
+        ("score.reference=3", "score.reference must be at least 4, not 3"),
+        ("sample.count=3", "sample.count must be at least 4, not 3"),
         ("data.factor=8", "data.factor is 1 for pixels only"),
         ("objective.name=ddpm sample.solver=ddim objective.time=uniform", "objective.time is for flow models only"),
         ("objective.name=ddpm sample.solver=ddim objective.shift=2", "objective.shift is for flow models only"),

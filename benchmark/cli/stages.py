@@ -112,25 +112,17 @@ def run_all(protocol: Protocol, methods: list[str], seed: int, run) -> None:
 
 def show_board(protocol: Protocol, run) -> None:
     """Makes the run's leaderboard and prints its table."""
-    folder = stages.records_folder(protocol, run)
-    written = boards.board(protocol, run)
-    values = [record.read(path, protocol) for path in sorted((folder / protocol.name).glob("*/*.json"))]
-    if not values:
+    made, own = boards.board(protocol, run), stages.records_folder(protocol, run) / protocol.name
+    paths = sorted((made / "records" / protocol.name if made else own).glob("*/*.json"))
+    if not paths:
         progress.say(f"no records of {protocol.name} in {run.out} yet")
         return
-    new: set[str] = set()
-    if protocol.ranked and not protocol.custom:
-        new = {method for name, method in boards.new_rows(protocol, run) if name == protocol.name}
-        ours = {record.location(value.value) for value in values}
-        committed = sorted((boards.BOARDS / "records" / protocol.name).glob("*/*.json"))
-        values += [
-            item for item in (record.read(path, protocol) for path in committed) if record.location(item.value) not in ours
-        ]
-    console(160).print(rankings.rich_table(protocol, values, new))
-    progress.say(f"records  {folder / protocol.name}")
+    new = {place.parts[1] for place in boards.new_records(protocol, run)} if made else set()
+    console(160).print(rankings.rich_table(protocol, [record.read(path, protocol) for path in paths], new))
+    progress.say(f"records  {own}")
     progress.say(f"samples  {run.out / 'cells' / protocol.name} ({layout.GRID} in each)")
-    if written:
-        progress.say(f"board    {run.out / 'leaderboards' / 'index.html'} (with the committed records)")
+    if made:
+        progress.say(f"board    {made / 'index.html'} (with the committed records)")
 
 
 @app.command(rich_help_panel=MAIN)

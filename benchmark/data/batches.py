@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from benchmark.data.images import DAMAGE, center_crop, decoded, resized
 from benchmark.data.index import Damaged, Index
@@ -54,8 +54,8 @@ class Reader:
             flip=config.flip,
             on_corrupt=method.protocol.data.on_corrupt,
         )
-        options = {"worker_init_fn": ignore_signals, "pin_memory": method.device.type == "cuda"}
-        return iter(batches.loader(self.start, config.steps, workers=self.workers, **options))
+        pin = method.device.type == "cuda"
+        return batches.loader(self.start, config.steps, self.workers, worker_init_fn=ignore_signals, pin_memory=pin)
 
 
 def ignore_signals(worker: int) -> None:
@@ -151,9 +151,7 @@ class Transform:
     def __post_init__(self) -> None:
         if self.augmentation not in AUGMENTATIONS:
             raise unknown("augmentation", self.augmentation, AUGMENTATIONS)
-        known = list(inspect.signature(AUGMENTATIONS[self.augmentation]).parameters)[
-            3:
-        ]  # but the picture, the size and the draws
+        _image, _size, _draws, *known = inspect.signature(AUGMENTATIONS[self.augmentation]).parameters
         for name in self.options:
             if name not in known:
                 raise unknown(f"option of {self.augmentation}", name, known)
@@ -197,7 +195,7 @@ class Batches(Dataset):
         on_corrupt: "error", or "skip": a sample that cannot be decoded is replaced by the next one in order.
 
     Raises:
-        UserError: a batch that ranks cannot share or the set cannot fill, or an unknown `on_corrupt`.
+        UserError: a batch that ranks cannot share or the set cannot fill.
     """
 
     def __init__(
@@ -211,8 +209,7 @@ class Batches(Dataset):
         flip: bool = True,
         on_corrupt: str = "error",
     ) -> None:
-        if on_corrupt not in ("error", "skip"):
-            raise unknown("data.on_corrupt", on_corrupt, ("error", "skip"))
+        assert on_corrupt in ("error", "skip"), "the protocol's field has no other value"
         if batch % world:
             raise UserError(f"a batch of {batch} cannot be shared equally by {world} processes")
         if not 1 <= batch <= len(index):
@@ -301,34 +298,17 @@ class Batches(Dataset):
             self._kept[number] = sample.key, sample.label, image
         return sample.key, sample.label, *self.transform(image, draws)
 
-    def loader(self, start: int = 0, stop: int | None = None, workers: int = 0, **options: Any) -> Loader:
-        """A torch DataLoader over the steps `start` .. `stop` - 1 (without end for None), in order.
+    def loader(self, start: int = 0, stop: int | None = None, workers: int = 0, **options: Any) -> Iterator[dict[str, Any]]:
+        """The batches of the steps `start` .. `stop` - 1 (without end for None), in order, through a torch DataLoader.
 
         Args:
             workers: processes that decode; 0 decodes in this one.
             options: further ones of DataLoader, such as pin_memory.
         """
-        return Loader(self, start, stop, workers, **options)
-
-
-class Loader(DataLoader):
-    """A DataLoader whose items are complete batches, in the order of their steps.
-
-    It has no length: how many steps a training takes is the trainer's business. Lightning must not replace its sampler
-    (`use_distributed_sampler=False`), for `Batches` already gives each rank its own rows.
-    """
-
-    def __init__(self, batches: Batches, start: int, stop: int | None, workers: int, **options: Any) -> None:
-        options = {"persistent_workers": workers > 0, **options}
-        super().__init__(
-            _Guarded(batches), batch_size=None, sampler=_Steps(start, stop), num_workers=workers, collate_fn=_as_is, **options
-        )
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for batch in super().__iter__():
+        steps = itertools.count(start) if stop is None else range(start, stop)
+        loader = DataLoader(_Guarded(self), batch_size=None, sampler=steps, num_workers=workers, collate_fn=_as_is, **options)
+        for batch in loader:
             if isinstance(batch, UserError):
-                # Workers end with the last reference to their iterator, at once; left to the garbage collector, in 5 seconds.
-                self._iterator = None
                 raise type(batch)(str(batch))
             yield batch
 
@@ -346,13 +326,6 @@ class _Guarded(Dataset):
             return error
 
 
-class _Steps(Sampler):
-    def __init__(self, start: int, stop: int | None) -> None:
-        self.start, self.stop = start, stop
-
-    def __iter__(self) -> Iterator[int]:
-        return itertools.count(self.start) if self.stop is None else iter(range(self.start, self.stop))
-
-
 def _as_is(batch: Any) -> Any:
+    """Instead of torch's default, which would make lists of a batch's tuples."""
     return batch

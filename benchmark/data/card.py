@@ -11,7 +11,7 @@ from typing import Annotated, Literal, get_args
 import pydantic
 from annotated_types import Interval, Len
 
-from benchmark.files import ROOT, UserError, checked_name, is_file, unknown
+from benchmark.files import ROOT, UserError, checked_name, unknown
 from benchmark.inputs import STRICT, matching, parsed, read_yaml
 from benchmark.protocol import SIDE
 
@@ -21,7 +21,6 @@ CLASSES = 10**6  # labels are below it
 Kind = Literal["shapes", "folder", "own", "shards"]
 Line = Annotated[str, matching(r"[^\p{C}]*", "one line", 1000)]
 Side = Annotated[int, Interval(ge=1, le=SIDE)]
-Byte = Annotated[int, Interval(ge=0, le=255)]
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Card:
     classes: Annotated[tuple[Line, ...], Len(1, CLASSES)] | Annotated[int, Interval(ge=0, le=CLASSES)] = 0
     count: Annotated[int, Interval(ge=0, le=10**9)] = 0  # training images; 0 takes what the source has
     size: tuple[Side, Side] | None = None  # stored (h, w); None where pictures keep their own sizes
-    range: tuple[Byte, Byte] = (0, 255)
+    range: tuple[Annotated[int, Interval(ge=0, le=0)], Annotated[int, Interval(ge=255, le=255)]] = (0, 255)  # uint8
     splits: dict[str, Line] | None = None
     reference: Line = ""
     licence: Line = ""
@@ -77,7 +76,7 @@ def load_card(name: str) -> Card:
         UserError: unknown name or field, or a value of the wrong type or out of its range.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else CARDS / f"{name}.yaml"
-    if not is_file(path):
+    if not os.path.isfile(path):
         raise unknown("data set", name, card_names())
     values = {"name": path.stem, **read_yaml(path)}
     checked_name(values["name"], f"{path}: name")  # shards lie in a folder that is called so

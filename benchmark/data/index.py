@@ -16,8 +16,9 @@ import pydantic
 from annotated_types import Interval, Len
 from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
 
+from benchmark.data.card import CLASSES
 from benchmark.data.remote import CACHE_BYTES, REMOTE, Remote, cache_folder
-from benchmark.files import UserError, exists, read_json
+from benchmark.files import NAME, UserError, read_json
 from benchmark.inputs import STRICT, matching, reason
 
 OPEN = {**STRICT, "extra": "ignore"}
@@ -44,8 +45,8 @@ class _Manifest(TypedDict):
 
     format: int
     kind: Literal["images", "latents"]
-    card: Annotated[str, matching(r"[a-z0-9_-]{1,64}", "a name of [a-z0-9_-]+")]
-    classes: Annotated[int, Interval(ge=1, le=10**6)]
+    card: Annotated[str, matching(NAME.pattern, "a name of [a-z0-9_-]+")]
+    classes: Annotated[int, Interval(ge=1, le=CLASSES)]
     class_names: list[str] | None
     count: Annotated[int, Interval(ge=1, le=2**40)]
     samples: int
@@ -107,11 +108,9 @@ class Sample:
 
 def manifest_path(folder: Path | str) -> Path:
     """The manifest of a folder of shards, or a copy of a remote one's."""
-    return (
-        Remote(str(folder), cache_folder(), CACHE_BYTES).fetch("manifest.json")
-        if REMOTE.match(str(folder))
-        else Path(folder) / "manifest.json"
-    )
+    if REMOTE.match(str(folder)):
+        return Remote(str(folder), cache_folder(), CACHE_BYTES).fetch("manifest.json")
+    return Path(folder) / "manifest.json"
 
 
 def folder_name(folder: Path | str, manifest: dict[str, Any] | None) -> str:
@@ -140,17 +139,13 @@ class Index:
         self.remote = Remote(str(folder), Path(cache or cache_folder()), cache_bytes) if remote else None
         self.folder = str(folder) if remote else Path(folder)
         again = "write it with `python -m benchmark shards`"
-        if self.remote:
-            path = self.remote.fetch("manifest.json")
-        else:
-            path = self.folder / "manifest.json"
-            if not self.folder.is_dir():
-                raise UserError(f"{self.folder} {'is not a folder' if exists(self.folder) else 'does not exist'}: {again}")
-            if not path.is_file():
-                some = any(self.folder.glob("*.tar"))
-                raise UserError(
-                    f"{self.folder} {'has tars but no index (manifest.json)' if some else 'holds no shards'}: {again}"
-                )
+        path = self.remote.fetch("manifest.json") if self.remote else self.folder / "manifest.json"
+        if not remote and not os.path.isdir(self.folder):
+            state = "is not a folder" if os.path.exists(self.folder) else "does not exist"
+            raise UserError(f"{self.folder} {state}: {again}")
+        if not path.is_file():
+            state = "has tars but no index (manifest.json)" if any(self.folder.glob("*.tar")) else "holds no shards"
+            raise UserError(f"{self.folder} {state}: {again}")
         try:
             self.manifest = read_manifest(path)
         except UserError as error:
@@ -219,11 +214,8 @@ class Index:
         """(shard number, shard name, key) of a sample."""
         shard = int(np.searchsorted(self.starts, number, side="right")) - 1
         # Empty shards start where the next one does; side="right" finds the last of them, which holds the sample.
-        return (
-            shard,
-            self.manifest["shards"][shard]["name"],
-            self.rows["key"][number].decode("utf-8", "surrogateescape"),
-        )
+        key = self.rows["key"][number].decode("utf-8", "surrogateescape")
+        return shard, self.manifest["shards"][shard]["name"], key
 
     def __getitem__(self, number: int) -> Sample:
         """One sample.
@@ -251,9 +243,10 @@ class Index:
         if len(self._files) >= self.OPEN_FILES:
             os.close(self._files.popitem(last=False)[1])
         while True:
-            path = (
-                self.remote.fetch(shard["name"], shard["bytes"], shard["sha256"]) if self.remote else self.folder / shard["name"]
-            )
+            if self.remote:
+                path = self.remote.fetch(shard["name"], shard["bytes"], shard["sha256"])
+            else:
+                path = self.folder / shard["name"]
             try:
                 self._files[number] = os.open(path, os.O_RDONLY)
                 return self._files[number]

@@ -23,10 +23,10 @@ from torch import Tensor
 
 from benchmark.data.card import autoencoder_of, load_card
 from benchmark.data.images import center_crop, decoded
-from benchmark.data.index import FORMAT, Index, Sample, manifests
-from benchmark.data.pool import _DEVICE, parallel
+from benchmark.data.index import FORMAT, Index, Sample
+from benchmark.data.pool import own_device, parallel
 from benchmark.data.tars import write_tar
-from benchmark.data.writer import Written, _claimed
+from benchmark.data.writer import Written, claimed
 from benchmark.files import UserError, below, digest
 from benchmark.protocol import Protocol
 
@@ -125,7 +125,7 @@ def write_latents(
     if size_hw[0] % factor or size_hw[1] % factor:
         raise UserError(f"size {size_hw[0]}x{size_hw[1]} is not a multiple of the autoencoder's {factor} pixels")
     fingerprint = latents_fingerprint(index, weights, size_hw)
-    with _claimed(Path(out), fingerprint, 0.0, progress) as work:
+    with claimed(Path(out), fingerprint, 0.0, progress) as work:
         if work.done:
             return work.done
         names = [shard["name"].removesuffix(".tar") for shard in index.manifest["shards"]]
@@ -165,15 +165,6 @@ class _EncodeJob:
     batch: int
 
 
-def encoded(root: Path, images: str, size_hw: tuple[int, int]) -> list[Index]:
-    """The folders under `root` with latents of the pictures whose fingerprint is `images`, at one size."""
-    return [
-        Index(folder)
-        for folder, about in manifests(root).items()
-        if about["kind"] == "latents" and about["images"] == images and tuple(about["size"]) == size_hw
-    ]
-
-
 @functools.cache
 def load_autoencoder(name: str, device: str) -> Any:
     """diffusers' AutoencoderKL for inference, in float32."""
@@ -200,7 +191,7 @@ def autoencoder_identity(name: str) -> tuple[dict[str, Any], str]:
 
 def _encode_shard(job: _EncodeJob) -> tuple[int, list[list[str]]]:
     """Writes the latents of one shard; returns its samples and no failures."""
-    device = _DEVICE[0]
+    device = own_device()
     model = load_autoencoder(job.autoencoder, device)
 
     def pictures() -> Iterator[tuple[Sample, np.ndarray]]:

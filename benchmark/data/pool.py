@@ -18,7 +18,7 @@ def parallel(function: Callable, jobs: list, workers: int, devices: Sequence[str
     """`function` of each job, in any order; in this process for one worker, else in a pool of fresh ones.
 
     Args:
-        devices: one for each worker, which finds its own in _DEVICE.
+        devices: one for each worker: its `own_device`.
     """
     if workers <= 1:
         _DEVICE[:] = devices
@@ -44,7 +44,12 @@ def parallel(function: Callable, jobs: list, workers: int, devices: Sequence[str
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-_DEVICE: list[str] = []  # what this process computes on, where that matters
+_DEVICE: list[str] = []
+
+
+def own_device() -> str:
+    """What a worker of a pool with devices computes on."""
+    return _DEVICE[0]
 
 
 def _start_worker(queue: Any) -> None:

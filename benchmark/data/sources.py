@@ -35,7 +35,7 @@ from benchmark.data.choice import (
 from benchmark.data.images import DAMAGE
 from benchmark.data.pool import parallel
 from benchmark.data.tars import labelled, unique_keys
-from benchmark.files import UserError, changed, exists, is_file, listed, read_regular, shown, walk
+from benchmark.files import UserError, changed, listed, read_regular, shown, walk
 from benchmark.streams import shuffled
 
 ENDINGS = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")  # of image files
@@ -416,9 +416,9 @@ def source(card: Card, path: str | Path | None = None, split: str = "train") -> 
         raise UserError(f"'{card.name}' consists of existing shards: nothing to do")
     if path is None:
         raise UserError(f"'{card.name}' needs DATA, the folder of its images{f': {card.source}' if card.source else ''}")
-    paths = expanded(str(path)) if "{" in str(path) and not exists(path) else [Path(path)]
+    paths = expanded(str(path)) if "{" in str(path) and not os.path.exists(path) else [Path(path)]
     for each in paths:
-        if not exists(each):
+        if not os.path.exists(each):
             raise UserError(f"DATA {shown(str(each), 200)} does not exist")
     choice = Choice.of(card)
     if paths[0].is_dir():
@@ -440,7 +440,7 @@ def source(card: Card, path: str | Path | None = None, split: str = "train") -> 
                 expected = f"{files}, plain or in a folder per class" if choice.own else f"{folders} {files}"
                 raise UserError(f"DATA {below} holds no images: expected {expected}, *.tar or *.parquet")
             return folder
-    if irregular := [p for p in paths if not is_file(p)]:
+    if irregular := [p for p in paths if not os.path.isfile(p)]:
         raise UserError(f"DATA {listed(irregular)}: not a regular file")
     if all(p.suffix == ".tar" for p in paths):
         return Tars(paths, choice)

@@ -59,7 +59,7 @@ def members(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
     return found
 
 
-def _extension(data: bytes, choice: Choice) -> str:
+def member_name(data: bytes, choice: Choice) -> str:
     """The member name that fits what `data` really is; raises one of DAMAGE unless every pixel can be read and is taken."""
     with Image.open(io.BytesIO(data)) as image:
         choice.check(image)
@@ -84,7 +84,7 @@ def write_tar(path: Path, samples: Iterable[tuple[str, int, str, bytes]], failur
             yield {"__key__": key, "cls": str(label).encode(), member: data}
 
     write_contents(path, contents())
-    write_json(_index_path(path), {**_summary(path, labels), "failures": failures})
+    write_json(index_path(path), {**_summary(path, labels), "failures": failures})
 
 
 def write_contents(path: Path, samples: Iterable[dict[str, Any]]) -> None:
@@ -101,7 +101,7 @@ def write_contents(path: Path, samples: Iterable[dict[str, Any]]) -> None:
             tar.write(item)
 
 
-def _index_path(tar: Path) -> Path:
+def index_path(tar: Path) -> Path:
     return tar.with_suffix(".idx.json")
 
 

@@ -22,7 +22,7 @@ from benchmark.data.images import DAMAGE
 from benchmark.data.index import FORMAT, read_manifest, row_type
 from benchmark.data.pool import parallel
 from benchmark.data.sources import Item, Source, source
-from benchmark.data.tars import _extension, _index_path, write_tar
+from benchmark.data.tars import index_path, member_name, write_tar
 from benchmark.files import (
     UserError,
     below,
@@ -121,7 +121,7 @@ def write(
     if card.kind == "own":
         tolerance = math.inf  # users' own images: use what is readable, and report what was skipped
     choice = Choice.of(card)
-    with _claimed(Path(out), fingerprint(card, source, per_shard), tolerance, progress, choice, source.where) as work:
+    with claimed(Path(out), fingerprint(card, source, per_shard), tolerance, progress, choice, source.where) as work:
         if work.done:
             return work.done
         source.ready(workers)
@@ -150,7 +150,7 @@ def write(
 class _Work:
     """A folder being written: which shards are there, how many samples, how many of them unreadable.
 
-    `choice` and `where` are those of the source, for what is said of it.
+    `choice` and `where` are those of the source, for what is said of it; `manifest` is that of a folder that is complete.
     """
 
     def __init__(
@@ -161,6 +161,7 @@ class _Work:
         progress: Callable[[int, int], None] | None,
         choice: Choice = Choice(),  # noqa: B008 (frozen)
         where: str = "",
+        manifest: dict[str, Any] | None = None,
     ) -> None:
         self.out, self.key, self.tolerance, self.progress = out, key, tolerance, progress
         self.choice, self.where = choice, where
@@ -168,7 +169,6 @@ class _Work:
         self.names: list[str] = []
         self.count = self.total = 0
         self.done: Written | None = None
-        manifest = _complete(out)
         if manifest is not None:
             self.failures, self.total = manifest["failures"], manifest["samples"]
             self._tolerate()
@@ -251,18 +251,18 @@ class _Work:
 
 
 @contextlib.contextmanager
-def _claimed(out: Path, key: str, *options: Any) -> Iterator[_Work]:
+def claimed(out: Path, key: str, *options: Any) -> Iterator[_Work]:
     """Makes `out` ours for a while: against a second writer, another source, leftovers of a killed run, and full disks."""
     out.mkdir(parents=True, exist_ok=True)
-    if _belongs(out, key) and _complete(out):
-        yield _Work(out, key, *options)  # nothing to write, so any number of processes may read
+    if _belongs(out, key) and (manifest := _complete(out)):
+        yield _Work(out, key, *options, manifest=manifest)  # nothing to write, so any number of processes may read
         return
     with locked(out / ".lock", lambda: logging.getLogger(__name__).warning("waiting for another process that writes %s", out)):
         try:
             if not _belongs(out, key):
                 write_json(out / "source.json", {"fingerprint": key, "format": FORMAT})
             sweep(out)  # of a killed process
-            yield _Work(out, key, *options)
+            yield _Work(out, key, *options, manifest=_complete(out))  # another process may have written it meanwhile
         except OSError as error:
             if is_full(error):
                 raise UserError(f"no space left for {out}: free some and run the same command to continue") from None
@@ -298,7 +298,7 @@ def _write_shard(job: _Job) -> tuple[int, list[list[str]]]:
             extension, trouble = item.extension, item.trouble
             if item.data is not None and not extension:
                 try:
-                    extension = _extension(item.data, job.choice)
+                    extension = member_name(item.data, job.choice)
                 except DAMAGE as error:
                     trouble = (str(error) if isinstance(error, LeftOut) else f"{type(error).__name__}: {error}").splitlines()[0]
             if extension:
@@ -315,17 +315,12 @@ def _entry(out: Path, name: str) -> dict[str, Any] | None:
     tar = out / f"{name}.tar"
     if not tar.is_file():
         return None
-    entry = _read(_index_path(tar))
+    try:
+        entry = read_json(index_path(tar))
+    except UserError:  # not there or damaged: written anew
+        return None
     whole = isinstance(entry, dict) and {"bytes", "sha256", "samples", "failures"} <= entry.keys()
     return entry if whole and entry["bytes"] == tar.stat().st_size else None
-
-
-def _read(path: Path) -> Any:
-    """The JSON value in a file; None where it is not there or damaged, so that it is written anew."""
-    try:
-        return read_json(path)
-    except UserError:
-        return None
 
 
 def _complete(out: Path) -> dict[str, Any] | None:

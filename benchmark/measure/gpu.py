@@ -151,7 +151,7 @@ def minute(device: str, data: str, out: Path, seconds: float, tiny: bool) -> dic
     batch, (height, width) = rules.train.batch, size_hw(size)
     if data:
         reader = Batches(Index(prepared(rules, Run(out, data))), batch, transform=Transform((height, width)))
-        batches = iter(reader.loader(workers=8, pin_memory=device == "cuda"))
+        batches = reader.loader(workers=8, pin_memory=device == "cuda")
     else:
         crop = torch.tensor([[height, width, 0, 0, height, width]] * batch, dtype=torch.float32)
         noise = {"image": torch.rand(batch, 3, height, width) * 2 - 1, "label": torch.arange(batch) % rules.core.classes}

@@ -7,6 +7,7 @@ weights come in, and computed when they go out. Nothing is ever unpickled but te
 from __future__ import annotations
 
 import argparse
+import os
 import pickle
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmark import progress
-from benchmark.files import UserError, atomic, is_file, listed
+from benchmark.files import UserError, atomic, listed
 from benchmark.model.dit import Core
 from benchmark.model.method import Method
 
@@ -53,7 +54,7 @@ def load_core(path: Path | str) -> dict[str, Tensor]:
         UserError: the file is not there, broken, holds more than tensors, or is not a state dict.
     """
     path = Path(path)
-    if not is_file(path):
+    if not os.path.isfile(path):
         raise UserError(f"checkpoint {path} does not exist; give one in the DiT layout as train.init=PATH")
     if path.suffix == ".safetensors":
         try:

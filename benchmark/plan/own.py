@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from benchmark import lazy, protocol
 from benchmark.data.card import load_card
 from benchmark.data.index import Index
-from benchmark.files import UserError, is_file, listed, read_fields, shown
+from benchmark.files import UserError, listed, read_fields, shown
 from benchmark.plan.dataset import DataSet
 from benchmark.plan.place import Run
 from benchmark.protocol import Protocol
@@ -22,7 +23,7 @@ def default_protocol(data: str) -> str:
     manifest = Path(data) / "manifest.json"
     if not data:
         return EMBEDDED
-    if not is_file(manifest):
+    if not os.path.isfile(manifest):
         return FOLDER
     card = read_fields(manifest, "card")["card"]
     for name in (FOLDER, EMBEDDED):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from benchmark import lazy, registry, revision
@@ -37,16 +38,13 @@ class Context:
 
     protocol: Protocol
     run: Run
-    _data: DataSet | None = None
 
-    @property
+    @cached_property
     def data(self) -> DataSet:
-        if self._data is None:
-            self._data = DataSet(self.protocol, self.run)
-        return self._data
+        return DataSet(self.protocol, self.run)
 
     def changed(self) -> None:
-        self._data = None
+        self.__dict__.pop("data", None)
 
 
 @dataclass(kw_only=True)

@@ -24,20 +24,16 @@ BOARDS = ROOT / "leaderboards"
 WEBP_SIDE = 16383  # pixels that the format can have
 
 
-def board(protocol: Protocol, run: Run) -> list[Path]:
+def board(protocol: Protocol, run: Run) -> Path | None:
     """Makes the leaderboards of a run under OUT: the committed records with the run's own in their place or beside them.
 
-    Custom runs and protocols that are not ranked have no board: their records belong to no committed table. Nor has a run without
-    records.
-
     Returns:
-        the files that were written.
+        their folder. None for custom runs and protocols that are not ranked, whose records belong to no committed table, and for
+        a run without records.
     """
-    if protocol.custom or not protocol.ranked:
-        return []
     source, target = records_folder(protocol, run) / protocol.name, run.out / "leaderboards"
-    if not any(source.glob("*/*.json")):
-        return []
+    if protocol.custom or not protocol.ranked or not any(source.glob("*/*.json")):
+        return None
     target.mkdir(parents=True, exist_ok=True)
     with locked(run.out / ".leaderboards.lock"):  # against another run that shares OUT
         for folder in ("records", "grids"):  # of an older protocol, or gone since
@@ -47,13 +43,14 @@ def board(protocol: Protocol, run: Run) -> list[Path]:
                 shutil.copytree(BOARDS / folder, target / folder, dirs_exist_ok=True)
         drafts = shutil.ignore_patterns(".*")  # of a record that is being written
         shutil.copytree(source, target / "records" / protocol.name, dirs_exist_ok=True, ignore=drafts)
-        new = [record.read(source.parent / place, protocol) for place in new_records(protocol, run)]
-        keep_grids(protocol, new, run, target)
+        new = new_records(protocol, run)
+        keep_grids(protocol, [record.read(source.parent / place, protocol) for place in new], run, target)
         if (BOARDS / verified.NAME).is_file():
             shutil.copyfile(BOARDS / verified.NAME, target / verified.NAME)
         else:
             (target / verified.NAME).unlink(missing_ok=True)
-        return generate.generate(target / "records", target, new=new_rows(protocol, run))
+        generate.generate(target / "records", target, new={place.parts[:2] for place in new})
+        return target
 
 
 def new_records(protocol: Protocol, run: Run) -> list[Path]:
@@ -64,11 +61,6 @@ def new_records(protocol: Protocol, run: Run) -> list[Path]:
         if not committed.is_file() or committed.read_bytes() != path.read_bytes():
             found.append(path.relative_to(source))
     return found
-
-
-def new_rows(protocol: Protocol, run: Run) -> set[tuple[str, str]]:
-    """The rows, as (protocol, method), with such records."""
-    return {(place.parts[0], place.parts[1]) for place in new_records(protocol, run)}
 
 
 def keep_grids(protocol: Protocol, records: Sequence[record.Record], run: Run, target: Path) -> list[Path]:

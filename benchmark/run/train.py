@@ -32,7 +32,7 @@ from benchmark import progress, registry
 from benchmark.data import batches, sources, writer
 from benchmark.data.card import autoencoder_of, load_card
 from benchmark.data.index import Index, manifest_path
-from benchmark.data.latents import Autoencoder, autoencoder_identity, encoded, latents_fingerprint
+from benchmark.data.latents import Autoencoder, autoencoder_identity, latents_fingerprint
 from benchmark.files import Stopped, UserError, atomic, listed, locked, read_fields, sweep, write_json
 from benchmark.identity import Training
 from benchmark.model import checkpoint
@@ -128,7 +128,7 @@ def open_data(training: Training, run: Run, verbose: bool = False) -> Source:
         weights = autoencoder_identity(autoencoder)[1]
         return Source(index, latents_fingerprint(index, weights, size_hw(train)), autoencoder, weights)
     if index.kind == "images":
-        found = encoded(run.out / "data", index.fingerprint, size_hw(train))
+        found = [Index(folder) for folder in DataSet(protocol, run).latents.get(train, [])]
         by = ""
         if len(found) > 1 or (found and os.environ.get("AUTOENCODER")):  # of several autoencoders, or one is asked for
             name = autoencoder_of(load_card(protocol.data.card))
@@ -228,6 +228,7 @@ def _fit(method: Method, training: Training, source: Source, folder: Path, run: 
             discard(folder, run)
         return
     with progress.stage(f"train {training}", config.steps, "step", resumed[1]) as stage:
+        watch = Watch(stage, key)
         trainer = Trainer(
             max_steps=config.steps,
             max_epochs=-1,
@@ -236,7 +237,7 @@ def _fit(method: Method, training: Training, source: Source, folder: Path, run: 
             num_nodes=run.nodes,
             strategy=strategy(run),
             precision=precision(config.precision),
-            callbacks=[averaging(protocol), Watch(stage, key), keeper],
+            callbacks=[averaging(protocol), watch, keeper],
             plugins=[Atomic(), *environment(run)],
             default_root_dir=folder,  # in a job Lightning starts from an hpc_ckpt_* of its own that lies there
             logger=loggers(folder, key),
@@ -244,8 +245,6 @@ def _fit(method: Method, training: Training, source: Source, folder: Path, run: 
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            use_distributed_sampler=False,
-            num_sanity_val_steps=0,
         )
         loader = batches.Reader(method, source.index, resumed[1], run.decoders)
         if run.compile:
@@ -260,7 +259,6 @@ def _fit(method: Method, training: Training, source: Source, folder: Path, run: 
         reason = f"stopped at step {trainer.global_step} of {config.steps}; run the same command to continue"
         raise Stopped(reason, 128 + (keeper.asked or signal.SIGTERM))
     if trainer.is_global_zero:
-        watch = next(callback for callback in trainer.callbacks if isinstance(callback, Watch))
         save(method, folder, key, training.method, source, watch.state_dict())
     trainer.strategy.barrier()
     if trainer.is_global_zero:

@@ -100,6 +100,7 @@ def test_wrong_cards(tmp_path: Path) -> None:
         ("kind: shapes\nsize: [0, 64]", "size.0 must be at least 1"),
         ("kind: shapes\nsize: [200000, 64]", "size.0 must be at most 16384"),
         ("kind: shapes\nrange: [0, 300]", "range.1 must be at most 255"),
+        ("kind: shapes\nrange: [1, 255]", "range.0 must be at most 0"),
         ("kind: shapes\nsplits: [a]", "splits must be an object"),
         ("kind: shapes\nname: ../../evil", "name must be a name of"),
         ("kind: shapes\nname: /tmp/evil", "name must be a name of"),
@@ -261,7 +262,6 @@ def test_workers_and_starting_step_do_not_change_a_batch(folder: Path, index: In
     assert [batch["step"] for batch in got] == list(range(7, 23))
     for batch in got:
         assert same(batch, straight[batch["step"]])
-    assert len(list(resumed)) == 16, "a second pass starts again"
 
 
 def test_spawned_workers(folder: Path) -> None:
@@ -293,10 +293,8 @@ class lambda_free:
 
 
 def test_loader_without_end(index: Index) -> None:
-    steps = iter(Batches(index, 50, transform=PLAIN).loader(start=9))
+    steps = Batches(index, 50, transform=PLAIN).loader(start=9)
     assert [next(steps)["step"] for _ in range(5)] == [9, 10, 11, 12, 13]
-    with pytest.raises(TypeError):
-        len(Batches(index, 50, transform=PLAIN).loader())
 
 
 def test_augmentations_depend_on_seed_epoch_and_sample_alone(index: Index) -> None:
@@ -315,7 +313,6 @@ def test_augmentations_depend_on_seed_epoch_and_sample_alone(index: Index) -> No
     [
         ({"batch": 10, "world": 3}, "cannot be shared equally by 3"),
         ({"batch": COUNT + 1}, f"needs as many samples.*{COUNT}"),
-        ({"batch": 10, "on_corrupt": "ignore"}, "unknown data.on_corrupt 'ignore'.*error, skip"),
         ({"batch": 10, "seed": -1}, "seed"),
         ({"batch": 10, "seed": 2**32}, "seed"),
     ],

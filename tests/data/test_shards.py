@@ -184,7 +184,7 @@ def test_second_writer_waits_and_finds_it_done(tmp_path: Path, caplog: pytest.Lo
     def second() -> None:
         results.append(write(DRAWN, source(DRAWN), tmp_path, per_shard=20))
 
-    with writer._claimed(tmp_path, writer.fingerprint(DRAWN, source(DRAWN), 20), 0.0, None):
+    with writer.claimed(tmp_path, writer.fingerprint(DRAWN, source(DRAWN), 20), 0.0, None):
         thread = threading.Thread(target=second)
         thread.start()
         deadline = time.monotonic() + 30
