@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from benchmark import progress, protocol, registry
-from benchmark.__main__ import main
+from benchmark.__main__ import app, main
 from benchmark.evaluate.samples import read_chunk
 from benchmark.files import ROOT, UserError
 from benchmark.identity import Cell, Training
@@ -39,12 +39,15 @@ from benchmark.run.train import train as fit
 pytestmark = pytest.mark.xdist_group("end to end")  # most of them share the folder of one run
 
 
-def command(*arguments: str, out: Path | None = None) -> subprocess.CompletedProcess:
+def command(*arguments: str, out: Path) -> subprocess.CompletedProcess:
     """Runs `python -m benchmark ...` as a person would."""
-    where = ["--out", str(out)] if out else []
-    return subprocess.run(
-        [sys.executable, "-m", "benchmark", *arguments, *where], cwd=ROOT, capture_output=True, text=True, timeout=900
-    )
+    words = [sys.executable, "-m", "benchmark", *arguments, "--out", str(out)]
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=900)
+
+
+def here(*arguments: str, out: Path) -> None:
+    """The same in this process, which has imported torch."""
+    app([*arguments, "--out", str(out)], standalone_mode=False)
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +90,10 @@ def test_nothing_is_written_into_the_leaderboards_by_a_run(first, out):
     assert not (out / "leaderboards").exists(), "smoke is not ranked"
 
 
-def test_second_run_skips_everything(first, out):
+def test_second_run_skips_everything(first, out, capsys):
     before = {path: path.stat().st_mtime_ns for path in out.rglob("chunk-*.tar")}
-    again = command("bench", "rpe2d", "--protocol", "smoke", out=out)
-    assert again.returncode == 0, again.stderr
-    assert again.stdout.count("already complete, skipped") == 2 + 2 * 3  # shards, training; then three cells
+    here("bench", "rpe2d", "--protocol", "smoke", out=out)
+    assert capsys.readouterr().out.count("already complete, skipped") == 2 + 2 * 3  # shards, training; then three cells
     assert {path: path.stat().st_mtime_ns for path in out.rglob("chunk-*.tar")} == before
 
 
@@ -120,17 +122,6 @@ def test_a_record_of_code_that_has_been_committed_since_is_made_again(first, out
     assert after["scores"] == before["scores"]
 
 
-def test_an_interrupted_cell_continues_with_the_same_images(first, out):
-    (cell,) = out.glob("cells/smoke/rpe2d-16x16-32x24-s0-*")
-    complete = content(cell)
-    (cell / "samples.json").unlink()
-    (cell / "chunks" / "chunk-00001.tar").unlink()
-    next(cell.glob("features/*/unit-00001.safetensors")).unlink()
-    again = command("sample", "rpe2d", "--protocol", "smoke", "--test", "32x24", out=out)
-    assert again.returncode == 0, again.stderr
-    assert content(cell) == complete
-
-
 def test_what_a_cell_has_lost_is_made_again_and_without_it_nothing_is_scored(first, out):
     (cell,) = out.glob("cells/smoke/rpe2d-16x16-16x16-s0-*")
     complete = content(cell)
@@ -143,6 +134,10 @@ def test_what_a_cell_has_lost_is_made_again_and_without_it_nothing_is_scored(fir
     assert not list(cell.glob("record-*.json")), "a failure of the disk is no result"
     for path, text in records.items():
         path.write_bytes(text)
+    (cell / "samples.json").unlink()  # as an interrupted cell, whose first batch is there
+    (cell / "chunks" / "chunk-00001.tar").unlink()
+    here("sample", "rpe2d", "--protocol", "smoke", "--test", "16x16", out=out)
+    assert content(cell) == complete
     again = Cell(protocol.load("smoke"), "rpe2d", "16x16", "16x16", 0), Run(out)
     (cell / "chunks" / "chunk-00000.tar").unlink()
     sample.sample(*again)
@@ -238,7 +233,6 @@ def test_encodings_are_equal_whatever_holds_a_blocks_entries():
 
 def test_methods_of_the_same_encodings_share_images(out, monkeypatch):
     """At the training grid YaRN is the model whose checkpoint it uses; its record is its own."""
-    command("shards", "--protocol", "smoke", out=out)
     smoke, run = protocol.load("smoke"), Run(out)
     fit(Training(smoke, "extrapolation", "16x16", 0), run)
     at_home = [stage for stage in stages.graph(smoke, ["yarn"], 0, run) if stage.title.startswith("yarn 16x16 -> 16x16")]
@@ -320,15 +314,13 @@ def test_two_processes_make_the_same_images(first, out):
     assert all(made[name] == complete[name] for name in made if name.startswith("chunk"))
 
 
-def test_sweep_trains_shared_checkpoints_once_and_custom_runs_stay_apart(out):
-    result = command(
-        "sweep", "train.steps=2", "sample.count=16", "--protocol", "smoke", "--methods", "yarn,ntk,extrapolation", out=out
-    )
-    assert result.returncode == 0, result.stderr
-    custom = protocol.load("smoke", ["train.steps=2", "sample.count=16"])
-    logs = "".join(path.read_text() for path in (out / "log").glob("*.txt")) or result.stdout
-    made = [line for line in logs.splitlines() if line.startswith("train extrapolation 16x16") and "2/2 steps" in line]
-    assert len(made) == 1, logs
+def test_sweep_trains_shared_checkpoints_once_and_custom_runs_stay_apart(out, monkeypatch, capsys):
+    monkeypatch.setattr(local, "abreast", lambda *_: None)  # whose processes test_local follows
+    settings = ["train.steps=2", "sample.count=16"]
+    here("sweep", *settings, "--protocol", "smoke", "--methods", "yarn,ntk,extrapolation", out=out)
+    custom = protocol.load("smoke", settings)
+    made = [line for line in capsys.readouterr().out.splitlines() if "train extrapolation 16x16" in line and "2/2 steps" in line]
+    assert len(made) == 1, made
     records = list((out / "records" / custom.hash).rglob("*.json"))
     assert len(records) == 9
     scores = {
@@ -396,10 +388,3 @@ def test_weights_leave_in_the_published_layout(out, capsys, monkeypatch):
     own = {key.removeprefix("core."): value for key, value in load_file(trained / WEIGHTS).items()}
     assert state.keys() == own.keys()
     assert all(torch.equal(state[key], own[key]) for key in own)
-
-
-def test_list_shows_methods_protocols_and_data_sets(out, first):
-    result = command("list", out=out)
-    assert result.returncode == 0, result.stderr
-    for word in ("rpe2d", "extrapolation", "smoke", "shapes", "methods", "protocols", "data sets"):
-        assert word in result.stdout
