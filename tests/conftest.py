@@ -2,5 +2,10 @@
 
 import os
 
+from hypothesis import settings
+
+settings.register_profile("suite", derandomize=True, deadline=None)  # the same cases every time
+settings.load_profile("suite")
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -5,9 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import os
-import subprocess
-import sys
 from unittest import mock
 
 import numpy as np
@@ -23,7 +20,7 @@ from benchmark.data.card import Card
 from benchmark.evaluate import denoising
 from benchmark.evaluate.denoising import HeldOut
 from benchmark.evaluate.reference import Scenes, Shards
-from benchmark.files import ROOT, UserError
+from benchmark.files import UserError
 from benchmark.model import method as methods
 from benchmark.model.draws import heldout_generator, image_generator
 from benchmark.results.compare import compare
@@ -157,20 +154,6 @@ def test_losses_do_not_depend_on_batches_ranks_or_the_seed_of_the_training():
     assert torch.equal(few, denoising.losses(model, images, batch=2)[:, :4])
     again = small.fill(registry.load("extrapolation")(model.protocol, "16x24", 1), 0.15).eval()
     torch.testing.assert_close(denoising.losses(again, images), alone)
-
-
-def test_two_processes_give_the_same_bits_as_one(tmp_path):
-    code = (
-        "import sys, torch; torch.set_num_threads(1); from test_denoising import built, scenes, denoising; "
-        "torch.save(denoising.losses(built(), scenes(), rank=1, world=2, batch=2), sys.argv[1])"
-    )
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests' / 'evaluate'}"}
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "1.pt")], check=True, env=environment, cwd=ROOT)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    first, one = (denoising.losses(built(), scenes(), world=world, batch=2) for world in (2, 1))
-    torch.set_num_threads(before)
-    assert torch.equal(first + torch.load(tmp_path / "1.pt"), one)
 
 
 def test_timed_methods_get_the_level_and_the_null_class_is_never_seen(monkeypatch):

@@ -15,6 +15,18 @@ def test_losses_are_those_recorded(case):
     assert goldens.losses(*goldens.LOSSES[case]) == pytest.approx(goldens.stored("train")[case], rel=1e-4)
 
 
+@pytest.mark.parametrize("part", ["train", "sample", "score"])
+def test_goldens_have_the_revisions_of_today(part):
+    """Or a change would count as announced by a revision that was raised before."""
+    for name, (revisions, _) in goldens._stored(part).items():
+        assert revisions == goldens.revision_of(part, name), "write the goldens of what is announced: make goldens SET=--write"
+
+
+def test_no_golden_is_of_what_is_gone():
+    batches = {f"batch {name}" for name in ("center_crop", "random_resize_crop")}
+    assert goldens.stored("train").keys() == goldens.LOSSES.keys() | batches | {"scenes"}
+
+
 @pytest.mark.parametrize("augmentation", ["center_crop", "random_resize_crop"])
 def test_batches_are_those_recorded(augmentation):
     assert goldens.batch(augmentation) == goldens.stored("train")[f"batch {augmentation}"]

@@ -2,25 +2,53 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
 
+from benchmark import files
+from benchmark.__main__ import app
 from benchmark.files import UserError
 from benchmark.measure import gpu
 from benchmark.model import checkpoint, dit
+from benchmark.model.method import Method
+
+
+class Stopped:
+    """Instead of a process: a training that is told to stop in step 13."""
+
+    def __init__(self, command: list[str], **_) -> None:
+        step = Method.training_step
+
+        def asked(self, batch, batch_index=0):
+            if batch["step"] == 12:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(self, batch, batch_index)
+
+        with mock.patch.object(Method, "training_step", asked), contextlib.suppress(files.Stopped):
+            app(command[3:], standalone_mode=False)
+
+    poll = send_signal = wait = lambda *_: 0
 
 
 def test_parts_in_the_tiny_mode(tmp_path, monkeypatch):
-    """All but the resuming without deterministic kernels, which on a processor is the same."""
+    """All but the resuming without deterministic kernels, which on a processor is the same; trainings run in this process."""
+    here = {"run": lambda command, **_: app(command[3:], standalone_mode=False), "Popen": Stopped, "DEVNULL": None}
+    monkeypatch.setattr(gpu, "subprocess", SimpleNamespace(**here))
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
     monkeypatch.setitem(checkpoint.SIZES, "S", checkpoint.Size(1, 16, 2))
     monkeypatch.setattr(gpu, "_peak", lambda precision, device: 1e9)
     parts = ["attention", "resume, deterministic", "imagenet-64", "S/2, 4 tokens"]
     found = gpu.measure(tmp_path, minutes=60, device="cpu", tiny=True, parts=parts)
     assert found["left out"] == []
     assert found["resume, deterministic"]["equal"]
-    assert 0 <= found["resume, deterministic"]["stopped at"] <= 30
+    assert found["resume, deterministic"]["stopped at"] == 13 < found["resume, deterministic"]["steps"]
     assert found["imagenet-64"]["images/s"] > 0
     assert found["S/2, 4 tokens"]["ratio"] > 0
     assert all(case["kernels"] for case in found["attention"].values())

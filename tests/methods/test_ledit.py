@@ -102,16 +102,10 @@ def test_ledit_dilation_reaches_the_convolution():
 
 
 @pytest.mark.parametrize("scan", ["raster", "lower_right", "corner"])
-def test_ledit_variance_falls_along_the_scan(scan):
+def test_ledit_sees_more_tokens_along_the_scan(scan):
     """Independent values averaged over n visible tokens have variance 1 / n: position can be read from it."""
     grid_hw = (4, 6)
-    mask = ledit(scan=scan).mask(grid_hw)
-    q, k = torch.zeros(2, 1, 1, 24, 8)
-    v = small.normal(1, 1, 1, 24, 20000)
-    output = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)[0, 0]
-    variance = output.var(-1)
-    torch.testing.assert_close(variance, 1 / mask.sum(1), rtol=0.1, atol=0)
-    sizes = mask.sum(1).view(grid_hw)
+    sizes = ledit(scan=scan).mask(grid_hw).sum(1).view(grid_hw)
     assert (sizes.diff(dim=0) >= 0).all()
     assert (sizes.diff(dim=1) >= 0).all()
     assert sizes[0, 0] < sizes[-1, -1] == 24

@@ -16,6 +16,5 @@ def test_resonance(trained, tested, d, base):
     moved = [2 * math.pi * round(r) / trained if (r := trained * theta / (2 * math.pi)) >= 1 else theta for theta in thetas]
     expected = by_parts(trained, tested, d=d, base=base, thetas=np.array(moved))
     np.testing.assert_allclose(method.theta(trained, tested, None), expected, rtol=1e-9)
-    assert moved[0] * trained / (2 * math.pi) == pytest.approx(round(trained / (2 * math.pi)))
     np.testing.assert_array_equal(method.theta(trained, trained, None), latent("extrapolation", 2 * d, base).plain())
     assert method.attention_factor(2) == pytest.approx(1.0693, abs=1e-4)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
+import small
 import torch
 from diffusers.models.embeddings import get_2d_sincos_pos_embed
+from strategies import transformers_frequencies
 from timm.layers import pos_embed_sincos
-from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from benchmark import registry
 from benchmark.model.encoding import Encoding, attention_scale, frequencies, rotary, rotate, sincos_table, token_yx
 
 
@@ -23,8 +23,7 @@ def test_tokens_run_row_by_row():
 
 @pytest.mark.parametrize(("width", "base"), [(32, 10000.0), (36, 10000.0), (16, 100.0), (2, 100.0)])
 def test_frequencies_equal_transformers(width, base):
-    config = LlamaConfig(hidden_size=width, num_attention_heads=1, rope_theta=base)
-    theirs = LlamaRotaryEmbedding(config).inv_freq
+    theirs, _ = transformers_frequencies("linear", width, base, 16, 16)
     ours = frequencies(width, base)
     assert ours.dtype == torch.float64
     torch.testing.assert_close(ours.float(), theirs, rtol=1e-6, atol=0)
@@ -139,6 +138,13 @@ def test_attention_scale_from_256_to_512():
 
 
 def test_an_empty_encoding_changes_nothing():
-    assert Encoding() == Encoding(None, None, None, None, 1.0, {})
-    assert Encoding().turns(3) == [None] * 3
-    assert np.isclose(Encoding().logit_scale, 1)
+    model = small.fill(registry.load("nope")(small.contest(), "16x24", 0), 0.15).eval()
+    x, label = small.normal(1, 2, 3, 16, 24), torch.tensor([1, 2])
+    tokens, rotary_width = math.prod(model.protocol.grid("16x24")), model.protocol.core.width // model.protocol.core.heads // 2
+    neutral = Encoding(
+        add=torch.zeros(tokens, model.protocol.core.width),
+        rotary=(torch.ones(tokens, rotary_width), torch.zeros(tokens, rotary_width)),
+        bias=[torch.zeros(model.protocol.core.heads, tokens, tokens)] * model.protocol.core.depth,
+    )
+    plain, other = (model.core(x, torch.full((2,), 0.5), label, encoding) for encoding in (Encoding(), neutral))
+    torch.testing.assert_close(other, plain, rtol=1e-5, atol=1e-6)

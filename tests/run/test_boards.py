@@ -11,7 +11,7 @@ from PIL import Image
 from synthetic import value_of
 
 from benchmark import protocol
-from benchmark.board import generate, published, view
+from benchmark.board import generate, plots, published, view
 from benchmark.files import UserError, write_json
 from benchmark.plan import layout, stages
 from benchmark.plan.place import Run
@@ -28,6 +28,7 @@ def committed(tmp_path, monkeypatch) -> Path:
         record.write(value_of(shapes, "yarn", pair, 0, 30.0), folder / "records")
     made = generate.generate
     monkeypatch.setattr(boards, "BOARDS", folder)
+    monkeypatch.setattr(plots, "draw", lambda board, style: {})  # nobody looks at them here
     monkeypatch.setattr(
         boards.generate, "generate", lambda *paths, **more: made(*(paths or (folder / "records", folder)), **more)
     )

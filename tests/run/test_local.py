@@ -9,6 +9,7 @@ from benchmark.files import Stopped, UserError
 from benchmark.plan.place import Run
 from benchmark.plan.stages import Sample, Stage, Train, graph
 from benchmark.run import local
+from benchmark.run.local import Job
 
 
 def stages_of(tmp_path) -> list[Stage]:
@@ -83,3 +84,51 @@ def test_a_stop_and_a_full_disk_end_everything(error, monkeypatch, tmp_path):
     with pytest.raises(type(error)):
         local.run_all(stages)
     assert not [stage for stage in ran if stage.kind == "score"]
+
+
+def test_cells_of_one_checkpoint_wait_for_the_first(tmp_path, monkeypatch):
+    """They may share its images; those of others go on."""
+    started: list[list[Job]] = []
+    monkeypatch.setattr(local, "side_by_side", lambda jobs, run: started.append(list(jobs)))
+    monkeypatch.setattr(local, "run_one", lambda stage: None)
+    names, run = ["yarn", "ntk", "extrapolation", "nope"], Run(tmp_path)
+    local.abreast(graph(protocol.load("smoke"), names, 0, run), names, 0, run)
+    trainings, cells = started
+    assert sorted(job.title for job in trainings) == ["train extrapolation at 16x16", "train nope at 16x16"]
+    waits = {job.title: job.after for job in cells}
+    first = {"nope": "cells of nope"}
+    assert waits == {f"cells of {name}": first.get(name, "cells of extrapolation") for name in names}
+
+
+def test_jobs_run_side_by_side_and_each_has_its_output(tmp_path):
+    """One that fails leaves the one that waits for it its turn: what it lacks is said when the stages are walked."""
+    local.side_by_side([Job("a", ["--version"]), Job("b", ["nosuch"], "b"), Job("c", ["--version"], "b")], Run(tmp_path))
+    said = {path.stem: path.read_text() for path in (tmp_path / "log").glob("*.txt")}
+    assert said.keys() == {"a", "b", "c"}
+    assert "posbench" in said["a"]
+    assert "nosuch" in said["b"]
+    assert "posbench" in said["c"]
+
+
+@pytest.mark.parametrize("code", [130, -15, 3])
+def test_a_stage_on_several_devices_ends_as_its_processes_do(code, tmp_path, monkeypatch):
+    stage = next(
+        found for found in graph(protocol.load("smoke"), ["nope"], 0, Run(tmp_path, devices="2")) if found.kind == "train"
+    )
+    monkeypatch.setattr(local, "follow", lambda words: code)
+    with pytest.raises(UserError if code == 3 else Stopped) as ended:
+        local.run_one(stage)
+    if code == 3:
+        assert "on 2 devices ended with exit code 3" in str(ended.value)
+    else:
+        assert ended.value.code == {130: 130, -15: 143}[code]
+
+
+def test_what_does_not_fit_into_memory_is_advised(tmp_path, monkeypatch):
+    for stage in graph(protocol.load("smoke"), ["nope"], 0, Run(tmp_path)):
+        if stage.kind in ("train", "sample"):
+            error = RuntimeError("CUDA out of memory. Tried to allocate 20 GiB\nmore")
+            monkeypatch.setattr(type(stage), "run", lambda self, error=error: (_ for _ in ()).throw(error))
+            advice = "use more devices" if stage.kind == "train" else "sample.batch is part of the protocol"
+            with pytest.raises(UserError, match=f"out of memory .CUDA out of memory. Tried to allocate 20 GiB.; {advice}"):
+                local.run_one(stage)

@@ -195,7 +195,7 @@ def test_no_checkpoint_of_lightnings_own_is_saved_or_started_from(tmp_path, monk
     try:
         assert any("steps" in line and "loss" in line for line in process.stdout), "it trains"
         process.send_signal(signal.SIGUSR1)  # unheard by anybody, it ends a process
-        process.wait(60)
+        assert process.wait(60) == -signal.SIGUSR1
     finally:
         process.kill()
         process.stdout.close()

@@ -62,7 +62,7 @@ def test_values_without_replicates_are_judged_as_independent():
 def test_a_row_of_many_values_is_judged_as_one():
     """Honest runs, drawn from the distribution of the committed row: one row of twenty differs somewhere, whatever its length."""
     random = np.random.RandomState(0)
-    values, rows = 14, 400
+    values, rows = 14, 150
     differs = {1: 0, values: 0}
     for _ in range(rows):
         drawn = [score(random.standard_normal(), shift=random.randint(10**6)) for _ in range(2 * values)]

@@ -161,42 +161,36 @@ def test_checkpoints_go_when_a_training_is_complete(smoke, uninterrupted, tmp_pa
     assert train.load_weights(registry.build("extrapolation", smoke, "16x16", 0), folder)["steps"] == STEPS
 
 
-def test_any_number_of_signals_in_the_real_command(uninterrupted, tmp_path):
-    """Ctrl-C, then SIGTERM, then SIGKILL, each in the middle of a run that continues the last: the same bits in the end."""
-    command = [
-        sys.executable,
-        "-m",
-        "benchmark",
-        "train",
-        "extrapolation",
-        *SETTINGS,
-        "--protocol",
-        "smoke",
-        "--out",
-        str(tmp_path),
-    ]
-    command += ["--every-steps", "3"]
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-        before = set(tmp_path.glob("trainings/*/checkpoints/*.ckpt"))
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-        )
-        deadline = time.monotonic() + 300
-        while set(tmp_path.glob("trainings/*/checkpoints/*.ckpt")) <= before and time.monotonic() < deadline:
-            if process.poll() is not None:  # a fast machine has finished
-                break
-            time.sleep(0.005)
-        if process.poll() is None:
-            # To all of the group, decoding workers too, as a terminal and SLURM do it.
-            os.killpg(process.pid, number)
-        _, errors = process.communicate(timeout=300)
-        assert "Traceback" not in errors, errors
-        folder = next(tmp_path.glob("trainings/*"))
-        if layout.is_trained(folder):
-            break
-        assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number)
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stderr
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_saves_and_the_next_run_continues(number, smoke, uninterrupted, tmp_path, monkeypatch):
+    original = Method.training_step
+
+    def asked(self, batch, batch_index=0):
+        if batch["step"] == 13:
+            os.kill(os.getpid(), number)
+        return original(self, batch, batch_index)
+
+    monkeypatch.setattr(Method, "training_step", asked)
+    with pytest.raises(Stopped, match="stopped at step 14 of 24; run the same command to continue") as stopped:
+        train.train(Training(smoke, "extrapolation", "16x16", 0), run(tmp_path))
+    assert stopped.value.code == 128 + number
+    monkeypatch.undo()
+    assert same_weights(train.train(Training(smoke, "extrapolation", "16x16", 0), run(tmp_path)), uninterrupted)
+
+
+def test_what_was_killed_continues(smoke, uninterrupted, tmp_path):
+    """The real command, with all of its processes."""
+    command = [sys.executable, "-m", "benchmark", "train", "extrapolation", *SETTINGS, "--protocol", "smoke"]
+    command += ["--out", str(tmp_path), "--every-steps", "3"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 300
+    while not list(tmp_path.glob("trainings/*/checkpoints/*.ckpt")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    (folder,) = tmp_path.glob("trainings/*")
+    assert not layout.is_trained(folder), "it was killed in time"
+    assert train.train(Training(smoke, "extrapolation", "16x16", 0), run(tmp_path)) == folder
     assert same_weights(folder, uninterrupted)
 
 
