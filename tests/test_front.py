@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from types import SimpleNamespace
 
 import matplotlib
 import pytest
@@ -28,6 +29,7 @@ from benchmark.files import ROOT, UserError
 from benchmark.measure import teaser
 from benchmark.plan import own
 from benchmark.results import record, verified
+from benchmark.run import reproduce as reproduction
 from benchmark.run import slurm
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -118,9 +120,8 @@ def test_the_protocol_follows_the_data(tmp_path):
 
 @pytest.mark.parametrize("words", [("list",), ("plan", "shapes", "--methods", "rpe2d yarn", "--price", "2", "--cells")])
 def test_tables_fit_80_columns(words):
-    command = [sys.executable, "-m", "benchmark", *words, "--out", "nowhere"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr
+    result = CliRunner().invoke(app, [*words, "--out", "nowhere"])
+    assert result.exit_code == 0, result.output
     assert max(map(len, result.stdout.splitlines())) <= 80
     assert "…" not in result.stdout  # nothing is cut
 
@@ -148,6 +149,27 @@ def test_list_says_of_every_method_what_it_is():
     text = CliRunner().invoke(app, ["list", "--out", "nowhere"]).stdout
     assert re.search(r"^ ?yarn +YaRN +training-free +2023 +2309\.00071", text, re.MULTILINE)
     assert re.search(r"^ ?rpe2d +RPE-2D +trained +2025 +2503\.18719", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("words", "code"), [(("identical", "reproduced", "within the seeds' spread"), 0), (("reproduced", "differs"), 1)]
+)
+def test_a_row_that_differs_fails_the_command(words, code, monkeypatch, tmp_path):
+    lines = [SimpleNamespace(word=word) for word in words]
+    monkeypatch.setattr(reproduction, "reproduce", lambda *_: lines)
+    assert CliRunner().invoke(app, ["reproduce", "yarn", "--out", str(tmp_path)]).exit_code == code
+
+
+def test_leaderboards_can_be_checked_or_compared_and_not_both(monkeypatch, tmp_path):
+    """As CI does it; what `generate` finds is tested beside it."""
+    seen = []
+    monkeypatch.setattr(generate, "generate", lambda **options: seen.append(options) or ["a/table.md"])
+    assert CliRunner().invoke(app, ["leaderboards", "--check"]).output == "a/table.md\n"
+    assert seen == [{"check": True}]
+    result = CliRunner().invoke(app, ["leaderboards", "--check", "--against", str(tmp_path)])
+    assert isinstance(result.exception, UserError)
+    same = CliRunner().invoke(app, ["leaderboards", "--against", str(ROOT / "leaderboards" / "records")])
+    assert same.exit_code == 0, same.output
 
 
 @pytest.fixture
