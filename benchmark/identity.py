@@ -18,8 +18,8 @@ from benchmark.files import ROOT, below, digest, state_of
 from benchmark.protocol import Protocol
 
 # What the numbers of a training and of a cell's images run through, besides the method's own file.
-TRAINING = ("benchmark.model.method", "benchmark.model.precision", "benchmark.data.batches", "benchmark.data.latents")
-SAMPLING = ("benchmark.model.method", "benchmark.model.precision", "benchmark.data.latents")
+TRAINING = ("benchmark.model.method", "benchmark.model.precision", "benchmark.model.autoencoder", "benchmark.data.batches")
+SAMPLING = ("benchmark.model.method", "benchmark.model.precision", "benchmark.model.autoencoder")
 REFERENCE = "benchmark.evaluate.reference"
 SCORING = ("benchmark.evaluate.score", REFERENCE, "benchmark.evaluate.denoising")
 

@@ -1,15 +1,12 @@
-"""Latents: the autoencoder between images and a latent model, applied in advance or on the fly.
+"""Latents: pictures that the autoencoder has seen in advance, as shards.
 
 Legend: N samples in the set, [h, w] pixels, y before x.
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import io
 import itertools
-import json
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,75 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from benchmark.data.card import autoencoder_of, load_card
 from benchmark.data.images import center_crop, decoded
 from benchmark.data.index import FORMAT, Index, Sample
 from benchmark.data.pool import own_device, parallel
 from benchmark.data.tars import write_tar
 from benchmark.data.writer import Written, claimed
 from benchmark.files import UserError, below, digest
-from benchmark.protocol import Protocol
-
-PASS = 8  # pictures that the autoencoder sees at once: its activations are large
-
-
-class Autoencoder:
-    """A batch of pictures -> the batch of their latents, on the batch's device.
-
-    For methods whose augmentation latents of complete pictures have not seen. The numbers are those that `write_latents`
-    stores, float16 included, so that where a picture was encoded makes no difference.
-
-    Args:
-        autoencoder: a name on the Hugging Face hub, or a folder.
-    """
-
-    def __init__(self, autoencoder: str) -> None:
-        self.autoencoder = autoencoder
-
-    @torch.no_grad()
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        images = batch["image"]
-        model = load_autoencoder(self.autoencoder, str(images.device))
-        with torch.autocast(images.device.type, enabled=False):
-            posteriors = [model.encode(part.float()).latent_dist for part in images.split(PASS)]
-        mean, std = (torch.cat([getattr(p, name) for p in posteriors]).half().float() for name in ("mean", "std"))
-        scale, shift = latent_range(model)
-        return batch | {"image": (mean - shift) * scale, "std": std * scale}
-
-
-def latent_range(autoencoder: Any) -> tuple[float, float]:
-    """(scale, shift): the model sees (latent - shift) * scale."""
-    return autoencoder.config.scaling_factor, autoencoder.config.shift_factor or 0.0
-
-
-# --- Sampling --------------------------------------------------------------------------------------------------------
-
-
-def decoder(protocol: Protocol, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """The map from what the core generates to pictures [B, 3, H, W] in about [-1, 1]: the card's autoencoder, or nothing."""
-    if protocol.data.representation == "pixels":
-        return lambda x: x
-    model = load_autoencoder(autoencoder_of(load_card(protocol.data.card)), str(device))
-    scale, shift = latent_range(model)
-
-    def decode(latents: Tensor) -> Tensor:
-        # One picture at a time: the decoder's activations at 1024 pixels fill a device.
-        with torch.autocast(device.type, enabled=False):
-            return torch.cat([model.decode(one[None] / scale + shift).sample for one in latents.float()])
-
-    return decode
-
-
-def to_uint8(images: Tensor) -> np.ndarray:
-    """[B, 3, H, W] in about [-1, 1] -> uint8 [B, H, W, 3]: trunc(127.5 x + 128), clamped (DiT, the evaluator's rule)."""
-    if not torch.isfinite(images).all():
-        raise UserError("the model generated values that are not numbers; its training may have diverged")
-    return (127.5 * images.float() + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-
-
-# --- Latents ---------------------------------------------------------------------------------------------------------
+from benchmark.model.autoencoder import autoencoder_identity, latent_range, load_autoencoder
 
 
 def write_latents(
@@ -124,6 +60,7 @@ def write_latents(
     factor = 2 ** (len(config["block_out_channels"]) - 1)
     if size_hw[0] % factor or size_hw[1] % factor:
         raise UserError(f"size {size_hw[0]}x{size_hw[1]} is not a multiple of the autoencoder's {factor} pixels")
+    scale, shift = latent_range(load_autoencoder(autoencoder, "cpu"))
     fingerprint = latents_fingerprint(index, weights, size_hw)
     with claimed(Path(out), fingerprint, 0.0, progress) as work:
         if work.done:
@@ -138,7 +75,7 @@ def write_latents(
         return work.finish({
             "card": index.manifest["card"], "kind": "latents", "classes": index.classes,
             "class_names": index.manifest["class_names"], "source": "images", "ignored": 0, "images": index.fingerprint,
-            "size": list(size_hw), "factor": factor, "scale": config["scaling_factor"], "shift": config["shift_factor"] or 0.0,
+            "size": list(size_hw), "factor": factor, "scale": scale, "shift": shift,
             "autoencoder": {"name": autoencoder, "hash": weights},
         })  # fmt: skip
 
@@ -163,30 +100,6 @@ class _EncodeJob:
     autoencoder: str
     size_hw: tuple[int, int]
     batch: int
-
-
-@functools.cache
-def load_autoencoder(name: str, device: str) -> Any:
-    """diffusers' AutoencoderKL for inference, in float32."""
-    from diffusers import AutoencoderKL  # takes seconds, which trainings on pixels need not spend
-
-    try:
-        model = AutoencoderKL.from_pretrained(name, torch_dtype=torch.float32, low_cpu_mem_usage=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"autoencoder '{name}' cannot be loaded: give a folder or a name on the hub ({reason})") from None
-    return model.to(device).eval().requires_grad_(False)
-
-
-@functools.cache
-def autoencoder_identity(name: str) -> tuple[dict[str, Any], str]:
-    """(configuration, hash of configuration and weights)."""
-    model = load_autoencoder(name, "cpu")
-    config = {key: value for key, value in model.config.items() if not key.startswith("_")}
-    summary = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for key, value in sorted(model.state_dict().items()):
-        summary.update(key.encode() + value.numpy().tobytes())
-    return config, summary.hexdigest()[:12]
 
 
 def _encode_shard(job: _EncodeJob) -> tuple[int, list[list[str]]]:

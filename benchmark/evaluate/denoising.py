@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmark.data.latents import Autoencoder, autoencoder_identity
 from benchmark.evaluate.metrics import with_interval, within_classes
 from benchmark.evaluate.reference import Scenes, Shards
 from benchmark.files import UserError, digest
+from benchmark.model.autoencoder import Autoencoder, autoencoder_identity
 from benchmark.model.draws import heldout_generator
 from benchmark.model.method import Method
 from benchmark.model.precision import autocast

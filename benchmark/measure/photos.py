@@ -21,13 +21,13 @@ from rich.table import Table
 
 from benchmark.data.batches import Batches, Transform
 from benchmark.data.index import Index
-from benchmark.data.latents import to_uint8
 from benchmark.evaluate import detectors, spoil
 from benchmark.evaluate.detectors.base import Detector
 from benchmark.evaluate.metrics import Moments, frechet_distance
 from benchmark.evaluate.photos_training import CARD, SIZES, shards
 from benchmark.files import exit_code
 from benchmark.measure.detector import moments
+from benchmark.model.autoencoder import to_uint8
 from benchmark.protocol import size_hw
 
 COUNT = 5000  # at most, of each split

@@ -75,9 +75,8 @@ class Method(LightningModule):
 
     stem: nn.Module | None
     conditioner: nn.Module | None
-    to_latents: Callable[[dict[str, Any]], dict[str, Any]] | None = (
-        None  # where pictures become latents on the way (data/latents.py)
-    )
+    # Where pictures become latents on the way (autoencoder.py).
+    to_latents: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 
     def __init__(self, protocol: Protocol, train: str, seed: int = 0, options: Mapping[str, Any] | None = None) -> None:
         super().__init__()

@@ -134,8 +134,8 @@ def run_one(stage: Stage) -> None:
 
 def release() -> None:
     """Gives back what stages that ran here hold of the first GPU: the first rank of the next one needs it."""
-    if latents := sys.modules.get("benchmark.data.latents"):
-        latents.load_autoencoder.cache_clear()
+    if autoencoder := sys.modules.get("benchmark.model.autoencoder"):
+        autoencoder.load_autoencoder.cache_clear()
     gc.collect()
     torch.cuda.empty_cache()
 

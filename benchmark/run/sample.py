@@ -25,13 +25,13 @@ from safetensors.numpy import save_file
 from benchmark import progress, registry
 from benchmark.board.real import sheet
 from benchmark.data.card import autoencoder_of, load_card
-from benchmark.data.latents import autoencoder_identity, decoder, to_uint8
 from benchmark.evaluate import detectors
 from benchmark.evaluate.detectors.base import at_rest
 from benchmark.evaluate.samples import Images, Unit, chunk_name, chunk_shape, read_chunk, write_chunk
 from benchmark.evaluate.score import is_done, outputs_of, unit_file
 from benchmark.files import UserError, atomic, listed, read_fields, read_json, write_json
 from benchmark.identity import Cell, features_folder
+from benchmark.model.autoencoder import autoencoder_identity, decoder, to_uint8
 from benchmark.model.draws import Draws
 from benchmark.model.method import Method
 from benchmark.model.precision import autocast, effective
@@ -208,12 +208,11 @@ def generate(cell: Cell, folder: Path, training: Path, report: dict[str, Any], t
         share = len(missing) / len(cut)
         needs.check_disk(cost.sampling(cell.protocol, cell.test, kept).bytes * share, title_, run.out)
         meet(fabric)  # every process has seen the same files before one of them writes
-        if cell.protocol.data.representation == "latents":
-            check_autoencoder(cell.protocol, report)
+        autoencoder = checked_autoencoder(cell.protocol, report)
         method = registry.build(cell.method, cell.protocol, cell.train, cell.seed)
         load_weights(method, training, report["fingerprint"])
         method = method.to(fabric.device).eval()
-        decode = decoder(cell.protocol, fabric.device)
+        decode = decoder(autoencoder, fabric.device)
         own = missing[fabric.global_rank :: fabric.world_size]
         began = time.monotonic()
         try:
@@ -239,10 +238,14 @@ def generate(cell: Cell, folder: Path, training: Path, report: dict[str, Any], t
         meet(fabric)
 
 
-def check_autoencoder(protocol: Protocol, report: dict[str, Any]) -> None:
+def checked_autoencoder(protocol: Protocol, report: dict[str, Any]) -> str:
+    """The autoencoder of a latent model, "" for one of pixels; a UserError where it is not the one that the training had."""
+    if protocol.data.representation == "pixels":
+        return ""
     name = autoencoder_of(load_card(protocol.data.card))
     if autoencoder_identity(name)[1] != report["autoencoder"]:
         raise UserError(f"the autoencoder '{name}' is not the one used for training; set AUTOENCODER to that one")
+    return name
 
 
 def launched(run: Run) -> Fabric:
@@ -309,6 +312,5 @@ def built(cell: Cell, run: Run) -> Method:
     training, _ = trained(cell.training, run)
     method = registry.build(cell.method, cell.protocol, cell.train, cell.seed)
     report = load_weights(method, training)
-    if cell.protocol.data.representation == "latents":
-        check_autoencoder(cell.protocol, report)
+    checked_autoencoder(cell.protocol, report)
     return method.eval()

@@ -32,10 +32,11 @@ from benchmark import progress, registry
 from benchmark.data import batches, sources, writer
 from benchmark.data.card import autoencoder_of, load_card
 from benchmark.data.index import Index, manifest_path
-from benchmark.data.latents import Autoencoder, autoencoder_identity, latents_fingerprint
+from benchmark.data.latents import latents_fingerprint
 from benchmark.files import Stopped, UserError, atomic, listed, locked, read_fields, sweep, write_json
 from benchmark.identity import Training
 from benchmark.model import checkpoint
+from benchmark.model.autoencoder import Autoencoder, autoencoder_identity
 from benchmark.model.method import Method
 from benchmark.model.precision import averaging, effective, precision
 from benchmark.plan import cost, needs, stages

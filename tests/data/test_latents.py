@@ -14,13 +14,10 @@ from diffusers import AutoencoderKL
 from benchmark import protocol
 from benchmark.data import batches
 from benchmark.data.index import Index
-from benchmark.data.latents import (
-    Autoencoder,
-    decoder,
-    prepare_latents,
-)
+from benchmark.data.latents import prepare_latents
 from benchmark.files import UserError
 from benchmark.identity import Cell, Training
+from benchmark.model.autoencoder import Autoencoder, decoder
 from benchmark.plan.place import Run
 from benchmark.protocol import Protocol
 from benchmark.run import loss, sample, train
@@ -87,13 +84,13 @@ def test_encoding_on_the_way_gives_the_stored_latents(small, autoencoder, tmp_pa
     assert expected["image"].std() > 0.05, "the comparison is of something"
 
 
-def test_latents_decode_to_the_pictures_of_the_library(small, autoencoder):
+def test_latents_decode_to_the_pictures_of_the_library(autoencoder):
     """latent -> x / scale + shift -> decoder, as diffusers' pipelines do it."""
     model = AutoencoderKL.from_pretrained(autoencoder).eval()
     x = torch.randn(3, 4, 8, 6, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = model.decode(x / 0.25 + 0.5).sample
-        torch.testing.assert_close(decoder(small, torch.device("cpu"))(x), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(decoder(autoencoder, torch.device("cpu"))(x), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_trains_on_latents_whether_stored_or_not(small, autoencoder, tmp_path):

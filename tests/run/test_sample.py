@@ -14,13 +14,13 @@ from safetensors.numpy import save_file
 from scipy.stats import chisquare
 
 from benchmark import protocol, registry, streams
-from benchmark.data.latents import to_uint8
 from benchmark.data.tars import members
 from benchmark.evaluate.detectors.base import at_rest
 from benchmark.evaluate.samples import Images, Unit, read_chunk
 from benchmark.evaluate.score import Features, unit_file
 from benchmark.files import UserError, read_json
 from benchmark.identity import Cell
+from benchmark.model.autoencoder import to_uint8
 from benchmark.model.encoding import Encoding
 from benchmark.plan import stages
 from benchmark.plan.layout import DONE
