@@ -19,7 +19,7 @@ import typer
 
 from benchmark.cli import stages, tools
 from benchmark.cli.usage import Verbs
-from benchmark.files import ENDINGS, PARENT, ROOT, UNWRITABLE, Stopped, UserError, heard, is_full, is_memory, shown
+from benchmark.files import PARENT, ROOT, STOP_SIGNALS, UNWRITABLE, Stopped, UserError, is_full, is_memory, shown, stop_signals
 
 DENIED = (*UNWRITABLE, errno.ENOENT, errno.EINVAL)  # in one line, without a traceback
 
@@ -59,7 +59,7 @@ def stop(number: int, frame: object) -> None:
     """
     if multiprocessing.parent_process() is not None:
         return
-    for other in ENDINGS:
+    for other in STOP_SIGNALS:
         signal.signal(other, signal.SIG_IGN)  # a second one would cut short what cleans up after the first
     kept = sys.argv[1:2] and sys.argv[1] in CONTINUING and not any(word.startswith("--samples") for word in sys.argv)
     continues = "; finished work is kept, run the same command to continue" if kept else ""
@@ -91,7 +91,7 @@ def watch_parent() -> None:
 
 def main() -> int:
     """Runs the command line; user errors become one line and exit code 2."""
-    for number in heard():
+    for number in stop_signals():
         signal.signal(number, stop)
     sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no UTF-8
     watch_parent()

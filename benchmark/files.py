@@ -41,12 +41,12 @@ class Stopped(Exception):
         self.code = code  # of the process: 128 + the signal's number
 
 
-ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a scheduler, a terminal that closes
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a scheduler, a terminal that closes
 
 
-def heard() -> list[signal.Signals]:
-    """Those of ENDINGS that end this process: under nohup the last does not."""
-    return [number for number in ENDINGS if signal.getsignal(number) != signal.SIG_IGN]
+def stop_signals() -> list[signal.Signals]:
+    """Those of STOP_SIGNALS that end this process: under nohup the last does not."""
+    return [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
 
 
 @contextlib.contextmanager

@@ -9,12 +9,12 @@ import sys
 import pytest
 
 from benchmark import __main__ as command_line
-from benchmark.files import Stopped, UserError, heard
+from benchmark.files import Stopped, UserError, stop_signals
 
 
 @pytest.fixture(autouse=True)
 def handlers():
-    before = {number: signal.getsignal(number) for number in heard()}
+    before = {number: signal.getsignal(number) for number in stop_signals()}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from benchmark.data.images import DAMAGE, center_crop, decoded, resized
 from benchmark.data.index import Damaged, Index
-from benchmark.files import ENDINGS, UserError, unknown
+from benchmark.files import STOP_SIGNALS, UserError, unknown
 from benchmark.inputs import BITS
 from benchmark.model.method import Method
 from benchmark.protocol import size_hw
@@ -60,7 +60,7 @@ class Reader:
 
 def ignore_signals(worker: int) -> None:
     """A terminal and SLURM signal the entire process group; a decoding worker must live until the main process has saved."""
-    for number in ENDINGS:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -38,7 +38,7 @@ from benchmark.data.tars import labelled, unique_keys
 from benchmark.files import UserError, changed, listed, read_regular, shown, walk
 from benchmark.streams import shuffled
 
-ENDINGS = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")  # of image files
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 SHUFFLE = 0x5EED  # the key of the one order in which a source's samples are dealt to shards
 
 
@@ -176,7 +176,7 @@ class Folder(Source):
     def _add(self, found: list[tuple[str, str, int]], folder: str, names: list[str], name: str, named: dict[str, str]) -> None:
         for file in names:
             path = os.path.join(folder, file)
-            if not file.lower().endswith(ENDINGS):
+            if not file.lower().endswith(IMAGE_SUFFIXES):
                 self.ignored += 1
                 continue
             try:
@@ -424,7 +424,7 @@ def source(card: Card, path: str | Path | None = None, split: str = "train") -> 
     if paths[0].is_dir():
         root = paths[0]
         below = split_folder(root, split)
-        unpacked = below != root and any(name.lower().endswith(ENDINGS) for _, names in walk(below) for name in names)
+        unpacked = below != root and any(name.lower().endswith(IMAGE_SUFFIXES) for _, names in walk(below) for name in names)
         others: list[Path] = []  # of another split
         for ending in () if unpacked else ("tar", "parquet"):  # torchvision leaves ImageNet's tars beside train/ and val/
             packed = sorted(p for p in root.glob(f"*.{ending}") if not p.name.startswith("."))
@@ -436,7 +436,7 @@ def source(card: Card, path: str | Path | None = None, split: str = "train") -> 
             if not folder.files:
                 if others:
                     raise UserError(f"DATA {root} holds {listed(p.name for p in others)}, but nothing of the split '{split}'")
-                files, folders = f"image files ({', '.join(ENDINGS)})", "class folders with"
+                files, folders = f"image files ({', '.join(IMAGE_SUFFIXES)})", "class folders with"
                 expected = f"{files}, plain or in a folder per class" if choice.own else f"{folders} {files}"
                 raise UserError(f"DATA {below} holds no images: expected {expected}, *.tar or *.parquet")
             return folder

@@ -18,7 +18,7 @@ from numpy.lib import format as npy
 from PIL import Image
 
 from benchmark.data.images import DAMAGE
-from benchmark.data.sources import ENDINGS
+from benchmark.data.sources import IMAGE_SUFFIXES
 from benchmark.data.tars import members, write_contents
 from benchmark.files import UserError, atomic, below, digest, listed, read_fields, shown, walk
 from benchmark.protocol import size_name
@@ -295,12 +295,12 @@ def image_files(folder: Path) -> list[Path]:
     """Every image below a folder, sorted by path; the same ones as a data set takes from it (`data.sources.Folder`)."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
-    found = sorted(Path(place, name) for place, names in walk(folder) for name in names if name.lower().endswith(ENDINGS))
+    found = sorted(Path(place, name) for place, names in walk(folder) for name in names if name.lower().endswith(IMAGE_SUFFIXES))
     if lost := [file for file in found if not file.exists()]:
         raise UserError(f"{listed(lost)}: a link to nothing")
     found = [file for file in found if file.is_file()]
     if not found:
-        raise UserError(f"{folder} holds no images (looked for {', '.join(ENDINGS)})")
+        raise UserError(f"{folder} holds no images (looked for {', '.join(IMAGE_SUFFIXES)})")
     return found
 
 

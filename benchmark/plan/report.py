@@ -103,8 +103,8 @@ def print_plan(
         of = [stage for stage in stages if kind in (stage.kind, "all")]
         left = [stage for stage in of if not stage.is_complete()]
         if of:
-            cells_ = [kind, str(len(of) - len(left)), str(len(left)), *figures(left)]
-            table.add_row(*cells_, style="bold" if kind == "all" else "", end_section=kind == "score")
+            row = [kind, str(len(of) - len(left)), str(len(left)), *figures(left)]
+            table.add_row(*row, style="bold" if kind == "all" else "", end_section=kind == "score")
     console.print(title, style="bold", highlight=False)
     console.print(table)
     methods: dict[str, list[Stage]] = {}

@@ -60,7 +60,7 @@ class Stage:
     needs: list[Stage] = field(default_factory=list)
     after: list[Stage] = field(default_factory=list)
     kind = ""
-    spread = False  # whether it runs in one process for each device
+    distributed = False  # whether it runs in one process for each device
 
     @property
     def protocol(self) -> Protocol:
@@ -110,7 +110,7 @@ class Stage:
         words = [*self.verb(), *protocol.overrides, "--protocol", protocol.source, *run.where]
         if self.kind == "train":
             words += ["--compile"] * run.compile + ["--deterministic"] * run.deterministic
-        if self.spread:
+        if self.distributed:
             words += ["--devices", run.devices] + (["--nodes", str(run.nodes)] if self.kind in ("train", "sample") else [])
         return words + (["--keep"] if run.keep and self.kind in ("train", "sample") else [])
 
@@ -144,7 +144,7 @@ class Shards(Stage):
 class Latents(Stage):
     size: str
     kind = "latents"
-    spread = True
+    distributed = True
 
     @property
     def title(self) -> str:
@@ -174,7 +174,7 @@ class Latents(Stage):
 class Train(Stage):
     training: Training
     kind = "train"
-    spread = True
+    distributed = True
 
     @property
     def title(self) -> str:
@@ -269,7 +269,7 @@ class Sample(Stage):
     train: Train
     base: Sample | None = None
     kind = "sample"
-    spread = True
+    distributed = True
 
     @property
     def title(self) -> str:

@@ -14,7 +14,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from benchmark import progress
-from benchmark.files import UserError, atomic, heard
+from benchmark.files import UserError, atomic, stop_signals
 from benchmark.model.flops import recognised, training_flops
 from benchmark.model.method import Method
 from benchmark.plan.cost import KEPT
@@ -146,7 +146,7 @@ class Keeper(Callback):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.agree(trainer)
         # Lightning's own handlers raise inside a step, after which weights and their average may disagree.
-        self.handlers = {number: signal.signal(number, self.ask) for number in heard()}
+        self.handlers = {number: signal.signal(number, self.ask) for number in stop_signals()}
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
         self.due = time.monotonic() + self.interval
         self.agreed, self.agreement = (trainer.global_step, time.monotonic()), trainer.global_step + 1  # the last, and the next

@@ -123,7 +123,7 @@ def hours(stages: Sequence[Stage], speed: Speed, devices: int) -> dict[str, floa
         operations = stage.cost().operations
         rate = speed.training if stage.kind == "train" else speed.sampling
         if operations:
-            share = devices if stage.spread else 1
+            share = devices if stage.distributed else 1
             found[stage.kind] = found.get(stage.kind, 0.0) + operations / rate / share / 3600
     return found
 

@@ -15,7 +15,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmark import lazy, progress
-from benchmark.files import ENDINGS, PARENT, UNWRITABLE, Stopped, UserError, handled, heard, is_full, is_memory, listed
+from benchmark.files import (
+    PARENT,
+    STOP_SIGNALS,
+    UNWRITABLE,
+    Stopped,
+    UserError,
+    handled,
+    is_full,
+    is_memory,
+    listed,
+    stop_signals,
+)
 from benchmark.plan.place import Run, check_ranks, check_single, fix_workspace, gpus, processors, torch
 from benchmark.plan.stages import Sample, Stage, Train, graph
 from benchmark.protocol import Protocol
@@ -42,7 +53,7 @@ def bench(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> li
     stages[0].context.data.real()  # the references' images, which nothing would ask for before the end of a training
     if run.deterministic:
         fix_workspace()
-    missing = [stage for stage in stages if stage.spread and not stage.is_complete()]
+    missing = [stage for stage in stages if stage.distributed and not stage.is_complete()]
     if missing:
         check_ranks(run)
     sampling.check_settings(protocol, methods)
@@ -61,7 +72,7 @@ def bench(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> li
         stages = graph(protocol, methods, seed, run)
     estimate.announce(protocol, stages, run)
     if len(methods) > 1 and run.devices == "auto" and not gpus() and processors() > 1:
-        abreast(stages, methods, seed, run)
+        run_in_parallel(stages, methods, seed, run)
     return failures + run_all(stages)
 
 
@@ -108,13 +119,13 @@ def run_all(stages: Iterable[Stage]) -> list[tuple[Stage, str]]:
 
 def run_one(stage: Stage) -> None:
     """Runs a stage here; one that is for several devices in processes of its own, which its launcher multiplies."""
-    missing = stage.spread and not stage.is_complete()
+    missing = stage.distributed and not stage.is_complete()
     if missing:
         check_ranks(stage.context.run)
     if missing and stage.context.run.several and "LOCAL_RANK" not in os.environ:
-        code = follow([sys.executable, "-m", "benchmark", *stage.command()])
+        code = run_group([sys.executable, "-m", "benchmark", *stage.command()])
         stage.context.changed()  # latents may be there now
-        if code in {128 + number for number in ENDINGS} | {-number for number in ENDINGS}:
+        if code in {128 + number for number in STOP_SIGNALS} | {-number for number in STOP_SIGNALS}:
             raise Stopped(f"stopped while running {stage}; run the same command to continue", code if code > 0 else 128 - code)
         if code:
             raise UserError(f"{stage} on {stage.context.run.devices} devices ended with exit code {code}; see its message above")
@@ -140,7 +151,7 @@ def release() -> None:
     torch.cuda.empty_cache()
 
 
-def abreast(stages: Sequence[Stage], methods: Sequence[str], seed: int, run: Run) -> None:
+def run_in_parallel(stages: Sequence[Stage], methods: Sequence[str], seed: int, run: Run) -> None:
     """Trainings first, then cells, in as many one-thread processes as there are processors.
 
     Two of them do a quarter more than one process with two threads.
@@ -183,8 +194,8 @@ def side_by_side(jobs: Sequence[Job], run: Run) -> None:
     with progress.stage("jobs", len(jobs), "job") as shown:
         try:
             while waiting or running:
-                open_ = {job.title for job in waiting} | running.keys()
-                for job in [job for job in waiting if job.after == job.title or job.after not in open_]:
+                unfinished = {job.title for job in waiting} | running.keys()
+                for job in [job for job in waiting if job.after == job.title or job.after not in unfinished]:
                     if len(running) < processors():
                         waiting.remove(job)
                         running[job.title] = start(job, run)
@@ -207,7 +218,7 @@ def start(job: Job, run: Run) -> subprocess.Popen:
         return subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, env=environment)
 
 
-def follow(command: list[str]) -> int:
+def run_group(command: list[str]) -> int:
     """Runs a command in a process group of its own and returns its exit code.
 
     Signals such as Ctrl-C are passed to the entire group, once per process, and their saving is awaited. A terminal
@@ -224,7 +235,7 @@ def follow(command: list[str]) -> int:
             asked.append(number)
             os.killpg(child.pid, signal.SIGTERM if number == signal.SIGHUP else number)
 
-    with handled(hand_on, heard()):
+    with handled(hand_on, stop_signals()):
         child = subprocess.Popen(command, process_group=0, env=os.environ | {PARENT: str(os.getpid())})
         for number in early:
             hand_on(number, None)

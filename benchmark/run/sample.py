@@ -41,7 +41,7 @@ from benchmark.plan.place import Run, check_ranks, device, machine
 from benchmark.plan.stages import features_of, images_folder, is_sampled, kept_images
 from benchmark.protocol import Protocol, size_hw
 from benchmark.run.ranks import environment
-from benchmark.run.train import alone, load_weights, quieten, trained
+from benchmark.run.train import exclusive, load_weights, quieten, trained
 
 GRID_IMAGES = 32
 TRIED = 256  # tokens of a grid that a method is tried out on: biases of more take long on a processor
@@ -195,19 +195,19 @@ def equal(a: Any, b: Any) -> bool:
 def generate(cell: Cell, folder: Path, training: Path, report: dict[str, Any], title: str, run: Run) -> None:
     """Makes what is missing of a cell's batches."""
     config = cell.protocol.sample
-    title_ = f"{title}, {config.count:,} images"
-    needs.check_memory(needs.sampling(cell.protocol, cell.test), title_)
+    about = f"{title}, {config.count:,} images"
+    needs.check_memory(needs.sampling(cell.protocol, cell.test), about)
     fabric = launched(run)
     detector = detectors.load(cell.protocol.score.detector, device=fabric.device)
     place, cut = features_folder(folder, detector.name, detector.hash), units(cell, folder).units
     half = registry.detector_facts(detector.name).bytes == 2
-    with alone(folder, "sampling", wait=True):  # cells that share their base's images may be made at the same time
-        meet(fabric)  # what is missing is seen when the first process has the folder to itself
+    with exclusive(folder, "sampling", wait=True):  # cells that share their base's images may be made at the same time
+        barrier(fabric)  # what is missing is seen when the first process has the folder to itself
         missing = lost(cell, folder, place, run.keep)
         kept = kept_images(cell.protocol, run.keep)
         share = len(missing) / len(cut)
-        needs.check_disk(cost.sampling(cell.protocol, cell.test, kept).bytes * share, title_, run.out)
-        meet(fabric)  # every process has seen the same files before one of them writes
+        needs.check_disk(cost.sampling(cell.protocol, cell.test, kept).bytes * share, about, run.out)
+        barrier(fabric)  # every process has seen the same files before one of them writes
         autoencoder = checked_autoencoder(cell.protocol, report)
         method = registry.build(cell.method, cell.protocol, cell.train, cell.seed)
         load_weights(method, training, report["fingerprint"])
@@ -232,10 +232,10 @@ def generate(cell: Cell, folder: Path, training: Path, report: dict[str, Any], t
                         save_file(at_rest(outputs_of(images, detector), detector, half), draft, {"stamp": unit.stamp})
         finally:  # of a run that was stopped, too
             add_hours(folder, fabric.global_rank, (time.monotonic() - began) / 3600)
-        meet(fabric)
+        barrier(fabric)
         if fabric.is_global_zero:
             finish(cell, folder, place, fabric.world_size)
-        meet(fabric)
+        barrier(fabric)
 
 
 def checked_autoencoder(protocol: Protocol, report: dict[str, Any]) -> str:
@@ -258,7 +258,7 @@ def launched(run: Run) -> Fabric:
     return fabric
 
 
-def meet(fabric: Fabric) -> None:
+def barrier(fabric: Fabric) -> None:
     """Waits for the other ranks; unlike NCCL's own barrier, which Python's handlers do not interrupt, it hears signals."""
     if fabric.world_size == 1:
         return

@@ -54,14 +54,14 @@ class Task:
         kind: data, latents, train, reference, cell or end.
         commands: arguments of `python -m benchmark`.
         needs, after: names of tasks: those that must have succeeded before, and those that must have ended, however they did.
-        spread: whether the first command runs in as many processes as the run has devices; the others run in one.
+        distributed: whether the first command runs in as many processes as the run has devices; the others run in one.
     """
 
     name: str
     kind: str
     commands: tuple[tuple[str, ...], ...]
     needs: tuple[str, ...] = ()
-    spread: bool = False
+    distributed: bool = False
     after: tuple[str, ...] = ()
 
 
@@ -73,7 +73,7 @@ def tasks(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> li
     for stage in stages:
         name = names[id(stage)]
         kind = {"shards": "data", "sample": "cell", "score": "cell"}.get(stage.kind, stage.kind)
-        before = found.get(name, Task(name, kind, (), spread=stage.spread))  # of a cell's stages the first one's
+        before = found.get(name, Task(name, kind, (), distributed=stage.distributed))  # of a cell's stages the first one's
         needs, after = (
             tuple(other for other in dict.fromkeys([*known, *(names[id(s)] for s in more if id(s) in names)]) if other != name)
             for known, more in ((before.needs, stage.needs), (before.after, stage.after))
@@ -257,7 +257,7 @@ class Queue:
             raise UserError(f"resources for {kind} jobs: {' '.join(str(error).split())}") from None
 
     def submit(self, group: Sequence[Task], after: str = "") -> list[Any]:
-        """Submits tasks of one kind, all spread or none, together: as an array where there are several. `after`: see above."""
+        """Submits tasks of one kind, all distributed or none, together: as an array where there are several. `after`: see above."""
         executor, notice = self.configured(group[0], after)
         # What starts here ignores a terminal's signals, which go to all of its processes: `cancel` ends it instead.
         terminal = handled(signal.SIG_IGN, (signal.SIGINT, signal.SIGHUP))
@@ -268,9 +268,9 @@ class Queue:
         """Nodes, processes and GPUs of a job: what uses several devices gets a process for each, as Lightning expects."""
         if task.kind in ("data", "end"):
             return {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": 0}
-        if task.kind == "latents" or (task.spread and self.cluster == "local"):  # they start their own processes
+        if task.kind == "latents" or (task.distributed and self.cluster == "local"):  # they start their own processes
             return {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": self.devices if self.gpus else 0}
-        if not task.spread:
+        if not task.distributed:
             return {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": int(self.gpus)}
         return {"nodes": self.nodes, "tasks_per_node": self.devices, "gpus_per_node": self.devices if self.gpus else 0}
 
@@ -315,11 +315,11 @@ def start(
 
 
 def groups(todo: Sequence[Submitted]) -> list[list[Submitted]]:
-    """Tasks of one kind that wait for the same others, spread alike, in an order in which everything comes after those."""
+    """Tasks of one kind that wait for the same others, distributed alike, in an order in which everything comes after those."""
     found: dict[tuple[Any, ...], list[Submitted]] = {}
     for item in todo:
         waits = tuple(sorted(item.task.needs)), tuple(sorted(item.task.after))
-        found.setdefault((item.task.kind, *waits, item.task.spread), []).append(item)
+        found.setdefault((item.task.kind, *waits, item.task.distributed), []).append(item)
     return sorted(found.values(), key=lambda group: KINDS.index(group[0].task.kind))
 
 

@@ -89,7 +89,7 @@ def _newer(source: sources.Source, folder: Path) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class TrainingData:
     """What a training reads.
 
     Attributes:
@@ -105,7 +105,7 @@ class Source:
     autoencoder: str = ""
 
 
-def open_data(training: Training, run: Run, verbose: bool = False) -> Source:
+def open_data(training: Training, run: Run, verbose: bool = False) -> TrainingData:
     """The data of a training: pictures; or, where the protocol trains on latents, those that were made of them.
 
     Latents are searched in the folder of runs. Methods that augment encode their pictures on the way.
@@ -118,7 +118,7 @@ def open_data(training: Training, run: Run, verbose: bool = False) -> Source:
     if index.classes > protocol.core.classes:
         raise UserError(f"{index.folder} has {index.classes} classes, but the protocol's core has {protocol.core.classes}")
     if protocol.data.representation == "pixels":
-        return Source(index, index.fingerprint)
+        return TrainingData(index, index.fingerprint)
     if registry.augments(name, protocol.options.get(name, {})):
         if index.kind != "images":
             raise UserError(
@@ -127,7 +127,7 @@ def open_data(training: Training, run: Run, verbose: bool = False) -> Source:
             )
         autoencoder = autoencoder_of(load_card(protocol.data.card))
         weights = autoencoder_identity(autoencoder)[1]
-        return Source(index, latents_fingerprint(index, weights, size_hw(train)), autoencoder, weights)
+        return TrainingData(index, latents_fingerprint(index, weights, size_hw(train)), autoencoder, weights)
     if index.kind == "images":
         found = [Index(folder) for folder in DataSet(protocol, run).latents.get(train, [])]
         by = ""
@@ -141,7 +141,7 @@ def open_data(training: Training, run: Run, verbose: bool = False) -> Source:
     if tuple(index.manifest["size"]) != size_hw(train):
         held = size_name(*index.manifest["size"])
         raise UserError(f"{index.folder} holds latents of {held} images, but {protocol.name} trains at {train}")
-    return Source(index, index.fingerprint, "", index.manifest["autoencoder"]["hash"])
+    return TrainingData(index, index.fingerprint, "", index.manifest["autoencoder"]["hash"])
 
 
 def trained(training: Training, run: Run) -> tuple[Path, str]:
@@ -181,7 +181,7 @@ def train(training: Training, run: Run) -> Path:
     needed = cost.training(training.protocol, training.size).bytes + cost.checkpoints(training.protocol)
     there = sum(path.stat().st_size for path in folder.glob(f"{CHECKPOINTS}/*.ckpt"))  # of an interrupted run
     needs.check_disk(needed - there, f"train {training}", run.out)
-    with alone(folder):
+    with exclusive(folder):
         method = registry.build(training.method, training.protocol, training.size, training.seed)
         if training.protocol.train.init:
             checkpoint.initialise(method, training.protocol.train.init)
@@ -192,7 +192,7 @@ def train(training: Training, run: Run) -> Path:
 
 
 @contextlib.contextmanager
-def alone(folder: Path, doing: str = "training", wait: bool = False) -> Iterator[None]:
+def exclusive(folder: Path, doing: str = "training", wait: bool = False) -> Iterator[None]:
     """Makes the folder and keeps others from writing in it, or waits for them; the first of several ranks does so for all."""
     if not progress.first_rank():
         yield
@@ -215,7 +215,7 @@ def discard(folder: Path, run: Run) -> None:
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 
-def _fit(method: Method, training: Training, source: Source, folder: Path, run: Run) -> None:
+def _fit(method: Method, training: Training, source: TrainingData, folder: Path, run: Run) -> None:
     forget()
     protocol, config, key = training.protocol, training.protocol.train, training.key(source.hash)
     quieten()
@@ -348,7 +348,7 @@ def newest(folder: Path, key: str) -> tuple[str | None, int]:
     return None, 0
 
 
-def save(method: Method, folder: Path, key: str, name: str, source: Source, watched: dict[str, float]) -> None:
+def save(method: Method, folder: Path, key: str, name: str, source: TrainingData, watched: dict[str, float]) -> None:
     """Writes the averaged weights (Lightning put them into the module at the end) and the report."""
     state = {key: value.detach().cpu().contiguous() for key, value in method.state_dict().items()}
     about = {"fingerprint": key, "method": name, "train": method.train_size, "seed": str(method.seed)}

@@ -325,7 +325,7 @@ def test_latents_that_another_process_wrote_are_seen_by_the_stages_after_it(tmp_
     found = {stage.kind: stage for stage in stages.graph(large, ["nope"], 0, run)}
     assert not found["latents"].is_complete()
     assert found["train"].key() is None
-    monkeypatch.setattr(local, "follow", lambda words: (tmp_path / "later").rename(written) and 0)
+    monkeypatch.setattr(local, "run_group", lambda words: (tmp_path / "later").rename(written) and 0)
     local.run_one(found["latents"])
     assert found["latents"].is_complete()
     assert found["train"].key()

@@ -33,7 +33,7 @@ from benchmark.plan.place import Run
 from benchmark.plan.stages import Stage
 from benchmark.results import record
 from benchmark.run import local, sample
-from benchmark.run.train import alone
+from benchmark.run.train import exclusive
 from benchmark.run.train import train as fit
 
 pytestmark = pytest.mark.xdist_group("end to end")  # most of them share the folder of one run
@@ -171,7 +171,7 @@ def test_two_runs_do_not_sample_a_cell_at_once(first, out, monkeypatch):
             first_run.close()
 
     monkeypatch.setattr(progress, "say", say)
-    first_run.enter_context(alone(cell, "sampling"))
+    first_run.enter_context(exclusive(cell, "sampling"))
     sample.sample(Cell(protocol.load("smoke"), "rpe2d", "16x16", "16x16", 0), Run(out))
     assert told[0] == f"waiting for another process, which is sampling in {cell}"
     assert (cell / "samples.json").is_file()
@@ -270,7 +270,7 @@ def test_a_signal_reaches_the_processes_of_a_stage_which_save(number, tmp_path):
     child = "import signal, sys, time\n"
     child += f"signal.signal({int(told)}, lambda *_: (print('saved', flush=True), sys.exit(7)))\n"
     child += "print('ready', flush=True)\ntime.sleep(60)"
-    parent = f"import sys; from benchmark.run.local import follow; sys.exit(follow([sys.executable, '-c', {child!r}]))"
+    parent = f"import sys; from benchmark.run.local import run_group; sys.exit(run_group([sys.executable, '-c', {child!r}]))"
     process = subprocess.Popen([sys.executable, "-c", parent], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
@@ -282,7 +282,7 @@ def test_a_stage_that_is_killed_while_it_stops_was_stopped():
     """Lightning kills the ranks that are later than the first: the command must not go on with the next stage."""
     child = "import os, signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))\n"
     child += "print('ready', flush=True)\ntime.sleep(60)"
-    parent = f"import sys; from benchmark.run.local import follow; sys.exit(follow([sys.executable, '-c', {child!r}]))"
+    parent = f"import sys; from benchmark.run.local import run_group; sys.exit(run_group([sys.executable, '-c', {child!r}]))"
     process = subprocess.Popen([sys.executable, "-c", parent], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
@@ -293,7 +293,7 @@ def test_a_stage_that_is_killed_while_it_stops_was_stopped():
 def test_under_nohup_a_terminal_may_close():
     child = "print('ready', flush=True); input(); print('done', flush=True)"
     parent = "import signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
-    parent += f"from benchmark.run.local import follow; sys.exit(follow([sys.executable, '-c', {child!r}]))"
+    parent += f"from benchmark.run.local import run_group; sys.exit(run_group([sys.executable, '-c', {child!r}]))"
     process = subprocess.Popen([sys.executable, "-c", parent], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGHUP)
@@ -315,7 +315,7 @@ def test_two_processes_make_the_same_images(first, out):
 
 
 def test_sweep_trains_shared_checkpoints_once_and_custom_runs_stay_apart(out, monkeypatch, capsys):
-    monkeypatch.setattr(local, "abreast", lambda *_: None)  # whose processes test_local follows
+    monkeypatch.setattr(local, "run_in_parallel", lambda *_: None)  # whose processes test_local follows
     settings = ["train.steps=2", "sample.count=16"]
     here("sweep", *settings, "--protocol", "smoke", "--methods", "yarn,ntk,extrapolation", out=out)
     custom = protocol.load("smoke", settings)

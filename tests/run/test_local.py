@@ -92,7 +92,7 @@ def test_cells_of_one_checkpoint_wait_for_the_first(tmp_path, monkeypatch):
     monkeypatch.setattr(local, "side_by_side", lambda jobs, run: started.append(list(jobs)))
     monkeypatch.setattr(local, "run_one", lambda stage: None)
     names, run = ["yarn", "ntk", "extrapolation", "nope"], Run(tmp_path)
-    local.abreast(graph(protocol.load("smoke"), names, 0, run), names, 0, run)
+    local.run_in_parallel(graph(protocol.load("smoke"), names, 0, run), names, 0, run)
     trainings, cells = started
     assert sorted(job.title for job in trainings) == ["train extrapolation at 16x16", "train nope at 16x16"]
     waits = {job.title: job.after for job in cells}
@@ -115,7 +115,7 @@ def test_a_stage_on_several_devices_ends_as_its_processes_do(code, tmp_path, mon
     stage = next(
         found for found in graph(protocol.load("smoke"), ["nope"], 0, Run(tmp_path, devices="2")) if found.kind == "train"
     )
-    monkeypatch.setattr(local, "follow", lambda words: code)
+    monkeypatch.setattr(local, "run_group", lambda words: code)
     with pytest.raises(UserError if code == 3 else Stopped) as ended:
         local.run_one(stage)
     if code == 3:

@@ -133,16 +133,16 @@ RANK = """
 import os, sys, time, types, torch
 from benchmark import __main__ as main
 from benchmark.files import Stopped
-from benchmark.run.sample import meet
+from benchmark.run.sample import barrier
 rank, folder = int(sys.argv[1]), sys.argv[2]
 torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
 import atexit; atexit.register(lambda: print("taken down", flush=True))  # as Lightning does with NCCL's groups
 fabric = types.SimpleNamespace(world_size=2, device=torch.device("cpu"))
-meet(fabric)
+barrier(fabric)
 def work():
     print("met", flush=True)
     if rank: time.sleep(60)
-    meet(fabric)
+    barrier(fabric)
 main.app = work
 sys.argv = ["posbench", "sample"]
 main.run()

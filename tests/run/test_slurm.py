@@ -295,7 +295,7 @@ SWEEP = """
 import signal, sys, time
 from pathlib import Path
 from benchmark.__main__ import stop
-from benchmark.files import Stopped, heard
+from benchmark.files import Stopped, stop_signals
 from benchmark.run import slurm
 folder = Path(sys.argv[1])
 code = '''
@@ -310,7 +310,7 @@ signal.signal(signal.SIGTERM, save)
 time.sleep(60)
 '''
 slurm.command_lines = lambda task: [[sys.executable, "-c", *command] for command in task.commands]
-for number in heard():
+for number in stop_signals():
     signal.signal(number, stop)
 todo = [slurm.Submitted(slurm.Task("a", "train", ((code, str(folder)),)))]
 try:

@@ -303,12 +303,12 @@ def test_weights_of_another_training(smoke, uninterrupted, tmp_path):
 
 
 def test_one_training_at_a_time_in_a_folder(tmp_path):
-    with train.alone(tmp_path):
+    with train.exclusive(tmp_path):
         (tmp_path / "inner").mkdir()
         (tmp_path / "inner" / f".step=3.ckpt.{socket.gethostname()[:40]}~99999999.x.part").mkdir()
-        with pytest.raises(UserError, match="another process is training in"), train.alone(tmp_path):
+        with pytest.raises(UserError, match="another process is training in"), train.exclusive(tmp_path):
             pass
-    with train.alone(tmp_path):
+    with train.exclusive(tmp_path):
         assert not list(tmp_path.glob("**/.*.part")), "drafts of a killed run are swept"
 
 

@@ -107,7 +107,7 @@ def test_of_several_methods_the_faulty_ones_are_left_out(monkeypatch, tmp_path):
     ran = []
     monkeypatch.setattr(sample, "try_out", try_out)
     monkeypatch.setattr(estimate, "announce", lambda *_: None)
-    monkeypatch.setattr(local, "abreast", lambda *_: None)
+    monkeypatch.setattr(local, "run_in_parallel", lambda *_: None)
     monkeypatch.setattr(local, "run_one", ran.append)
     broken = {"yarn"}
     ((failed, reason),) = local.bench(SMOKE, ["yarn", "ntk"], 0, Run(tmp_path))
