@@ -106,3 +106,14 @@ def reference(protocol: Protocol) -> Cost:
     """Reference statistics of one size: the detector's pass, and the features that are kept."""
     kept = protocol.score.kept * detector_facts(protocol.score.detector).numbers
     return detecting(protocol, protocol.score.reference) + Cost(bytes=4.0 * kept)
+
+
+def show_bytes(count: float) -> str:
+    """Bytes as "1.2 GB"."""
+    if not count:
+        return "–"
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB" if count < 1000 else f"{count / 1000:.3g} PB"

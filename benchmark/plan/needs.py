@@ -12,13 +12,13 @@ from pathlib import Path
 
 from benchmark.files import UserError
 from benchmark.model.flops import OUTPUTS, parameters
+from benchmark.plan.cost import show_bytes
 from benchmark.plan.place import Run, gpus, torch
 from benchmark.protocol import Protocol
 from benchmark.registry import detector_facts
 
 STATE = 20  # bytes a weight in training: float32 itself, gradient, average, and AdamW's two moments
 TENSORS = 8  # of [tokens, width] in a block that the backward pass waits for, at least
-GIB = 2**30
 
 
 def training(protocol: Protocol, size: str, run: Run) -> dict[str, float]:
@@ -59,8 +59,8 @@ def check_memory(needed: dict[str, float], what: str) -> None:
     if total > there:
         most = max(needed, key=needed.__getitem__)
         raise UserError(
-            f"{what} needs about {shown(total)} of memory, mostly for {most} ({shown(needed[most])}); "
-            f"this machine has {shown(there)}"
+            f"{what} needs about {show_bytes(total)} of memory, mostly for {most} ({show_bytes(needed[most])}); "
+            f"this machine has {show_bytes(there)}"
         )
 
 
@@ -71,7 +71,7 @@ def check_disk(needed: float, what: str, folder: Path) -> None:
         there = there.parent
     free = shutil.disk_usage(there).free
     if needed > free:
-        raise UserError(f"{what} needs about {shown(needed)} on disk, but {folder} has {shown(free)} left")
+        raise UserError(f"{what} needs about {show_bytes(needed)} on disk, but {folder} has {show_bytes(free)} left")
 
 
 def memory() -> float:
@@ -85,9 +85,3 @@ def memory() -> float:
         if path.is_file() and (text := path.read_text().strip()).isdigit():
             total = min(total, float(text))
     return total
-
-
-def shown(size: float) -> str:
-    if size < 0.1 * GIB:
-        return f"{size / 2**20:,.2f} MiB"
-    return f"{size / GIB:,.1f} GiB" if size < 1e6 * GIB else f"{size / GIB:.1e} GiB"

@@ -13,7 +13,7 @@ from rich.table import Table
 from benchmark.files import UserError
 from benchmark.model.flops import Device
 from benchmark.model.flops import device as known_device
-from benchmark.plan.cost import Cost, checkpoints, detecting
+from benchmark.plan.cost import Cost, checkpoints, detecting, show_bytes
 from benchmark.plan.place import Run
 from benchmark.plan.stages import MISSING, Sample, Score, Stage, Train
 from benchmark.protocol import Protocol
@@ -32,17 +32,6 @@ def make_bench(protocol: Protocol, method: str, seed: int = 0, run: Run | None =
         text = " ".join(protocol.overrides)
         words.append(f'SET="{text}"' if not set('"$`\\!') & set(text) else shlex.quote(f"SET={text}"))
     return " ".join(words)
-
-
-def show_bytes(count: float) -> str:
-    """Bytes as "1.2 GB"."""
-    if not count:
-        return "–"
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB" if count < 1000 else f"{count / 1000:.3g} PB"
 
 
 def show_operations(count: float) -> str:

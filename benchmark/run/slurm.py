@@ -257,7 +257,7 @@ class Queue:
             raise UserError(f"resources for {kind} jobs: {' '.join(str(error).split())}") from None
 
     def submit(self, group: Sequence[Task], after: str = "") -> list[Any]:
-        """Submits tasks of one kind, all distributed or none, together: as an array where there are several. `after`: see above."""
+        """Submits tasks of one kind, all distributed or none, together: as an array of several. `after`: as in `configured`."""
         executor, notice = self.configured(group[0], after)
         # What starts here ignores a terminal's signals, which go to all of its processes: `cancel` ends it instead.
         terminal = handled(signal.SIG_IGN, (signal.SIGINT, signal.SIGHUP))

@@ -17,7 +17,7 @@ from benchmark.files import ROOT, UserError, write_json
 from benchmark.identity import Cell, Training
 from benchmark.plan import report as plan
 from benchmark.plan import stages
-from benchmark.plan.cost import Cost
+from benchmark.plan.cost import Cost, show_bytes
 from benchmark.plan.layout import CHECKPOINTS, REPORT, WEIGHTS
 from benchmark.plan.place import Run
 
@@ -74,7 +74,7 @@ def test_bad_input_lists_the_choices(tmp_path):
     ("count", "text"), [(999, "999 B"), (1e3, "1 kB"), (157e9, "157 GB"), (1.5e12, "1.5 TB"), (2e15, "2 PB")]
 )
 def test_bytes_for_people(count, text):
-    assert plan.show_bytes(count) == text
+    assert show_bytes(count) == text
 
 
 # --- Totals ----------------------------------------------------------------------------------------------------------
