@@ -50,7 +50,10 @@ def load(name: str) -> type[Method]:
         UserError: no such file, not exactly one such class in it, or one that trains otherwise than the file says.
     """
     trained_name(name)  # what is wrong with the file as it is read
-    found: type[Method] = getattr(importlib.import_module(f"methods.{name}"), _classes(name)[0][1].name)
+    module, wanted = importlib.import_module(f"methods.{name}"), _classes(name)[0][1].name
+    found: type[Method] = getattr(module, wanted, None)
+    if not isinstance(found, type) or found.__module__ != module.__name__:
+        raise UserError(f"methods/{name}.py: {wanted} is not the class that the file defines once it has been imported")
     if (found.trains_as or None) != (read := attribute(name, "trains_as") or None):
         raise UserError(
             f"methods/{name}.py: trains_as is {found.trains_as!r} when it is imported and {read!r} when it is read: "

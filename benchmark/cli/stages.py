@@ -113,12 +113,16 @@ def run_all(protocol: Protocol, methods: list[str], seed: int, run) -> None:
 def show_board(protocol: Protocol, run) -> None:
     """Makes the run's leaderboard and prints its table."""
     made, own = boards.board(protocol, run), stages.records_folder(protocol, run) / protocol.name
-    paths = sorted((made / "records" / protocol.name if made else own).glob("*/*.json"))
+    paths = {path.relative_to(own): path for path in own.glob("*/*.json")}
     if not paths:
         progress.say(f"no records of {protocol.name} in {run.out} yet")
         return
     new = {place.parts[1] for place in boards.new_records(protocol, run)} if made else set()
-    console(160).print(rankings.rich_table(protocol, [record.read(path, protocol) for path in paths], new))
+    if made:  # not those below it, which another run that shares OUT may be writing
+        committed = boards.BOARDS / "records" / protocol.name
+        paths = {path.relative_to(committed): path for path in committed.glob("*/*.json")} | paths
+    values = [record.read(path, protocol) for _, path in sorted(paths.items())]
+    console(160).print(rankings.rich_table(protocol, values, new))
     progress.say(f"records  {own}")
     progress.say(f"samples  {run.out / 'cells' / protocol.name} ({layout.GRID} in each)")
     if made:

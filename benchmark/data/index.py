@@ -143,7 +143,7 @@ class Index:
         if not remote and not os.path.isdir(self.folder):
             state = "is not a folder" if os.path.exists(self.folder) else "does not exist"
             raise UserError(f"{self.folder} {state}: {again}")
-        if not path.is_file():
+        if not remote and not path.is_file():
             state = "has tars but no index (manifest.json)" if any(self.folder.glob("*.tar")) else "holds no shards"
             raise UserError(f"{self.folder} {state}: {again}")
         try:

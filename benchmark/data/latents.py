@@ -60,7 +60,7 @@ def write_latents(
     factor = 2 ** (len(config["block_out_channels"]) - 1)
     if size_hw[0] % factor or size_hw[1] % factor:
         raise UserError(f"size {size_hw[0]}x{size_hw[1]} is not a multiple of the autoencoder's {factor} pixels")
-    scale, shift = latent_range(load_autoencoder(autoencoder, "cpu"))
+    scale, shift = latent_range(config)
     fingerprint = latents_fingerprint(index, weights, size_hw)
     with claimed(Path(out), fingerprint, 0.0, progress) as work:
         if work.done:

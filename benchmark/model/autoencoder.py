@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -61,13 +61,13 @@ class Autoencoder:
         with torch.autocast(images.device.type, enabled=False):
             posteriors = [model.encode(part.float()).latent_dist for part in images.split(PASS)]
         mean, std = (torch.cat([getattr(p, name) for p in posteriors]).half().float() for name in ("mean", "std"))
-        scale, shift = latent_range(model)
+        scale, shift = latent_range(model.config)
         return batch | {"image": (mean - shift) * scale, "std": std * scale}
 
 
-def latent_range(autoencoder: Any) -> tuple[float, float]:
-    """(scale, shift): the model sees (latent - shift) * scale."""
-    return autoencoder.config.scaling_factor, autoencoder.config.shift_factor or 0.0
+def latent_range(config: Mapping[str, Any]) -> tuple[float, float]:
+    """(scale, shift) by an autoencoder's configuration: the model sees (latent - shift) * scale."""
+    return config["scaling_factor"], config["shift_factor"] or 0.0
 
 
 def decoder(autoencoder: str, device: torch.device) -> Callable[[Tensor], Tensor]:
@@ -75,7 +75,7 @@ def decoder(autoencoder: str, device: torch.device) -> Callable[[Tensor], Tensor
     if not autoencoder:
         return lambda x: x
     model = load_autoencoder(autoencoder, str(device))
-    scale, shift = latent_range(model)
+    scale, shift = latent_range(model.config)
 
     def decode(latents: Tensor) -> Tensor:
         # One picture at a time: the decoder's activations at 1024 pixels fill a device.

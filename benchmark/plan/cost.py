@@ -110,8 +110,6 @@ def reference(protocol: Protocol) -> Cost:
 
 def show_bytes(count: float) -> str:
     """Bytes as "1.2 GB"."""
-    if not count:
-        return "–"
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

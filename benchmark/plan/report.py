@@ -83,7 +83,7 @@ def print_plan(
         cost = total(some)
         hours = cost.hours(device, share)
         paid = [f"{hours * price:,.0f}" if hours else "–"] if price else []
-        return [show_operations(cost.operations), show_hours(hours), *paid, show_bytes(cost.bytes)]
+        return [show_operations(cost.operations), show_hours(hours), *paid, show_bytes(cost.bytes) if cost.bytes else "–"]
 
     headings = ["operations", f"{name}-hours", *(["price"] if price else []), "disk"]
     title = f"{protocol.name}: {len(missing)} of {len(stages)} stages missing; protocol {protocol.hash}"

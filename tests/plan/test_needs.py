@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -43,6 +44,9 @@ def test_what_cannot_fit_is_refused_with_the_figure_and_its_cause(tmp_path: Path
         needs.check_memory(needs.training(rules, "16x16", Run(tmp_path)), "train")
     with pytest.raises(UserError, match=r"shards needs about [\d.,e+]+ PB on disk, but .* left"):
         needs.check_disk(1e18, "shards", tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+    with pytest.raises(UserError, match=r"shards needs about 2 kB on disk, but .* has 0 B left"):
+        needs.check_disk(2000, "shards", tmp_path)
 
 
 @pytest.mark.parametrize(
