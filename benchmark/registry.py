@@ -51,9 +51,9 @@ def load(name: str) -> type[Method]:
     """
     trained_name(name)  # what is wrong with the file as it is read
     module, wanted = importlib.import_module(f"methods.{name}"), _classes(name)[0][1].name
-    found: type[Method] = getattr(module, wanted, None)
-    if not isinstance(found, type) or found.__module__ != module.__name__:
-        raise UserError(f"methods/{name}.py: {wanted} is not the class that the file defines once it has been imported")
+    if not isinstance(getattr(module, wanted, None), type):
+        raise UserError(f"methods/{name}.py: {wanted} is no class any more once the file has been imported")
+    found: type[Method] = getattr(module, wanted)
     if (found.trains_as or None) != (read := attribute(name, "trains_as") or None):
         raise UserError(
             f"methods/{name}.py: trains_as is {found.trains_as!r} when it is imported and {read!r} when it is read: "
