@@ -178,18 +178,25 @@ def test_a_signal_saves_and_the_next_run_continues(number, smoke, uninterrupted,
     assert same_weights(train.train(Training(smoke, "extrapolation", "16x16", 0), run(tmp_path)), uninterrupted)
 
 
-def test_what_was_killed_continues(smoke, uninterrupted, tmp_path):
-    """The real command, with all of its processes."""
-    command = [sys.executable, "-m", "benchmark", "train", "extrapolation", *SETTINGS, "--protocol", "smoke"]
-    command += ["--out", str(tmp_path), "--every-steps", "3"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+def killed(command: list[str], out: Path, **options) -> Path:
+    """Runs a training, kills all of its processes after the first checkpoint, and returns its folder."""
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, **options
+    )
     deadline = time.monotonic() + 300
-    while not list(tmp_path.glob("trainings/*/checkpoints/*.ckpt")) and time.monotonic() < deadline:
+    while not list(out.glob("trainings/*/checkpoints/*.ckpt")) and time.monotonic() < deadline:
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    (folder,) = tmp_path.glob("trainings/*")
+    (folder,) = out.glob("trainings/*")
     assert not layout.is_trained(folder), "it was killed in time"
+    return folder
+
+
+def test_what_was_killed_continues(smoke, uninterrupted, tmp_path):
+    """The real command, with all of its processes."""
+    command = [sys.executable, "-m", "benchmark", "train", "extrapolation", *SETTINGS, "--protocol", "smoke"]
+    folder = killed([*command, "--out", str(tmp_path), "--every-steps", "3"], tmp_path)
     assert train.train(Training(smoke, "extrapolation", "16x16", 0), run(tmp_path)) == folder
     assert same_weights(folder, uninterrupted)
 
@@ -343,24 +350,17 @@ def test_two_processes_train_as_one_and_resume_exactly(uninterrupted, tmp_path):
     command = [sys.executable, "-m", "benchmark", "train", "extrapolation", *SETTINGS, "--protocol", "smoke", "--devices", "2"]
     command += ["--every-steps", "4", "--keep"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    options = {"cwd": ROOT, "env": environment, "text": True}
-    complete, killed = tmp_path / "complete", tmp_path / "killed"
-    result = subprocess.run([*command, "--out", str(complete)], capture_output=True, timeout=600, **options)
+    options = {"cwd": ROOT, "capture_output": True, "env": environment, "text": True, "timeout": 600}
+    complete, again = tmp_path / "complete", tmp_path / "again"
+    result = subprocess.run([*command, "--out", str(complete)], **options)
     assert result.returncode == 0, result.stderr
     together = next(complete.glob("trainings/*"))
     one, two = (load_file(folder / train.WEIGHTS) for folder in (uninterrupted, together))
     for key in one:
         torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=2e-4)
-    command += ["--out", str(killed)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, **options)
-    deadline = time.monotonic() + 300
-    while not list(killed.glob("trainings/*/checkpoints/*.ckpt")) and time.monotonic() < deadline:
-        time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    (folder,) = killed.glob("trainings/*")
-    assert not layout.is_trained(folder), "it was killed in time"
-    result = subprocess.run(command, capture_output=True, timeout=600, **options)
+    command += ["--out", str(again)]
+    folder = killed(command, again, env=environment)
+    result = subprocess.run(command, **options)
     assert result.returncode == 0, result.stderr
     assert "continuing from step" in result.stdout
     assert same_weights(folder, together)
