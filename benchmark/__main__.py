@@ -135,8 +135,6 @@ def leave(code: int) -> NoReturn:
 
 def run() -> NoReturn:
     """The process from its beginning to its end."""
-    # NVIDIA's containers set it: it would make products that are meant to be float32 (precision, the core) ones of TF32.
-    os.environ.pop("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", None)
     try:
         code = main()
     except SystemExit as ended:  # of typer's

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import importlib
+import os
 import signal
 import sys
 
 import pytest
 
+import benchmark
 from benchmark import __main__ as command_line
 from benchmark.files import Stopped, UserError, stop_signals
 
@@ -44,6 +47,12 @@ def test_what_a_person_can_put_right_is_one_line(error, code, said, monkeypatch,
     assert command_line.main() == code
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(said)
+
+
+def test_a_container_does_not_make_float32_products_tf32(monkeypatch):
+    monkeypatch.setenv("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "1")
+    importlib.reload(benchmark)
+    assert "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE" not in os.environ
 
 
 def test_a_fault_in_the_code_is_a_traceback(monkeypatch, capsys):

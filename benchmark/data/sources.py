@@ -34,11 +34,11 @@ from benchmark.data.choice import (
 )
 from benchmark.data.images import DAMAGE
 from benchmark.data.pool import parallel
-from benchmark.data.tars import labelled, unique_keys
+from benchmark.data.tars import MEMBERS, labelled, unique_keys
 from benchmark.files import UserError, changed, listed, read_regular, shown, walk
 from benchmark.streams import shuffled
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+IMAGE_SUFFIXES = tuple(f".{member}" for member in MEMBERS)
 SHUFFLE = 0x5EED  # the key of the one order in which a source's samples are dealt to shards
 
 

@@ -17,7 +17,7 @@ from benchmark.data.choice import Choice
 from benchmark.data.images import decoded
 from benchmark.files import UserError, atomic, digest, file_hash, listed, shown, write_json
 
-MEMBERS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")  # of images in other people's tars
+MEMBERS = ("jpg", "jpeg", "jpe", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")  # endings of images, anybody's
 FORMATS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}  # Pillow's name of a format -> member; otherwise in lower case
 
 

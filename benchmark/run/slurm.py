@@ -332,10 +332,9 @@ def submit_all(todo: Sequence[Submitted], queue: Queue) -> None:
         try:
             made = queue.submit([item.task for item in group], ",".join(waits))
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
-            done = f"{len(jobs)} of {len(todo)} jobs were submitted"
-            raise UserError(
-                f"SLURM rejected a job ({' '.join(str(error).split())[:200]}); {done}, cancel them with `scancel`"
-            ) from None
+            said = f"SLURM rejected a job ({' '.join(str(error).split())[:200]})"
+            before = dict.fromkeys(number.partition("_")[0] for number in jobs.values())  # arrays, not their jobs
+            raise UserError(f"{said}; cancel those before it: scancel {' '.join(before)}" if before else said) from None
         for item, job in zip(group, made, strict=True):
             item.job, item.state = job, "submitted"
             jobs[item.task.name] = job.job_id

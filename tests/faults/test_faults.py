@@ -44,3 +44,4 @@ def test_a_bad_input_is_one_line_and_exit_code_2(
 def test_there_are_enough_of_them() -> None:
     assert len(CASES) >= 150
     assert len({case.name for case in CASES}) == len(CASES), "two cases have one name"
+    assert all(case.said for case in CASES), "a case takes any message"

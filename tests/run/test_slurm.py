@@ -210,6 +210,15 @@ def test_a_cell_that_has_its_samples_is_scored_once(fake_slurm, tmp_path, monkey
             assert (told["ntasks-per-node"], told["gpus-per-node"]) == (count, count)
 
 
+def test_a_rejected_job_names_those_before_it(fake_slurm, tmp_path):
+    """They would run on, and nobody waits for them."""
+    accept = (fake_slurm / "sbatch").read_text()
+    reject = 'if grep -q posbench-reference "$1"; then echo "Invalid account" >&2; exit 1; fi\n'
+    (fake_slurm / "sbatch").write_text(accept.replace("#!/bin/sh\n", f"#!/bin/sh\n{reject}"))
+    with pytest.raises(UserError, match=r"SLURM rejected a job \(.*Invalid account.*\); cancel .* scancel 100 101$"):
+        slurm.start(protocol.load("smoke"), SMOKE, 3, Run(tmp_path / "runs", "", "2", 1), "slurm")
+
+
 def test_without_slurm_it_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"cannot submit to slurm: .*srun"):

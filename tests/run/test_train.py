@@ -140,6 +140,14 @@ def test_killed_between_the_last_step_and_the_weights(smoke, uninterrupted, tmp_
     assert not (folder / train.CHECKPOINTS).exists()
 
 
+def test_a_checkpoint_of_another_training_is_refused(smoke, tmp_path):
+    """Copied into the folder by hand, say."""
+    folder = train.train(Training(smoke, "extrapolation", "16x16", 1), run(tmp_path, every_steps=8, keep=True))
+    assert train.newest(folder / train.CHECKPOINTS, folder.name.rpartition("-")[2])[1] == STEPS
+    with pytest.raises(UserError, match=r"\.ckpt belongs to another training; remove it or choose another OUT"):
+        train.newest(folder / train.CHECKPOINTS, "0" * 12)
+
+
 def test_checkpoints_go_when_a_training_is_complete(smoke, uninterrupted, tmp_path, monkeypatch):
     assert not (uninterrupted / train.CHECKPOINTS).exists()
     seen = []
@@ -307,6 +315,8 @@ def test_weights_of_another_training(smoke, uninterrupted, tmp_path):
     method = registry.build("extrapolation", smoke, "16x16", 1)
     with pytest.raises(UserError, match="holds the weights of extrapolation 16x16 seed 0, not those of training"):
         train.load_weights(method, other)
+    with pytest.raises(UserError, match="belongs to another training"):
+        train.load_weights(registry.build("extrapolation", smoke, "16x16", 0), uninterrupted, key="0" * 12)
 
 
 def test_one_training_at_a_time_in_a_folder(tmp_path):
