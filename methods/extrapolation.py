@@ -1,7 +1,7 @@
 """Extrapolation: plain axial RoPE; a larger grid simply has larger positions.
 
-Source: axial 2-D RoPE as in FiT (arXiv 2402.12376; whlzy/FiT, rope.py): half of each head turns with y, half with x, with the
-same frequencies in every head and channel pairs (0, 1), (2, 3), ... turned together. Positions are 0 .. grid - 1.
+Source: axial 2-D RoPE as in FiT (arXiv 2402.12376; whlzy/FiT, rope.py): half of each head is rotated by y, half by x, with the
+same frequencies in every head; the channel pairs (0, 1), (2, 3), ... are rotated together. Positions are 0 .. grid - 1.
 
 Training: positions 0 .. L - 1. At another grid: nothing changes. Every training-free rotary method derives from this class and
 uses its checkpoint; such a method overrides `theta` (and `attention_factor`), and must leave the training grid alone exactly.
@@ -28,7 +28,7 @@ class Extrapolation(Method):
 
     @property
     def axis_width(self) -> int:
-        """d, the channels of a head that one axis turns."""
+        """d, the channels of a head that one axis rotates."""
         return self.head_width // 2
 
     def plain(self, base: float | None = None) -> Tensor:

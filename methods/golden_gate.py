@@ -1,15 +1,16 @@
 """Golden Gate RoPE: every band measures position along a direction of its own, spread by the golden ratio.
 
 Source: Xiong 2025, https://jerryxio.ng/posts/nd-rope (its beginning was read, and its class GoldenGateRoPE2d in copies):
-band j of head h turns by theta_j (x cos a + y sin a) with a = (h K/2 + j) pi / phi, phi = (1 + sqrt 5) / 2, so that neighbouring
-bands look along well separated directions and no two heads share them. All K/2 bands of a head serve both axes, where axial RoPE
-gives each axis half of them.
+band j of head h is rotated by theta_j (x cos a + y sin a) with a = (h K/2 + j) pi / phi, phi = (1 + sqrt 5) / 2, so that
+neighbouring bands look along well separated directions and no two heads share them. All K/2 bands of a head serve both axes,
+where axial RoPE gives each axis half of them.
 
 Training: own. At another grid: positions run on, as in extrapolation.
-Our choices: frequencies are theta_j = base^(-2j/K) radians a token, with the base of all rotary methods of the protocol, and
+Our choices: frequencies are theta_j = base^(-2j/K) radians per token, with the base of all rotary methods of the protocol, and
 positions are counted in tokens. The post spaces them geometrically between two tuned ends, from slow to fast, where ours go from
-fast to slow: the directions of a head are the same in the other order. It scales a picture of H x W to x within sqrt(W / H) and y
-within sqrt(H / W) of its middle, which at another grid would be interpolation. Its option of bands that do not turn is left out.
+fast to slow: the directions of a head are the same in the other order. It scales an image of H x W to x within sqrt(W / H) and y
+within sqrt(H / W) of its middle, which at another grid would be interpolation. Its option of bands
+that are not rotated is left out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Learned table: one trained vector a token, resized like an image to any other grid.
+"""Learned table: one trained vector per token, resized like an image to any other grid.
 
 Source: Dosovitskiy et al. 2021 (ViT, arXiv 2010.11929), section 3.2: two-dimensional interpolation of the pretrained table;
 here bicubic. Departure from timm's resample_abs_pos_embed, whose default is antialiased: that smooths a table that shrinks, and

@@ -1,8 +1,9 @@
 """LEDiT: no positional encoding; causal attention and one convolution give the order, at any size.
 
-Source: arXiv 2503.04344 v3 (text; the authors' repository holds a README only, and the paper's supplement was not seen). Blocks
-alternate self-attention and causal attention, starting with self-attention. The causal mask works in two dimensions; of the
-paper's four scan variants (d) is the default. One 3x3 zero-padded convolution after patchify gives locality. Recipes:
+Source: arXiv 2503.04344 v3 (text and appendices; a separate supplement was not seen, and the authors' repository holds a README
+only). Blocks alternate self-attention and causal attention, starting with self-attention. The causal mask works in two
+dimensions; of the paper's four scan variants (d) is the default. One 3x3 zero-padded convolution after patchify gives locality.
+Recipes:
     "finetune"  as printed: every second block is causal; with probability 0.1 a training step uses dilation 2 (padding 2, the
                 same weights), never at test. Meant for a pretrained DiT without its sin-cos table.
     "scratch"   the paper's refinement for training from scratch: LayerNorm after the convolution, a single causal layer, no
@@ -12,8 +13,9 @@ Training: own. At another grid: the same rule builds the mask of that grid.
 Our readings: (d) "mask lower-right corner": query (y, x) may not see key (y', x') iff y' > y and x' > x; (b): sees only y' <=
 y and x' <= x; (c): (b) with the 3x3 neighbourhood unmasked. Departure: the paper writes the convolution into its equation (1)
 without groups or a sum, so literally it is full and not residual; here it is depthwise, residual and starts at zero
-(options): after 3,000 steps the FIDs were equal and the loss 3 % lower (leaderboards/notes/convergence.md). Not stated in the
-paper and chosen here: the single causal layer of the from-scratch recipe is the second block.
+(options): after 3,000 steps the FIDs were equal and the loss 3 % lower (leaderboards/notes/convergence.md). Departure: the paper
+scales LEDiT's attention logits beyond the training size, as Jin et al. do; here that is a switch of the protocol, the same for
+all methods. Not stated in the paper and chosen here: the single causal layer of the from-scratch recipe is the second block.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ head slope x Euclidean distance. Fields of view (option `view`, degrees):
 Head slopes: 1/2 for directed heads (1/4, 1/8, ... for later heads in a direction that is taken already); 1/4, 1/16, 1/64, 1/256
 for heads without direction. All of this was read in the code; as there, with 12 heads eight are directed, and with 6 four.
 
-Training: own. At another grid: the same rule, which was made for larger pictures.
+Training: own. At another grid: the same rule, which was made for larger images.
 The code takes the slopes from a configuration that lies in the checkpoints; here they are those that another repository gives
 as the 90-degree model's: global slope 2, layer slopes from 1.5 in the first block to 0.5 in the last (options). The paper's text
 was not read, nor the other models' values, so they have the same. Our choices: with 16 heads eight are directed; the code knows

@@ -1,7 +1,7 @@
-"""NoPE: no positional encoding at all; a floor of the tables.
+"""NoPE: no positional encoding at all; the lower-bound baseline.
 
-Source: Haviv et al. 2022, arXiv 2203.16634, for language models, whose causal mask tells the order; here there is none, and the
-core is blind to the order of its tokens: only the patches' content and its neighbours' statistics remain.
+Source: Haviv et al. 2022, arXiv 2203.16634, for language models, whose causal mask tells the order. Here there is none: every
+token sees its own content and the others as a set without order.
 
 Training: own. At another grid: nothing changes.
 """

@@ -5,7 +5,7 @@ out of 0 .. L_max - 1, ascending, as positions of one-dimensional RoPE; here of 
 
 Training: as above, one draw for all layers. At another grid: evenly spaced over [0, L_max - 1] by default, or a random subset as
 in their code (option `spacing`).
-Departures: their code takes one draw a batch (option `draw` "batch"; ours is one a sample) and a fresh one in every layer.
+Departures: their code takes one draw per batch (option `draw` "batch"; ours is one per sample) and a fresh one in every layer.
 Our choice: L_max is the number of tokens of the largest test grid.
 """
 
@@ -58,7 +58,7 @@ class Randomized1D(Method):
         return Encoding(rotary=tables if angle.dim() == 2 else tuple(table[:, None] for table in tables))
 
     def positions(self, tokens: int, draws: Draws | None) -> Tensor:
-        """The positions of the tokens: [B, T] in training with a draw a sample, else [T]."""
+        """The positions of the tokens: [B, T] in training with one draw per sample, else [T]."""
         if draws is not None:
             if self.options.draw == "sample":
                 return draws.subsets(tokens, self.l_max)

@@ -6,10 +6,10 @@ and YaRN's temperature. Resonance RoPE (Wang et al. 2024, arXiv 2403.00071), aft
 instead of turns.
 
 Training: plain RoPE (Extrapolation's checkpoint). At the training grid or a smaller one: plain RoPE, as in the code.
-As in the authors' later code, read in two copies of it: a band is moved by what it turns, and bands below one turn stay (an
+As in the authors' later code, read in two copies of it: a band is moved by its number of turns, and bands below one turn stay (an
 earlier commit, read in their repository, counted the turns of 1 / theta and rounded slow bands up to one). Departures: ramps end
 at band d - 1 at the latest, as in FiT, and not at d / 2 as in that code; the temperature follows the larger axis, as in our YaRN,
-where that code has one an axis.
+where that code has one per axis.
 """
 
 from __future__ import annotations

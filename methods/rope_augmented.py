@@ -24,7 +24,7 @@ class RoPEAugmented(Extrapolation):
     @dataclass(frozen=True)
     class Options:
         resize: float = 1.5  # k: the short side is resized to a random length in [S, k S]; 0 turns it off
-        uncropped: float = 0.5  # probability that a training picture is not augmented
+        uncropped: float = 0.5  # probability that a training image is not augmented
 
         def __post_init__(self) -> None:
             check_augmentation("rope_augmented", self.resize, self.uncropped)

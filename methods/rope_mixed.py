@@ -1,4 +1,4 @@
-"""RoPE-Mixed: every band of every head and block learns how far it turns with y and with x.
+"""RoPE-Mixed: every band of every head and block learns its rotation per step along y and along x.
 
 Source: Heo et al. 2024, arXiv 2403.13298, section 3.2, and the authors' code naver-ai/rope-vit (models/vit_rope.py): angle =
 theta_y y + theta_x x with learned (theta_y, theta_x). Start: magnitudes 10^(-4k/K), k = 0 .. K/4 - 1, once in a direction drawn

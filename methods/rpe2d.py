@@ -11,9 +11,9 @@ resizes the short side to a random length in [S, k S] and crops S x S; the crop 
 At another grid: positions evenly spaced over [0, H_max - 1], deterministic (in general not integers, unlike in training); no
 crop, original size = target size. Attention scaling and timestep shift at larger sizes are no part of any method here but
 switches of the protocol, off except in the protocols named after them.
-Our choices, all of them options: H_max, the spacing at test, k, the share of training pictures that are not augmented, and the
+Our choices, all of them options: H_max, the spacing at test, k, the share of training images that are not augmented, and the
 conditioner's form, which follows SDXL (arXiv 2307.01952, section 2.2): numbers, each in 256 sinusoids, through an MLP whose
-last layer starts at zero. SDXL's six numbers are pixels, among which those of a larger picture are new at test; the relative
+last layer starts at zero. SDXL's six numbers are pixels, among which those of a larger image are new at test; the relative
 ones say "no crop" by (1, 1, 0, 0) at every size, which training shows in the share that is not augmented.
 """
 
@@ -57,7 +57,7 @@ class RPE2D(Extrapolation):
         h_max: int = 0  # positions per axis; 0 is the largest test grid of the protocol
         spacing: str = "even"  # at test: "even", "expected" (the means of training), or "random" as Ruoss et al. do
         resize: float = 1.5  # k of the augmentation; 0 turns the augmentation off
-        uncropped: float = 0.5  # probability that a training picture is not augmented
+        uncropped: float = 0.5  # probability that a training image is not augmented
         micro_conditioning: bool = True
         conditioning: str = "relative"  # what it is told: "relative" numbers, or SDXL's six in "pixels"
 

@@ -1,4 +1,4 @@
-"""Sin-cos: DiT's fixed table added to the tokens, extrapolated to any grid; a floor of the tables.
+"""Sin-cos: DiT's fixed table added to the tokens, extrapolated to any grid: DiT's own baseline.
 
 Source: Peebles and Xie 2023 (DiT, arXiv 2212.09748), the table of MAE: the first half of the channels encodes the column, each
 half is [sin | cos] with omega_k = 10000^(-k / (D / 4)). Positions are 0 .. grid - 1.

@@ -1,16 +1,16 @@
 """Spiral RoPE: axial RoPE along more than two directions, each with a share of the bands.
 
-Source: Liu et al. 2026, arXiv 2602.03227 (abstract: groups of channels, uniformly distributed directions, a group turns
-with the patch position's projection onto its direction) and the authors' code for DiT (huajianduzhuo-code/Spiral_RoPE,
+Source: Liu et al. 2026, arXiv 2602.03227 (abstract: groups of channels, uniformly distributed directions, a group is rotated
+by the patch position's projection onto its direction) and the authors' code for DiT (huajianduzhuo-code/Spiral_RoPE,
 rope_dit/rope.py and its README): the two halves of a head keep the bands of axial RoPE, theta_j = fastest base^(-2j/d), and
 bands 2i and 2i + 1 of both halves are turned together by g 90 degrees / (directions / 2), g = i mod (directions / 2). So
 perpendicular directions share their bands, and no direction lacks slow ones. With two directions it is axial RoPE.
 
 Training: own. At another grid: positions run on, as in extrapolation.
-As in the authors' script (run_all.sh where nothing is given; its help names 1.0): fastest band 1.5 radians a token. Eight
+As in the authors' script (run_all.sh where nothing is given; its help names 1.0): fastest band 1.5 radians per token. Eight
 directions are a reading: a path in their upload.py names rotate4 for DiT-XL/2, whose heads of 72 channels rope.py itself refuses.
-Their groups turn the other way round, which is a mirror image of this. The paper was read no further than its abstract.
-Departures: the code turns the table like a picture, by bilinear sampling that stops at the border; here a position is projected
+Their directions go the other way round, which is a mirror image of this. The paper was read no further than its abstract.
+Departures: the code rotates the table like an image, by bilinear sampling that stops at the border; here a position is projected
 exactly, as the paper words it. At another grid the code squeezes positions into the trained range; the abstract does not.
 """
 

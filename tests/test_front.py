@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib
@@ -278,7 +279,14 @@ def test_the_readme_counts_methods_and_records():
     ]
 
 
-def test_links_of_the_readme_lead_somewhere():
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        if not target.startswith(("https://", "../../actions/")):
-            assert (ROOT / target.partition("#")[0]).exists(), target
+PAGES = [
+    ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "datasets" / "README.md", ROOT / "benchmark" / "evaluate" / "README.md",
+    *sorted((ROOT / "leaderboards").glob("**/*.md")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if not target.startswith(("https://", "../../actions/", "#", "mailto:")):
+            assert (page.parent / target.partition("#")[0]).exists(), target

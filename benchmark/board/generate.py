@@ -56,6 +56,7 @@ def environment() -> jinja2.Environment:
         known.title if known.title.isupper() else known.title.lower() for known in METRICS.values() if known.proportional
     ]
     made.globals |= {"marker": MARKER, "repository": view.repository()}
+    made.globals["metrics"] = {key: (known.title, known.arrow, known.meaning) for key, known in METRICS.items()}
     made.globals["proportional"] = f"{', '.join(proportional[:-1])} and {proportional[-1]}"
     return made
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import posixpath
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from benchmark import files, registry
 from benchmark.board import beside, real
 from benchmark.board.beside import Papers, Tables
+from benchmark.board.facts import facts
 from benchmark.board.grid import Cell, Grid, Head, Line, decimals, shown
 from benchmark.board.published import Absent, Published
 from benchmark.board.table import MARKS, Column, Row, Table, different, far
@@ -25,7 +28,6 @@ if TYPE_CHECKING:
 
 SECOND = "sfid"  # its rank stands beside the headline's
 PICTURES = (".webp", ".png")
-LABELS = {"balanced": "every class equally often, in turn", "random": "sampled uniformly for every image"}
 
 
 @dataclass(frozen=True)
@@ -187,46 +189,6 @@ def _verdict(board: Table) -> str:
         f" Only the {len(have)} of {len(complete)} rows with several seeds are compared." if len(have) < len(complete) else ""
     )
     return f"{told}.{compared}"
-
-
-def _optimizer(rules: Protocol) -> str:
-    """The optimizer of a protocol's trainings, and its learning rates."""
-    train = rules.train
-    if train.optimizer == "adamw":
-        return f"AdamW, learning rate {train.lr:g}" + "".join(f"; {name} at {rate:g}" for name, rate in train.lr_of.items())
-    both = f"Muon at {train.muon_lr:g} for attention and MLP matrices, AdamW at {train.lr:g} for the rest"
-    return both + "".join(f"; {name} at {rate / train.lr:g} times these" for name, rate in train.lr_of.items())
-
-
-def facts(board: Table) -> list[tuple[str, str]]:
-    """What all numbers of a table have in common, as (what, text)."""
-    rules, records = board.protocol, board.records
-
-    def hashes(part: str) -> str:
-        found = sorted({record.value[part]["hash"] for record in records})
-        return f", hash {', '.join(found)}" if found else ""
-
-    references = {record.test: record.value["reference"]["hash"] for record in records}
-    sizes = dict.fromkeys(pair.test for pair in board.pairs if pair.test in references)
-    each = ", ".join(f"{size} {references[size]}" for size in sizes)
-    switches, steps = rules.switches, f"{rules.train.steps:,} steps"
-    found = [
-        ("Protocol", f"{rules.name}, hash {rules.hash}"),
-        ("Samples", f"N = {rules.sample.count:,} per cell"),
-        ("Labels", LABELS[rules.sample.labels]),
-        ("Detector", f"{rules.score.detector}{hashes('detector')}"),
-        ("Data", f"{rules.data.card}{hashes('data')}"),
-        ("Reference", f"{rules.score.reference:,} images at every test size{': ' + each if each else ''}"),
-        ("Precision, recall", f"{rules.score.kept:,} real images, exact distances"),
-        ("Inception score", f"{rules.splits} split{'s' if rules.splits > 1 else ''}"),
-        ("Training", f"{steps} of {rules.train.batch}, {rules.objective.name} objective, {_optimizer(rules)}"),
-        ("Sampling", f"{rules.sample.solver}, {rules.sample.steps} steps, guidance {rules.sample.guidance:g}"),
-        ("Switches", f"attention scale {switches.attention_scale}, timestep shift {switches.timestep_shift}"),
-    ]
-    if records:
-        known = records[0].value["uncertainty"]
-        found.append(("Intervals", f"{known['method']}, {known['resamples']} resamples, {100 * known['level']:g} %"))
-    return found
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -431,6 +393,11 @@ def _build(
     )  # fmt: skip
 
 
+def _relinked(note: str) -> str:
+    """A note as part of a page, which lies one folder higher: relative links lead where they led from the note's own file."""
+    return re.sub(r"\]\((?![a-z]+:|#)([^)\s]+)\)", lambda found: f"]({posixpath.normpath(f'notes/{found[1]}')})", note)
+
+
 def build(boards: Tables, figures: Published, out_folder: Path) -> list[Board]:
     """Every leaderboard, in the order of `boards`; hand-written notes and sample grids lie in `out_folder`."""
     from benchmark.board import plots  # matplotlib takes a second, which those who import this for less need not wait for
@@ -439,7 +406,7 @@ def build(boards: Tables, figures: Published, out_folder: Path) -> list[Board]:
     found = []
     for name in boards:
         note = out_folder / "notes" / f"{name}.md"
-        text = note.read_text(encoding="utf-8") if note.is_file() else ""
+        text = _relinked(note.read_text(encoding="utf-8")) if note.is_file() else ""
         drawn = plots.draw(boards[name], style) if boards[name] and boards[name].rows else {}
         pictures = [Plot(plot, *told, plots.inline(told[-1]), plots.panels(told[-1]) > 1) for plot, told in drawn.items()]
         found.append(_build(name, boards, figures, text, out_folder / "grids", style, pictures))

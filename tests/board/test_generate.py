@@ -41,6 +41,7 @@ No winner is named yet: only one complete row has more than one seed.
 | Reference | 200 images at every test size: 16x16 c19a824531ba, 32x32 724146d93283, 16x32 e06b02ae595c |
 | Precision, recall | 200 real images, exact distances |
 | Inception score | 10 splits |
+| Core | DiT: 2 blocks, width 32, 2 heads, patch 4, RoPE base 10000, 4x4 tokens at 16x16; 4.20 million parameters |
 | Training | 10 steps of 4, flow objective, AdamW, learning rate 0.0001 |
 | Sampling | euler, 8 steps, guidance 3 |
 | Switches | attention scale none, timestep shift none |

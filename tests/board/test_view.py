@@ -13,6 +13,7 @@ from synthetic import TINY, board_of, contests, tiny, value_of
 
 from benchmark import protocol
 from benchmark.board import generate, published, ranking, table, view
+from benchmark.board.facts import facts
 from benchmark.results import record
 
 
@@ -209,25 +210,44 @@ def test_the_repository_is_what_the_project_says(tmp_path: Path, monkeypatch: py
 
 def test_facts_say_what_all_numbers_have_in_common(home: Path, rules: protocol.Protocol) -> None:
     tiny(home / "records", rules)
-    found = dict(view.facts(table.build(rules, record.read_all(home / "records"))))
+    found = dict(facts(table.build(rules, record.read_all(home / "records"))))
     assert found["Protocol"] == f"shapes-tiny, hash {rules.hash}"
     assert found["Samples"] == "N = 100 per cell"
     assert found["Intervals"] == "bootstrap over images, 20 resamples, 95 %"
     assert found["Labels"] == "every class equally often, in turn"
     rules.sample.labels = "random"
-    drawn = dict(view.facts(table.build(rules, [])))
+    drawn = dict(facts(table.build(rules, [])))
     assert drawn["Labels"] == "sampled uniformly for every image"
     assert found["Precision, recall"] == "200 real images, exact distances"  # all of the reference
     assert found["Inception score"] == "10 splits"
     assert found["Training"].endswith(f" objective, AdamW, learning rate {rules.train.lr:g}")
 
 
+def test_facts_give_the_size_of_the_core(home: Path, rules: protocol.Protocol) -> None:
+    dit = "DiT: 2 blocks, width 32, 2 heads, patch 4, RoPE base 10000, 4x4 tokens at 16x16"
+    assert dict(facts(table.build(rules, [])))["Core"] == dit
+    tiny(home / "records", rules)
+    records = record.read_all(home / "records")
+    for count, item in zip([1_884_096, 2_024_752] * len(records), records, strict=False):
+        item.value["training"]["parameters"] = count
+    assert dict(facts(table.build(rules, records)))["Core"] == f"{dit}; 1.88 to 2.02 million parameters"
+    for item in records:
+        item.value["training"]["parameters"] = 1_884_096
+    assert dict(facts(table.build(rules, records)))["Core"] == f"{dit}; 1.88 million parameters"
+
+
+def test_links_of_a_note_lead_from_the_page_where_they_led_from_the_note() -> None:
+    note = "[a](convergence.md#steps), [b](../shapes.md), [c](https://example.org/x), [d](#here), [e](mailto:x@y.org)"
+    page = "[a](notes/convergence.md#steps), [b](shapes.md), [c](https://example.org/x), [d](#here), [e](mailto:x@y.org)"
+    assert view._relinked(note) == page
+
+
 def test_facts_name_every_learning_rate(home: Path, rules: protocol.Protocol) -> None:
     rules.train.optimizer, rules.train.lr, rules.train.lr_of = "muon", 1e-3, {"ledit": 5e-4}
     rules.score.splits = 1
-    found = dict(view.facts(table.build(rules, [])))
+    found = dict(facts(table.build(rules, [])))
     rates = "Muon at 0.02 for attention and MLP matrices, AdamW at 0.001 for the rest; ledit at 0.5 times these"
     assert found["Training"].endswith(rates)
     rules.train.optimizer = "adamw"
-    assert dict(view.facts(table.build(rules, [])))["Training"].endswith("AdamW, learning rate 0.001; ledit at 0.0005")
+    assert dict(facts(table.build(rules, [])))["Training"].endswith("AdamW, learning rate 0.001; ledit at 0.0005")
     assert found["Inception score"] == "1 split"
