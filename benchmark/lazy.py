@@ -17,8 +17,3 @@ class Module:
 
     def __getattr__(self, attribute: str) -> Any:
         return getattr(importlib.import_module(self._name), attribute)
-
-
-def module(name: str) -> Any:
-    """The module `name`, imported at the first use of something in it."""
-    return Module(name)

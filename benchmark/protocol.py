@@ -368,6 +368,8 @@ def _check_relations(protocol: Protocol) -> None:
     solvers = SOLVERS[protocol.objective.name]
     if protocol.sample.solver not in solvers:
         raise unknown(f"solver for the {protocol.objective.name} objective", protocol.sample.solver, solvers)
+    steps = protocol.sample.steps
+    need(protocol.objective.name == "flow" or 2 <= steps <= 1000, f"sample.steps is {steps}; a DDPM model allows 2 to 1000")
     shifted = protocol.switches.timestep_shift != "none"
     need(not shifted or protocol.objective.name == "flow", "switches.timestep_shift is for flow models only")
     for name in ("time", "shift", "convention"):

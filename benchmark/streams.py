@@ -13,7 +13,9 @@
 
 Torch's own generators are made in model/draws.py, from the seeds that are mixed here, so that this file needs no torch.
 No two purposes of a run share a stream, and none depends on batch size, number of devices or what was drawn before. The scenes
-of the embedded data set have generators of their own, which are part of what a scene is (data/shapes.py).
+of the embedded data set have generators of their own, which are part of what a scene is (data/shapes.py). One of them is met
+again: with seed 0, what is random about a training scene in epoch 1 (flip, crop) are the numbers that the scene was rendered
+from, since both have the key (1, number). Another key would be another training, for every seed.
 """
 
 from __future__ import annotations

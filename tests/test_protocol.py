@@ -103,6 +103,8 @@ def test_a_file_elsewhere_is_custom(tmp_path):
         ("score.reference=3", "score.reference must be at least 4, not 3"),
         ("sample.count=3", "sample.count must be at least 4, not 3"),
         ("data.factor=8", "data.factor is 1 for pixels only"),
+        ("objective.name=ddpm sample.solver=ddim sample.steps=1", "sample.steps is 1; a DDPM model allows 2 to 1000"),
+        ("objective.name=ddpm sample.solver=ddim sample.steps=1001", "sample.steps is 1001; a DDPM model allows 2 to 1000"),
         ("objective.name=ddpm sample.solver=ddim objective.time=uniform", "objective.time is for flow models only"),
         ("objective.name=ddpm sample.solver=ddim objective.shift=2", "objective.shift is for flow models only"),
         ("objective.name=ddpm sample.solver=ddim objective.convention=sit", "objective.convention is for flow models only"),

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmark import files, registry
 from benchmark.board import pairs, published
-from benchmark.board.grid import NOT_RUN, Cell, Grid, Head, Line, decimals, number, shown
+from benchmark.board.grid import NOT_RUN, Cell, Grid, Head, Line, number, places_of, shown
 from benchmark.board.published import METRICS, Absent, Published, PublishedTable
 from benchmark.board.table import Column, Entry, Row, Table, different, mean, over
 from benchmark.files import UserError
@@ -19,10 +19,6 @@ from benchmark.results.record import METRICS as RECORDED
 
 PARTS = files.ROOT / "leaderboards" / "parts.yaml"
 Tables = Mapping[str, Table | None]  # by name; None for a leaderboard that is the papers' alone
-
-
-def _places(board: Table) -> int:
-    return decimals(row.entries["fid", column].value for row in board.rows for column in board.columns)
 
 
 def _change(on: Entry, off: Entry, places: int) -> Cell:
@@ -67,7 +63,7 @@ def switches(board: Table, boards: Tables) -> Grid | None:
     cols = [column for column in cols if all(column in other.columns for other in others)]
     if not others or not cols:
         return None
-    places = _places(board)
+    places = places_of(board, "fid")
     rows, devices = [], set()
     for row in board.rows:
         counterparts = [next((item for item in other.rows if item.method == row.method), None) for other in others]
@@ -121,7 +117,7 @@ def parts(board: Table, path: Path | str = PARTS) -> list[Grid]:
     for name, members in listed.items():
         if name not in rows or not set(members) & set(rows):
             continue
-        places = _places(board)
+        places = places_of(board, "fid")
         first = rows[name]
         rates = {each: _rate(rows[each], board.protocol) for each in (name, *members) if each in rows}
         apart = len(set(rates.values())) > 1
@@ -160,7 +156,8 @@ def agreement(board: Table, figures: Published) -> list[Grid]:
     for item in published.agreements(board, figures):
         words = "too few methods" if item.tau is None else f"{item.tau:.2f}"
         ends = f"{item.interval[0]:.2f} to {item.interval[1]:.2f}" if item.interval else ""
-        seeds = f"over images and seed{'s' if len(item.seeds) > 1 else ''} {', '.join(map(str, item.seeds))}" if ends else ""
+        over = "over images of seed" if len(item.seeds) == 1 else "over seeds"
+        seeds = f"{over} {', '.join(map(str, item.seeds))}" if ends else ""
         theirs = zip(item.methods, item.theirs, strict=True)
         ours = sorted(zip(item.methods, item.ours, strict=True), key=lambda pair: (pair[1], pair[0]))
         orders = [" < ".join(f"{titles[method]} {value:.4g}" for method, value in order) for order in (theirs, ours)]
@@ -177,9 +174,9 @@ def agreement(board: Table, figures: Published) -> list[Grid]:
     stable = pairs.agreement(board, figures)
     text = (
         "Rank correlation between methods' FID here and FID in a paper on ImageNet: 1 is the same order, -1 the reverse. Values "
-        "here are means over the seeds that all compared methods have, with intervals over images and those seeds; the paper's "
-        "numbers are taken as exact. Other tables are those of the same paper with other recipes or cores, over the methods that "
-        "they have."
+        "here are means over the seeds that all compared methods have, with 95 % intervals over those seeds (over images, if "
+        "there is one); the paper's numbers are taken as exact. Other tables are those of the same paper with other recipes or "
+        "cores, over the methods that they have."
     )
     names = ("Ratio", "Kendall's tau", "Tau with other tables", "The paper's FID", "FID here", "Source")
     heads = [Head(name, words=True) for name in names]
@@ -207,8 +204,8 @@ def by_measure(board: Table, figures: Published) -> Grid | None:
         rows.append(Line(cells))
     text = (
         "Kendall's tau between the paper's order and the order here by the same measure, for every measure that the paper "
-        "reports. The paper's detector is Inception. Intervals are over images and seeds, or over seeds alone where a measure "
-        f"has no resamples; they do not cover the choice of methods. A random order of {count} has a tau of at least 0.6 in "
+        "reports. The paper's detector is Inception. Intervals are over seeds, or over images where there is one seed; they "
+        f"do not cover the choice of methods. A random order of {count} has a tau of at least 0.6 in "
         f"{published.chance(count, 0.6):.0%} of cases, of at least 0.8 in {published.chance(count, 0.8):.0%}."
     )
     heads = [Head("By", words=True), *(Head(ratio) for ratio in ratios)]

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from benchmark.board.table import Entry
+from benchmark.board.table import Entry, Table
 
 NOT_RUN, FAILED = "–", "failed"
 
@@ -71,6 +71,11 @@ def decimals(values: Iterable[float | None]) -> int:
     sizes = sorted(abs(value) for value in values if value is not None)
     middle = sizes[len(sizes) // 2] if sizes else 0.0
     return 1 if middle >= 10 else 2 if middle >= 1 else 3
+
+
+def places_of(board: Table, metric: str) -> int:
+    """The decimals of a measure's table."""
+    return decimals(row.entries[metric, column].value for row in board.rows for column in board.columns)
 
 
 def shown(entry: Entry, places: int) -> Cell:

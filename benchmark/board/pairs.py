@@ -27,7 +27,7 @@ Pair = tuple[str, str]  # the better one first
 class Share:
     """The share of the stable pairs that a measure orders as the tables do, over those whose methods both have records.
 
-    `interval` holds the middle 95 % over images and seeds; None where no resamples tell it.
+    `interval` holds the middle 95 % over seeds, or over the images of the only one; None where nothing tells it.
     """
 
     value: float
@@ -142,7 +142,7 @@ def agreement(board: Table, figures: Published) -> Grid | None:
         f"The published tables disagree on parts of the ranking ({names}). Stable pairs are those that at least two tables "
         "report at a size, all in the same order by FID; below their number is Kendall's tau between the first two tables, which "
         f"no single ranking can match in full. {asked}The columns give the share of pairs in that order here, using means "
-        "over the seeds that all these methods have, with 95 % intervals over images and seeds where known."
+        "over the seeds that all these methods have, with 95 % intervals over these seeds (over images, if there is one)."
     )
     return Grid("Pairs on which published tables agree", heads, rows, text)
 

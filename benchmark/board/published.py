@@ -280,18 +280,19 @@ def centred(entry: Entry) -> dict[int, np.ndarray]:
 def interval(
     statistic: Callable[[np.ndarray], np.ndarray], replicates: list[dict[int, np.ndarray]]
 ) -> tuple[float, float] | None:
-    """The middle 95 % of a statistic over images and over the seeds that all methods have.
+    """The middle 95 % of a statistic over the seeds that all methods have, or over the images of the only one.
 
-    Images are resampled. Means over seeds vary by a multivariate Student's t with the covariance of the seeds: resampling two
-    or three seeds would cover about 50 % or 75 %, not 95 %. A rank correlation of perturbed values is closer to zero than that of
-    the values, so the interval of a perfect order extends downwards only.
+    Means over seeds vary by a multivariate Student's t with the covariance of the seeds: resampling two or three seeds would
+    cover about 50 % or 75 %, not 95 %. Every seed has images of its own, so the spread of seeds holds that of images already.
+    A rank correlation of perturbed values is closer to zero than that of the values, so the interval of a perfect order extends
+    downwards only.
 
     Args:
         statistic: values of the methods [..., M] -> [...].
         replicates: of each method, its resamples by seed.
 
     Returns:
-        None where nothing is known of either: one value a method, of fewer than three seeds.
+        None where nothing is known of either: one seed without resamples.
     """
     seeds = sorted(set.intersection(*(set(item) for item in replicates)))
     if not seeds:
@@ -299,15 +300,15 @@ def interval(
     if len({values.size for item in replicates for values in item.values()}) > 1:  # not of the same resamples
         replicates = [{seed: values.mean(keepdims=True) for seed, values in item.items()} for item in replicates]
     stack = np.array([[item[seed] for seed in seeds] for item in replicates])  # [methods, seeds, images' resamples]
-    if stack.shape[2] == 1 and len(seeds) < 3:
+    if stack.shape[1:] == (1, 1):
         return None
-    generator = agreement()
-    images = generator.randint(0, stack.shape[2], RESAMPLES)
-    ours = stack[:, :, images].mean(axis=1).T  # [RESAMPLES, methods]
-    if (count := len(seeds)) > 1:
-        apart = stack.mean(axis=2)
-        apart -= apart.mean(axis=1, keepdims=True)  # [methods, seeds]
+    generator, count = agreement(), len(seeds)
+    if count > 1:
+        values = stack.mean(axis=2)  # [methods, seeds]
+        middle = values.mean(axis=1)
         steps = generator.standard_normal((RESAMPLES, count)) / np.sqrt(generator.chisquare(count - 1, (RESAMPLES, 1)))
-        ours = ours + steps @ apart.T / np.sqrt(count)
+        ours = middle + steps @ (values - middle[:, None]).T / np.sqrt(count)  # [RESAMPLES, methods]
+    else:
+        ours = stack[:, 0, generator.randint(0, stack.shape[2], RESAMPLES)].T
     low, high = np.quantile(statistic(ours), [0.025, 0.975])
     return float(low), float(high)

@@ -36,9 +36,9 @@ MARKS = {
 }
 
 
-def student(freedom: int) -> float:
-    """How many standard errors a two-sided 95 % interval of Student's t reaches to either side."""
-    return float(stdtrit(freedom, (1 + LEVEL) / 2))
+def student(freedom: int, level: float = LEVEL) -> float:
+    """How many standard errors a two-sided interval of Student's t reaches to either side."""
+    return float(stdtrit(freedom, (1 + level) / 2))
 
 
 def median_of_spread(freedom: int) -> float:
@@ -280,9 +280,23 @@ def different(a: Entry, b: Entry) -> bool:
     return a.value != b.value
 
 
-def predicted(values: Sequence[float]) -> tuple[float, float]:
-    """Where one more seed's value is expected: the 95 % prediction interval mean ± t s sqrt(1 + 1 / n), Student's t."""
-    reach = student(len(values) - 1) * statistics.stdev(values) * math.sqrt(1 + 1 / len(values))
+def predicted(
+    values: Sequence[float], usual: tuple[float, int] | None = None, level: float = LEVEL
+) -> tuple[float, float] | None:
+    """Where one more seed's value is expected: the prediction interval mean ± t s sqrt(1 + 1 / n), Student's t.
+
+    Args:
+        values: of the seeds that are known.
+        usual: as in `Entry`; where it is known, s is that spread, or the seeds' own if that is larger, as in `different`.
+
+    Returns:
+        None for one seed where no usual spread is known.
+    """
+    own = statistics.stdev(values) if len(values) > 1 else 0.0
+    spread, freedom = usual or (own, len(values) - 1)
+    if not freedom:
+        return None
+    reach = student(freedom, level) * max(spread, own) * math.sqrt(1 + 1 / len(values))
     return mean(values) - reach, mean(values) + reach
 
 

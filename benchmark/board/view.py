@@ -16,7 +16,7 @@ from benchmark import files, registry
 from benchmark.board import beside, real
 from benchmark.board.beside import Papers, Tables
 from benchmark.board.facts import facts
-from benchmark.board.grid import Cell, Grid, Head, Line, decimals, shown
+from benchmark.board.grid import Cell, Grid, Head, Line, places_of, shown
 from benchmark.board.published import Absent, Published
 from benchmark.board.table import MARKS, Column, Row, Table, different, far
 from benchmark.files import UserError
@@ -175,7 +175,7 @@ def _verdict(board: Table) -> str:
     if not have:
         return ""
     entries = {row.method: row.entries["fid", column] for row in have}
-    first, places = have[0], _places(board, "fid")
+    first, places = have[0], places_of(board, "fid")
     value = shown(entries[first.method], places)
     what = f"{'mean ' if column.is_mean else ''}FID {column.group} the training size"
     told = f"{first.title} has the lowest {what}, {value.text}{f' ({value.detail})' if value.detail else ''}"
@@ -214,10 +214,6 @@ def _methods(board: Table, style: Mapping[str, Look]) -> list[Method]:
     return found
 
 
-def _places(board: Table, metric: str) -> int:
-    return decimals(row.entries[metric, column].value for row in board.rows for column in board.columns)
-
-
 def _columns(board: Table) -> list[Column]:
     """Columns in the order of tables: the headline, then from the largest size down: the last are out of sight on a phone."""
     groups = ("beyond", "at", "below")
@@ -250,7 +246,7 @@ def _seeds(item: Method) -> Cell:
 
 
 def _measure(board: Table, methods: Sequence[Method], metric: str) -> Measure:
-    known, places, columns = METRICS[metric], _places(board, metric), _columns(board)
+    known, places, columns = METRICS[metric], places_of(board, metric), _columns(board)
     one = len(board.protocol.cells) == 1
     main = metric == "fid"  # the table that carries what is said of rows, too
     heads = [Head("Method", words=True, key="name")]
@@ -278,7 +274,7 @@ def _front(board: Table, methods: Sequence[Method], most: int = 9) -> Grid:
     heads = [Head("Method", words=True), Head("Kind", words=True)]
     one = len(board.protocol.cells) == 1
     heads += [Head(f"FID ↓ {c.words[0]}", c.test if one and not c.is_mean else c.words[1]) for c in columns] + [Head("Seeds")]
-    places = _places(board, "fid")
+    places = places_of(board, "fid")
     rows, known = [], list(zip(board.rows, methods, strict=True))
     several = [pair for pair in known if len(pair[0].seeds) > 1]
     chosen, which = (several, "methods with several seeds") if len(several) >= most else (known, "methods")
@@ -381,7 +377,7 @@ def _build(
     methods = _methods(board, style)
     complete, have = _judged(board)
     have = have if len(have) >= min(2, len(complete)) else []
-    leader = [f"{row.title} ({shown(row.entries['fid', board.headline], _places(board, 'fid')).text})" for row in have[:1]]
+    leader = [f"{row.title} ({shown(row.entries['fid', board.headline], places_of(board, 'fid')).text})" for row in have[:1]]
     used = "".join(item.marks for item in methods)
     side = beside.switches(board, boards)
     return Board(

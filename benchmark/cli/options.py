@@ -51,7 +51,7 @@ Weights = Annotated[str, typer.Option(help="the detector's weight file; default:
 RUNS = Path("runs")
 NARROW = 80  # columns, where there is no terminal
 
-dataset, own = lazy.module("benchmark.plan.dataset"), lazy.module("benchmark.plan.own")
+dataset, own = lazy.Module("benchmark.plan.dataset"), lazy.Module("benchmark.plan.own")
 
 
 def load(name: str, overrides: list[str] | None, run: Run | None = None, write: bool = True) -> protocol.Protocol:

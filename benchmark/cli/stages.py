@@ -36,11 +36,11 @@ from benchmark.plan import layout
 from benchmark.protocol import Protocol
 
 boards, to_latents, local, reproduction, sampling, slurm, training = (
-    lazy.module(f"benchmark.run.{name}") for name in ("boards", "latents", "local", "reproduce", "sample", "slurm", "train")
+    lazy.Module(f"benchmark.run.{name}") for name in ("boards", "latents", "local", "reproduce", "sample", "slurm", "train")
 )
-place, plans, stages = (lazy.module(f"benchmark.plan.{name}") for name in ("place", "report", "stages"))
-rankings = lazy.module("benchmark.board.ranking")
-record = lazy.module("benchmark.results.record")
+place, plans, stages = (lazy.Module(f"benchmark.plan.{name}") for name in ("place", "report", "stages"))
+rankings = lazy.Module("benchmark.board.ranking")
+record = lazy.Module("benchmark.results.record")
 app = typer.Typer()
 MAIN, STAGES = "Run a benchmark", "Run a single stage"
 

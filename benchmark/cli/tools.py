@@ -36,15 +36,15 @@ from benchmark.files import UserError, unknown
 from benchmark.identity import reference_ending
 from benchmark.plan import layout
 
-boards, local, losses, training = (lazy.module(f"benchmark.run.{name}") for name in ("boards", "local", "loss", "train"))
-place, stages = lazy.module("benchmark.plan.place"), lazy.module("benchmark.plan.stages")
+boards, local, losses, training = (lazy.Module(f"benchmark.run.{name}") for name in ("boards", "local", "loss", "train"))
+place, stages = lazy.Module("benchmark.plan.place"), lazy.Module("benchmark.plan.stages")
 classifier, detectors, external, photos, trainings, references, samples_of = (
-    lazy.module(f"benchmark.evaluate.{name}")
+    lazy.Module(f"benchmark.evaluate.{name}")
     for name in ("classifier", "detectors", "external", "photos", "photos_training", "reference", "samples")
 )
-checkpoint = lazy.module("benchmark.model.checkpoint")
-generation, ranking = lazy.module("benchmark.board.generate"), lazy.module("benchmark.board.ranking")
-speeds, spectra = lazy.module("benchmark.measure.speed"), lazy.module("benchmark.measure.spectrum")
+checkpoint = lazy.Module("benchmark.model.checkpoint")
+generation, ranking = lazy.Module("benchmark.board.generate"), lazy.Module("benchmark.board.ranking")
+speeds, spectra = lazy.Module("benchmark.measure.speed"), lazy.Module("benchmark.measure.spectrum")
 app = typer.Typer()
 EVALUATE, BOARDS, OTHER = "Evaluate", "Leaderboards", "Other"
 DETECTORS = ", ".join(registry.detectors())

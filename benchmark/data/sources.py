@@ -6,6 +6,7 @@ Legend: N samples in the set, [h, w] pixels, y before x.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import os
@@ -39,6 +40,7 @@ from benchmark.files import UserError, changed, listed, read_regular, shown, wal
 from benchmark.streams import shuffled
 
 IMAGE_SUFFIXES = tuple(f".{member}" for member in MEMBERS)
+TRANSIENT = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 SHUFFLE = 0x5EED  # the key of the one order in which a source's samples are dealt to shards
 
 
@@ -62,6 +64,7 @@ class Source:
 
     kind: str
     where: str = ""  # the folder, for messages
+    newest: float = 0.0  # when the last of its files changed; their names and sizes alone are the source's identity
     classes: tuple[str, ...] | int
     ignored: int = 0  # files that are no pictures
     dropped: int = 0  # pictures of classes that the card does not name
@@ -180,7 +183,8 @@ class Folder(Source):
                 self.ignored += 1
                 continue
             try:
-                size = os.stat(path).st_size  # the only call a file: on a network's file system each takes its time
+                state = os.stat(path)  # the only call a file: on a network's file system each takes its time
+                size, self.newest = state.st_size, max(self.newest, state.st_mtime)
             except OSError:  # a link to nothing is a picture that cannot be read, which the manifest will say
                 size = -1
             place = os.path.relpath(path, self.root).replace(os.sep, "/")
@@ -236,21 +240,29 @@ class _FolderPart:
             try:
                 data = read_regular(Path(self.root, path))
             except OSError as error:
+                if error.errno in TRANSIENT:  # of the disk or the network: the picture must not be left out for it
+                    raise UserError(f"{Path(self.root, path)}: {error.strerror}; run the command again to continue") from None
                 yield Item(key, label, path, None, str(error.strerror))
             else:
                 yield Item(key, label, path, data)
 
 
-class Tars(Source):
-    """Existing webdataset tars whose samples hold a picture and a label (`cls`, or `label` in `json`)."""
-
-    kind = "tars"
+class _Packed(Source):
+    """Files of many samples each, known by their names and sizes."""
 
     def __init__(self, paths: list[Path], choice: Choice = Choice()) -> None:  # noqa: B008 (frozen)
-        self.paths, self.choice, self.classes, self.where = paths, choice, 0, _place(paths)
+        self.paths, self.choice, self.classes = paths, choice, 0
+        self.where = str(paths[0] if len(paths) == 1 else paths[0].parent)
+        self.newest = max(path.stat().st_mtime for path in paths)
 
     def identity(self) -> Any:
         return [[path.name, path.stat().st_size] for path in self.paths]
+
+
+class Tars(_Packed):
+    """Existing webdataset tars whose samples hold a picture and a label (`cls`, or `label` in `json`)."""
+
+    kind = "tars"
 
     def prepare(self, workers: int) -> None:
         found: dict[int, list[tuple[str, int, str, int, int]]] = {}
@@ -294,7 +306,7 @@ class _TarsPart:
                 yield Item(key, label, f"{os.path.basename(self.paths[tar])}:{old}", opened[tar].read(size))
 
 
-class Parquet(Source):
+class Parquet(_Packed):
     """Parquet files with a column of picture bytes (or of structs with `bytes`) and one of integer labels.
 
     Where the card chooses classes, a column of their names serves too; pictures of one's own need no label.
@@ -302,12 +314,6 @@ class Parquet(Source):
     """
 
     kind = "parquet"
-
-    def __init__(self, paths: list[Path], choice: Choice = Choice()) -> None:  # noqa: B008 (frozen)
-        self.paths, self.choice, self.classes, self.where = paths, choice, 0, _place(paths)
-
-    def identity(self) -> Any:
-        return [[path.name, path.stat().st_size] for path in self.paths]
 
     def prepare(self, workers: int) -> None:
         import pyarrow as pa  # half a second, for sources of this kind alone
@@ -390,11 +396,6 @@ class _ParquetPart:
             raise UserError(f"{name}: the label is {label!r}; labels must be integers")
         data = image.get("bytes") if isinstance(image, dict) else image
         return Item(f"{row:08d}", label, name, data, "" if data is not None else "holds no bytes")
-
-
-def _place(paths: list[Path]) -> str:
-    """What messages call some files: the only one, or their folder."""
-    return str(paths[0] if len(paths) == 1 else paths[0].parent)
 
 
 def source(card: Card, path: str | Path | None = None, split: str = "train") -> Source:

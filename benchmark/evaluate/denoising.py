@@ -107,29 +107,24 @@ def losses(
     method: Method,
     images: HeldOut,
     levels: int = LEVELS,
-    rank: int = 0,
-    world: int = 1,
-    batch: int = 0,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tensor:
     """The loss of every image at every noise level, float64 [L, N] on the CPU.
 
     Args:
         method: built, with its averaged weights, on the device of the images.
-        rank, world: batches k with k mod world = rank are computed here, the others are zero; the sum over ranks is complete.
-        batch: images of a forward; 0 takes as many as make TOKENS.
-        report: called with (forwards done, forwards in all), of this rank's.
+        report: called with (forwards done, forwards in all).
 
     Raises:
         UserError: a loss is not a number.
     """
     count, tokens = len(images.data), int(np.prod(method.protocol.grid(images.size)))
-    batch = batch or max(1, TOKENS // tokens)
-    own = range(0, count, batch)[rank::world]
+    batch = max(1, TOKENS // tokens)
+    starts = range(0, count, batch)
     predict = method.predictor(images.size)
     found = torch.zeros(levels, count, dtype=torch.float64)
     for level, quantile in enumerate(quantiles(levels)):  # outside: what positions depend on the level is made once for all
-        for number, start in enumerate(own):
+        for number, start in enumerate(starts):
             rows = slice(start, min(start + batch, count))
             data, label = images.data[rows], images.labels[rows]
             noise = noise_of(range(rows.start, rows.stop), level + 1, data)
@@ -140,7 +135,7 @@ def losses(
 
             with autocast(method.protocol.sample.precision, data.device):
                 found[level, rows] = method.objective.losses(predict_class, data, uniform, noise).double().cpu()
-            report(level * len(own) + number + 1, levels * len(own))
+            report(level * len(starts) + number + 1, levels * len(starts))
     if not torch.isfinite(found).all():
         bad = int((~torch.isfinite(found)).any(dim=0).sum())
         raise UserError(f"the denoising loss of {method.title} at {images.size} is not a number on {bad} of {count} images")
@@ -151,7 +146,7 @@ def entry(found: Tensor, method: Method, images: HeldOut, resamples: int, level:
     """The score of a record.
 
     Args:
-        found: [L, N], of all ranks.
+        found: [L, N].
 
     Returns:
         {"value", "low", "high", "replicates"}, of the mean over levels and images; "levels", the mean at each noise level, and

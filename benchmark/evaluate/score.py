@@ -1,8 +1,8 @@
 """Scoring: samples -> features on disk -> the numbers of a record.
 
 Samples are read as a stream, whatever they are stored in, and their features are written unit by unit beside them, so that
-memory hardly grows with N, an interrupted run continues, and ranks share the work: rank r takes units r, r + world, ...
-Scores are then taken from the features of all units.
+memory hardly grows with N and an interrupted run continues. Scores are then taken from the features of all units. The features
+of a cell are written as its images are made (run/sample.py).
 """
 
 from __future__ import annotations
@@ -58,25 +58,22 @@ def extract(
     images: Images,
     detector: Detector,
     folder: Path | str,
-    rank: int = 0,
-    world: int = 1,
     batch: int = 64,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Extraction:
-    """Writes the outputs of the detector for every unit k with k mod world = rank; units that are there already are skipped.
+    """Writes the outputs of the detector for every unit; units that are there already are skipped.
 
     Args:
         folder: of the features, one file per unit; see `identity.features_folder`.
         batch: images per forward.
-        report: called with (images done, images in all), of this rank's.
+        report: called with (images done, images in all).
 
     Returns:
         how many images went through the detector, and the seconds that took.
     """
     began, extracted = time.monotonic(), 0
-    mine = [(k, unit) for k, unit in enumerate(images.units) if k % world == rank]
-    total, done = sum(unit.count for _, unit in mine), 0
-    for k, unit in mine:
+    done = 0
+    for k, unit in enumerate(images.units):
         path = unit_file(folder, k)
         if not is_done(path, unit):
             arrays = outputs_of(unit.read(), detector, batch)
@@ -84,7 +81,7 @@ def extract(
                 save_file(arrays, draft, {"stamp": unit.stamp})
             extracted += unit.count
         done += unit.count
-        report(done, total)
+        report(done, images.count)
     return Extraction(extracted, time.monotonic() - began)
 
 

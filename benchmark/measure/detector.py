@@ -29,6 +29,7 @@ import torch
 from benchmark.data import shapes
 from benchmark.evaluate import classifier, spoil
 from benchmark.evaluate.metrics import Moments, frechet_distance
+from benchmark.protocol import size_name
 
 N, REFERENCE = 500, 2000
 INDEX = np.arange(N)
@@ -136,10 +137,6 @@ def moments(features: torch.Tensor) -> Moments:
     return Moments(features.mean(0), torch.cov(features.T), len(features))
 
 
-def name_of(size: Size) -> str:
-    return "{}x{}".format(*size)
-
-
 class Verdicts:
     """Prints PASS or FAIL for every clause and counts the failures."""
 
@@ -157,7 +154,7 @@ class Verdicts:
         word = "NEAR" if 0 < fall < RESOLUTION else ""  # a fall, by less than what another set of scenes would change
         self(clause, fall < RESOLUTION, f"at {', '.join(map(str, degrees))}{strictly}", word)
         for size, values in series.items():
-            print(f"     {name_of(size)} " + "".join(f"{value:9.2f}" for value in values))
+            print(f"     {size_name(*size)} " + "".join(f"{value:9.2f}" for value in values))
 
 
 def main() -> int:
@@ -169,7 +166,7 @@ def main() -> int:
     features = {size: {} for size in SIZES}  # size -> failure -> features and spatial features
     table = {size: {} for size in SIZES}  # size -> failure -> FID and sFID
 
-    print(f"{f'FID and sFID, N = {N}':44}" + "".join(f"{name_of(size):>16}" for size in SIZES))
+    print(f"{f'FID and sFID, N = {N}':44}" + "".join(f"{size_name(*size):>16}" for size in SIZES))
     for title, failures in (
         ("", {REAL: whole, **STRUCTURE}),
         ("shown in training", TRAINED),
@@ -215,8 +212,8 @@ def main() -> int:
     stated = classifier.stated(weights)["sizes"]
     for size in classifier.SIZES:
         scorer = scorers[size] if size in scorers else Scorer(model, size)
-        fid, top1 = scorer.distances(scorer.features(whole(size)))[0], stated[name_of(size)]["top1"]
-        verdict(f"(c) {name_of(size)}", fid < 0.3 and top1 >= FIRST_VERSION_TOP1, f"real scenes {fid:.3f}, top-1 {top1:.4f}")
+        fid, top1 = scorer.distances(scorer.features(whole(size)))[0], stated[size_name(*size)]["top1"]
+        verdict(f"(c) {size_name(*size)}", fid < 0.3 and top1 >= FIRST_VERSION_TOP1, f"real scenes {fid:.3f}, top-1 {top1:.4f}")
     return int(verdict.failed > 0)
 
 

@@ -1,6 +1,6 @@
-"""Measures evaluation: the Frechet distance's speed, memory against N, precision and recall of 10k x 10k, detectors, failures.
+"""Measures evaluation: the Frechet distance's speed, memory against N, precision and recall of 10k x 10k, detectors.
 
-    python -m benchmark.measure.evaluation [frechet] [memory] [wide] [float16] [rest] [manifold] [detectors] [failures]
+    python -m benchmark.measure.evaluation [frechet] [memory] [wide] [float16] [rest] [manifold] [detectors]
 
 Nothing is downloaded. Each figure comes from a process of its own, so that peak memory is its own.
 """
@@ -20,7 +20,6 @@ import scipy.linalg
 import torch
 from safetensors.numpy import save_file
 
-from benchmark.data import shapes
 from benchmark.evaluate import detectors, reference, score
 from benchmark.evaluate.detectors.base import at_rest
 from benchmark.evaluate.external import score_files
@@ -200,35 +199,10 @@ def detector_speed() -> None:
             )
 
 
-def failures() -> None:
-    """What the scores of `shapes` say of pictures that are wrong in a known way: real scenes, each spoiled alike; no model."""
-    random, numbers = np.random.default_rng(0), np.arange(500)
-    small, complete = (shapes.render_batch("heldout", numbers, (side, side)) for side in (32, 64))
-    empty = shapes.render_batch("heldout", numbers, (64, 64), objects=0)
-    corner = empty.copy()
-    corner[:, :32, :32] = small
-    blocks = complete.reshape(-1, 4, 16, 4, 16, 3).swapaxes(2, 3).reshape(-1, 16, 16, 16, 3)
-    blocks = np.stack([picture[random.permutation(16)] for picture in blocks])
-    shuffled = blocks.reshape(-1, 4, 4, 16, 16, 3).swapaxes(2, 3).reshape(complete.shape)
-    spoiled = {
-        "as it should be": complete, "of half the size, four times": np.tile(small, (1, 2, 2, 1)),
-        "of half the size, once in a corner on its own ground": corner, "blocks of 16x16 shuffled": shuffled, "no object": empty,
-    }  # fmt: skip
-    detector = detectors.load("shapes")
-    with tempfile.TemporaryDirectory() as folder:
-        real = Path(folder) / "reference.npz"
-        reference.save(reference.make(reference.Scenes(), (64, 64), detector, 2000, 500, None), real)
-        for name, images in spoiled.items():
-            np.savez(Path(folder) / "samples.npz", arr_0=images)
-            found = score_files(Path(folder) / "samples.npz", real, "shapes", options=score.Options(nearest=500))["scores"]
-            shown = ("fid", "sfid", "is", "precision", "recall", "objects")
-            print(f"{name}: " + ", ".join(f"{key} {found[key]['value']:.2f}" for key in shown), flush=True)
-
-
 PARTS = {"frechet": [(frechet,)], "memory": [(memory, 1000), (memory, 10_000), (memory, 50_000)],
          "wide": [(wide, 2000), (wide, 10_000), (wide, 20_000)],
          "float16": [(float16,)], "rest": [(rest,)], "manifold": [(manifold,)],
-         "detectors": [(detector_speed,)], "failures": [(failures,)]}  # fmt: skip
+         "detectors": [(detector_speed,)]}  # fmt: skip
 
 if __name__ == "__main__":
     for part in sys.argv[1:] or PARTS:

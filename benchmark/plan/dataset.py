@@ -163,7 +163,7 @@ class DataSet:
         begun = any((self.run.out / "trainings").glob(f"{training.method}-{training.size}-s{training.seed}-*"))
         if not begun or not (found or (self.images and self.augments(training.method))):
             return None
-        return lazy.module("benchmark.run.train").open_data(training, self.run).hash  # loads the autoencoder
+        return lazy.Module("benchmark.run.train").open_data(training, self.run).hash  # loads the autoencoder
 
     def real(self) -> tuple[str, str]:
         """(name, hash of the content) of the real images that references are made of.

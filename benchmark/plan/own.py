@@ -48,7 +48,7 @@ def fitted(name: str, overrides: list[str] | tuple[str, ...], run: Run, write: b
         return rules
     if not run.data:
         raise UserError(f"{rules.name} is for your own images: give their folder as DATA")
-    folder = lazy.module("benchmark.run.train").prepared(rules, run) if write else DataSet(rules, run).images
+    folder = lazy.Module("benchmark.run.train").prepared(rules, run) if write else DataSet(rules, run).images
     count, classes = counted(rules, run) if folder is None else (len(index := Index(folder)), index.classes)
     if count < 4:
         raise UserError(f"{run.data} has {count} usable images; a reference needs at least 4")

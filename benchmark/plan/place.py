@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmark import lazy, progress
 from benchmark.files import UserError, shown
 
-torch = lazy.module("torch")  # takes a second, which a plan and `--help` need not spend
+torch = lazy.Module("torch")  # takes a second, which a plan and `--help` need not spend
 
 
 @dataclass(frozen=True)

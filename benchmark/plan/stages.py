@@ -26,7 +26,7 @@ from benchmark.plan.place import Run
 from benchmark.protocol import Protocol
 from benchmark.results import record
 
-training, to_latents, sampling, scoring = (lazy.module(f"benchmark.run.{n}") for n in ("train", "latents", "sample", "score"))
+training, to_latents, sampling, scoring = (lazy.Module(f"benchmark.run.{n}") for n in ("train", "latents", "sample", "score"))
 
 COMPLETE, MISSING = "complete", "missing"
 KEPT_IMAGES = 512  # of a cell that stay without `--keep`, for grids

@@ -39,10 +39,8 @@ def board(protocol: Protocol, run: Run) -> Path | None:
         for folder in ("records", "grids"):  # of an older protocol, or gone since
             shutil.rmtree(target / folder, ignore_errors=True)
         for folder in ("records", "grids", "notes"):
-            if (BOARDS / folder).is_dir():
-                shutil.copytree(BOARDS / folder, target / folder, dirs_exist_ok=True)
-        drafts = shutil.ignore_patterns(".*")  # of a record that is being written
-        shutil.copytree(source, target / "records" / protocol.name, dirs_exist_ok=True, ignore=drafts)
+            _copy_tree(BOARDS / folder, target / folder)
+        _copy_tree(source, target / "records" / protocol.name)
         new = new_records(protocol, run)
         keep_grids(protocol, [record.read(source.parent / place, protocol) for place in new], run, target)
         if (BOARDS / verified.NAME).is_file():
@@ -51,6 +49,15 @@ def board(protocol: Protocol, run: Run) -> Path | None:
             (target / verified.NAME).unlink(missing_ok=True)
         generate.generate(target / "records", target, new={place.parts[:2] for place in new})
         return target
+
+
+def _copy_tree(source: Path, target: Path) -> None:
+    """Copies the files of a folder, if it is there, but for drafts; not their modes, which may be a read-only clone's."""
+    for path in sorted(source.rglob("*")):
+        place = path.relative_to(source)
+        if path.is_file() and not any(part.startswith(".") for part in place.parts):
+            (target / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target / place)
 
 
 def new_records(protocol: Protocol, run: Run) -> list[Path]:
@@ -82,7 +89,7 @@ def keep_grids(protocol: Protocol, records: Sequence[record.Record], run: Run, t
         if (cell.method, cell.train, cell.test, cell.seed) not in wanted:
             continue
         path = target / "grids" / protocol.name / cell.method / f"{cell.train}-{cell.test}-s{cell.seed}.webp"
-        _hand_on(protocol, path, target)
+        _hand_on(protocol, path)
         for ending in view.PICTURES:  # an older one may have another format
             path.with_suffix(ending).unlink(missing_ok=True)
         if not (stage.is_complete() and (source := stage.images / GRID).is_file()):
@@ -123,7 +130,7 @@ def _is_shared(protocol: Protocol, picture: Path, boards: Path) -> bool:
     return record.same_images(*fids)
 
 
-def _hand_on(protocol: Protocol, picture: Path, target: Path) -> None:
+def _hand_on(protocol: Protocol, picture: Path) -> None:
     """Gives the picture of a base, before another takes its place, to the committed rows that are shown with it."""
     if not picture.is_file():
         return

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ class Watch(Callback):
         self.stage, self.key = stage, key
         self.pending: list[tuple[int, torch.Tensor, list[str]]] = []
         self.before, self.devices = 0.0, 1  # device-seconds of earlier runs; devices of this one
+        self.over_ranks: Callable[[torch.Tensor], torch.Tensor] = lambda losses: losses  # their mean
         self.began = time.monotonic()
         self.skipped = 0  # samples that this process could not decode
         self.loss = math.nan  # running mean over about the last hundred steps
@@ -42,6 +45,7 @@ class Watch(Callback):
 
     def on_train_start(self, trainer: Trainer, module: Method) -> None:
         self.devices = trainer.world_size
+        self.over_ranks = functools.partial(trainer.strategy.reduce, reduce_op="mean")
         peak = peak_flops(module.device, "bf16" if trainer.precision == "bf16-mixed" else "float32")
         self.peak = peak and peak * trainer.world_size
         self.flops = training_flops(module.protocol, module.train_size)
@@ -64,12 +68,15 @@ class Watch(Callback):
             self.stage.set(trainer.global_step, ", ".join(shown))
 
     def read(self) -> None:
-        """Reads the losses since the last time."""
-        for step, loss, keys in self.pending:  # what is not a number is never saved
-            value = float(loss)
+        """Reads the losses since the last time: those of the global batches, of which every rank has a part."""
+        if not self.pending:
+            return
+        losses = torch.stack([loss for _, loss, _ in self.pending])
+        for value, (step, _, keys) in zip(losses.tolist(), self.pending, strict=True):  # what is not a number is never saved
             if not math.isfinite(value):
                 shown = ", ".join(keys[:8]) + (", ..." if len(keys) > 8 else "")
                 raise UserError(f"the loss is {value} at step {step}; samples of the batch: {shown}. A smaller train.lr may help")
+        for value, (step, _, _) in zip(self.over_ranks(losses).tolist(), self.pending, strict=True):
             self.loss = value if math.isnan(self.loss) else 0.99 * self.loss + 0.01 * value
             self.lowest = min(self.lowest, self.loss)
             risen = self.loss > BROKEN * self.lowest

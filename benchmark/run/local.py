@@ -34,7 +34,7 @@ from benchmark.registry import told, trained_name
 from benchmark.results import record
 
 # Both import torch: what is refused before any work need not wait for it.
-estimate, sampling = lazy.module("benchmark.run.estimate"), lazy.module("benchmark.run.sample")
+estimate, sampling = lazy.Module("benchmark.run.estimate"), lazy.Module("benchmark.run.sample")
 
 
 def bench(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> list[tuple[Stage, str]]:
@@ -160,10 +160,11 @@ def run_in_parallel(stages: Sequence[Stage], methods: Sequence[str], seed: int, 
     """
     for stage in stages:
         if stage.kind in ("shards", "latents", "reference") and not stage.is_complete():
-            with contextlib.suppress(UserError):
+            with contextlib.suppress(Exception):
                 run_one(stage)
     trainings = [stage for stage in stages if isinstance(stage, Train) and not stage.is_complete()]
-    side_by_side([Job(f"train {stage.title}", stage.command()) for stage in trainings], run)
+    # One thread and one decoder each, however many processors would be for a training that is alone.
+    side_by_side([Job(f"train {stage.title}", [*stage.command(), "--workers", "1"]) for stage in trainings], run)
     protocol = stages[0].protocol
     where = [*protocol.overrides, "--protocol", protocol.source, "--seed", str(seed), *run.where, *(["--keep"] * run.keep)]
     left = {stage.cell.method for stage in stages if stage.kind == "score" and not stage.is_complete()}

@@ -30,11 +30,12 @@ from benchmark.results.verified import IDENTICAL, REPRODUCED, SPREAD
 from benchmark.run import local
 
 METRICS = ("fid", "is")
-LEVEL = 0.95  # of all intervals over images of a row together; the seeds' prediction interval has it for each value
+LEVEL = 0.95  # of all intervals of a row together, over images as over seeds
 DIFFERS, ABSENT, FAILED = "differs", "no committed record", "failed"
 
 Records = dict[Cell, dict[str, Any]]
 Committed = dict[tuple[str, str, int], record.Record]  # by training size, test size and seed
+Usual = dict[tuple[str, str, str], tuple[float, int] | None]  # by training size, test size and measure: see `table.Entry`
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Verdict:
 
     Attributes:
         word: identical to the last written digit; reproduced: the interval of the difference over images holds zero; within
-            the seeds' spread: where several seeds are committed, ours lies where another training would be expected; differs.
+            the seeds' spread: ours lies where another training would be expected; differs.
         difference: ours minus the committed value.
         low, high: of the difference, over images.
     """
@@ -54,13 +55,20 @@ class Verdict:
     high: float
 
 
-def judge(ours: dict[str, Any], committed: dict[str, Any], seeds: Sequence[float] = (), values: int = 1) -> Verdict:
+def judge(
+    ours: dict[str, Any],
+    committed: dict[str, Any],
+    seeds: Sequence[float] = (),
+    values: int = 1,
+    usual: tuple[float, int] | None = None,
+) -> Verdict:
     """Compares a score of ours with the committed one of the same cell.
 
     Args:
         ours, committed: scores of records.
         seeds: the committed values of all seeds, the committed one's included.
-        values: that are judged together, so that the interval of each is wider (Bonferroni's correction).
+        values: that are judged together, so that the intervals of each are wider (Bonferroni's correction).
+        usual: how trainings spread in the column, as in `table.Entry`; a few seeds alone tell little of it.
     """
     if ours["value"] == committed["value"]:
         return Verdict(IDENTICAL, 0.0, 0.0, 0.0)
@@ -76,7 +84,8 @@ def judge(ours: dict[str, Any], committed: dict[str, Any], seeds: Sequence[float
     low, high = difference - stretch * (difference - low), difference + stretch * (high - difference)
     if low <= 0 <= high:
         return Verdict(REPRODUCED, difference, low, high)
-    return Verdict(SPREAD if expected(ours["value"], seeds) else DIFFERS, difference, low, high)
+    within = expected(ours["value"], seeds, usual, level_of(values))
+    return Verdict(SPREAD if within else DIFFERS, difference, low, high)
 
 
 def level_of(values: int) -> float:
@@ -84,12 +93,10 @@ def level_of(values: int) -> float:
     return 1 - (1 - LEVEL) / values
 
 
-def expected(value: float, seeds: Sequence[float]) -> bool:
-    """Whether a value lies where one more seed's is expected."""
-    if len(seeds) < 2:
-        return False
-    low, high = table.predicted(seeds)
-    return low <= value <= high
+def expected(value: float, seeds: Sequence[float], usual: tuple[float, int] | None = None, level: float = LEVEL) -> bool:
+    """Whether a value lies where one more seed's is expected; False where nothing is known of how seeds spread."""
+    band = table.predicted(seeds, usual, level) if seeds else None
+    return band is not None and band[0] <= value <= band[1]
 
 
 @dataclass(frozen=True)
@@ -133,6 +140,17 @@ def committed_of(protocol: Protocol, method: str, folder: Path | str = record.FO
     return found
 
 
+def usual_of(protocol: Protocol, method: str, folder: Path | str = record.FOLDER) -> Usual:
+    """How trainings usually spread around a row's values, from all committed records of its protocol."""
+    board = table.build(protocol, record.read_all(folder))
+    row = next((row for row in board.rows if row.method == method), None)
+    if row is None:
+        return {}
+    return {
+        (column.train, column.test, metric): row.entries[metric, column].usual for column in board.pairs for metric in METRICS
+    }
+
+
 def figure(protocol: Protocol, cell: Cell, metric: str, figures: published.Published) -> tuple[float | None, str]:
     """(the paper's value for a cell, where it stands), where a published table names the protocol as its own."""
     for source in figures.tables:
@@ -154,6 +172,7 @@ def compare_row(
     cells: Sequence[Cell],
     committed: Committed,
     figures: published.Published,
+    usual: Usual,
 ) -> list[Line]:
     """Every cell's measures, ours beside the committed and published ones."""
     lines: list[Line] = []
@@ -166,9 +185,10 @@ def compare_row(
             score = ours.get(metric)
             theirs = same.scores.get(metric) if same and same.scores else None
             seeds = [item.scores[metric]["value"] for item in pair.values() if item.scores]
-            verdict = judge(score, theirs, seeds, judged) if score and theirs else None
+            spread = usual.get((cell.train, cell.test, metric))
+            verdict = judge(score, theirs, seeds, judged, spread) if score and theirs else None
             if score and not theirs and len(seeds) > 1:  # another seed than the committed ones: what their spread allows
-                word = SPREAD if expected(score["value"], seeds) else DIFFERS
+                word = SPREAD if expected(score["value"], seeds, spread, level_of(judged)) else DIFFERS
                 gap = score["value"] - float(np.mean(seeds))
                 verdict, theirs = Verdict(word, gap, math.nan, math.nan), {"value": float(np.mean(seeds))}
             paper, note = figure(protocol, cell, metric, figures)
@@ -278,7 +298,8 @@ def reproduce(protocol: Protocol, method: str, seed: int | None, run: Run) -> li
     progress.say(f"{method}, seed {seed}: the committed row took {spent(committed, seed)}")
     there = all(stage.is_complete() for stage in graph(protocol, [method], seed, run) if stage.kind in ("train", "sample"))
     values, failures = run_row(protocol, method, seed, run)
-    lines = compare_row(protocol, values, cells_of(protocol, [method], seed), committed, published.load())
+    cells = cells_of(protocol, [method], seed)
+    lines = compare_row(protocol, values, cells, committed, published.load(), usual_of(protocol, method))
     console = Console(width=None if sys.stdout.isatty() else 180, markup=False)
     console.print(show(lines, protocol, method, seed))
     for text in summary(lines):

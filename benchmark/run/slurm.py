@@ -31,7 +31,7 @@ from benchmark.plan.place import Run, gpus
 from benchmark.plan.stages import graph
 from benchmark.protocol import Protocol
 
-sampling = lazy.module("benchmark.run.sample")  # torch
+sampling = lazy.Module("benchmark.run.sample")  # torch
 
 CLUSTERS = ("slurm", "local")
 KINDS = ("data", "latents", "train", "reference", "cell", "end")

@@ -67,10 +67,10 @@ def prepared(protocol: Protocol, run: Run, verbose: bool = True) -> Path | str:
         written = writer.prepare(data.card, data.source, run.out / "data", workers=workers, progress=stage.report)
     if verbose and not (written.skipped and written.folder in _told):  # every stage of a run asks for them
         progress.say(str(written))
-        if written.skipped and (newer := _newer(data.source, written.folder)):
+        if written.skipped and data.source.newest > manifest_path(written.folder).stat().st_mtime:
             progress.say(
-                f"{newer} of the files in {data.source.where} are newer than these shards, made from files of the same names and "
-                f"sizes; if they hold something else, remove {written.folder}"
+                f"{data.source.where} holds files newer than these shards, made from files of the same names and sizes; if they "
+                f"hold something else, remove {written.folder}"
             )
         _told.add(written.folder)
     return written.folder
@@ -80,12 +80,6 @@ def pictures(protocol: Protocol, run: Run, verbose: bool = False) -> Path | str:
     """The shards of the pictures themselves, where `run.data` may be latents of them."""
     data = DataSet(protocol, run)
     return data.pictures if data.gives_latents and data.pictures else prepared(protocol, run, verbose)
-
-
-def _newer(source: sources.Source, folder: Path) -> int:
-    """How many tars or parquet files, which are known by name and size, have changed since shards were made of them."""
-    made = manifest_path(folder).stat().st_mtime
-    return sum(path.stat().st_mtime > made for path in getattr(source, "paths", ()))
 
 
 @dataclasses.dataclass(frozen=True)

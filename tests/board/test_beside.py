@@ -39,7 +39,7 @@ def test_agreement_by_every_measure_that_the_paper_prints(rules: protocol.Protoc
     swapped = {"ledit": 10, "yarn": 30, "rifle": 20, "ntk": 40}
     rows = {(name, 0): (1, fid, 1) for name, fid in fids.items()} | {(name, 1): (1, fid, 1) for name, fid in swapped.items()}
     fid, sfid, *_ = texts(beside.by_measure(board_of(rules, rows), published.load()))
-    assert sfid[1][1] == ""  # two seeds alone bound nothing
+    assert sfid[1][1] == "0.00 to 1.00"  # two seeds that change places
     assert fid[1][1] == "0.00 to 1.00"  # two seeds: Student's t with one degree of freedom
     more = rows | {(name, 2): row for (name, _), row in rows.items()}
     fid, sfid, *_ = texts(beside.by_measure(board_of(rules, more), published.load()))

@@ -107,15 +107,15 @@ Further measures, samples side by side, plots, ablations and switches: [the page
 
 ## Agreement with published rankings
 
-Rank correlation between methods' FID here and FID in a paper on ImageNet: 1 is the same order, -1 the reverse. Values here are means over the seeds that all compared methods have, with intervals over images and those seeds; the paper's numbers are taken as exact. Other tables are those of the same paper with other recipes or cores, over the methods that they have.
+Rank correlation between methods' FID here and FID in a paper on ImageNet: 1 is the same order, -1 the reverse. Values here are means over the seeds that all compared methods have, with 95 % intervals over those seeds (over images, if there is one); the paper's numbers are taken as exact. Other tables are those of the same paper with other recipes or cores, over the methods that they have.
 
 | Ratio | Kendall's tau | Tau with other tables | The paper's FID | FID here | Source |
 | --- | --- | --- | --- | --- | --- |
-| 2x <sub>16x16 → 32x32 here, 512x512 there</sub> | 1.00 <sub>1.00 to 1.00 over images and seed 0</sub> | LEDiT, XL/2 fine-tuned 1.00; LEDiT, B/2 1.00; LEDiT, S/2 -0.33 | LEDiT 34.29 &lt; YaRN 109 &lt; NTK-aware 174.7 | LEDiT 20 &lt; YaRN 40 &lt; NTK-aware 90 <sub>not here yet: RIFLEx, Sin-cos</sub> | LEDiT, arXiv 2503.04344 v3, table 2 |
+| 2x <sub>16x16 → 32x32 here, 512x512 there</sub> | 1.00 <sub>1.00 to 1.00 over images of seed 0</sub> | LEDiT, XL/2 fine-tuned 1.00; LEDiT, B/2 1.00; LEDiT, S/2 -0.33 | LEDiT 34.29 &lt; YaRN 109 &lt; NTK-aware 174.7 | LEDiT 20 &lt; YaRN 40 &lt; NTK-aware 90 <sub>not here yet: RIFLEx, Sin-cos</sub> | LEDiT, arXiv 2503.04344 v3, table 2 |
 
 ## Pairs on which published tables agree
 
-The published tables disagree on parts of the ranking (LEDiT, XL/2 from scratch; LEDiT, XL/2 fine-tuned; LEDiT, B/2). Stable pairs are those that at least two tables report at a size, all in the same order by FID; below their number is Kendall's tau between the first two tables, which no single ranking can match in full. Sin-cos, interpolated before Sin-cos is tested too (FlowDCN at 320x320, squares only: on rectangles, which shrink one axis there, its order is the reverse). The columns give the share of pairs in that order here, using means over the seeds that all these methods have, with 95 % intervals over images and seeds where known.
+The published tables disagree on parts of the ranking (LEDiT, XL/2 from scratch; LEDiT, XL/2 fine-tuned; LEDiT, B/2). Stable pairs are those that at least two tables report at a size, all in the same order by FID; below their number is Kendall's tau between the first two tables, which no single ranking can match in full. Sin-cos, interpolated before Sin-cos is tested too (FlowDCN at 320x320, squares only: on rectangles, which shrink one axis there, its order is the reverse). The columns give the share of pairs in that order here, using means over the seeds that all these methods have, with 95 % intervals over these seeds (over images, if there is one).
 
 | Ratio | Between tables | LEDiT, S/2 | FID here | sFID here | Reversed here, by FID |
 | --- | ---: | ---: | ---: | ---: | --- |
@@ -123,7 +123,7 @@ The published tables disagree on parts of the ranking (LEDiT, XL/2 from scratch;
 
 ## Which measures agree with the paper's order?
 
-Kendall's tau between the paper's order and the order here by the same measure, for every measure that the paper reports. The paper's detector is Inception. Intervals are over images and seeds, or over seeds alone where a measure has no resamples; they do not cover the choice of methods. A random order of 3 has a tau of at least 0.6 in 17% of cases, of at least 0.8 in 17%.
+Kendall's tau between the paper's order and the order here by the same measure, for every measure that the paper reports. The paper's detector is Inception. Intervals are over seeds, or over images where there is one seed; they do not cover the choice of methods. A random order of 3 has a tau of at least 0.6 in 17% of cases, of at least 0.8 in 17%.
 
 | By | 2x |
 | --- | ---: |

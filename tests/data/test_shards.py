@@ -27,7 +27,7 @@ import pytest
 import webdataset
 from PIL import Image
 
-from benchmark.data import shapes, writer
+from benchmark.data import shapes, sources, writer
 from benchmark.data.batches import Batches
 from benchmark.data.card import Card
 from benchmark.data.choice import UNREADABLE
@@ -294,6 +294,25 @@ def test_oddities_of_imagenet_survive(tmp_path: Path) -> None:
     for sample in webdataset.WebDataset(str(tmp_path / "out/train-000000.tar"), shardshuffle=False).decode("pilrgb"):
         image = sample.get("jpg") or sample.get("png")
         assert (image.mode, image.size) == ("RGB", (30, 20))
+
+
+def test_an_error_of_the_disk_is_no_damaged_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left out, it would be missing for good, in shards of the same name."""
+    for name in ("a/0.jpg", "a/1.jpg"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(encoded_image(picture(0)))
+    given = sources.read_regular
+
+    def broken(path: Path) -> bytes:
+        if path.name == "1.jpg":
+            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+        return given(path)
+
+    monkeypatch.setattr(sources, "read_regular", broken)
+    with pytest.raises(UserError, match=r"1\.jpg: Stale file handle; run the command again to continue"):
+        write(FOLDER, source(FOLDER, tmp_path / "in"), tmp_path / "out", tolerance=1.0)
+    monkeypatch.undo()
+    assert write(FOLDER, source(FOLDER, tmp_path / "in"), tmp_path / "out").count == 2
 
 
 def test_shards_mix_classes(tmp_path: Path) -> None:

@@ -139,19 +139,17 @@ def test_the_mean_over_levels_estimates_the_training_loss():
     assert found == pytest.approx(float(drawn.mean()), abs=4 * float(drawn.std()) / len(drawn) ** 0.5)
 
 
-def test_losses_do_not_depend_on_batches_ranks_or_the_seed_of_the_training():
-    model, images = built(), scenes(count=7)
+def test_losses_do_not_depend_on_batches_or_the_seed_of_the_training(monkeypatch):
+    model, images, done = built(), scenes(count=7), []
     alone = denoising.losses(model, images)
-    for batch in (1, 3):
-        torch.testing.assert_close(denoising.losses(model, images, batch=batch), alone, rtol=1e-5, atol=1e-7)
-    done = []
-    shares = [denoising.losses(model, images, rank=rank, world=2, batch=2, report=lambda *now: done.append(now))
-              for rank in range(2)]  # fmt: skip
-    assert torch.equal(sum(shares), denoising.losses(model, images, batch=2))
-    assert done[-1] == (16, 16)
-    assert (shares[0] == 0).sum() == 8 * 3
-    few = denoising.losses(model, scenes(count=4), batch=2)  # an image's loss is its own
-    assert torch.equal(few, denoising.losses(model, images, batch=2)[:, :4])
+    tokens = math.prod(model.protocol.grid(images.size))
+    for batch in (1, 3, 2):
+        monkeypatch.setattr(denoising, "TOKENS", batch * tokens)
+        batched = denoising.losses(model, images, report=lambda *now: done.append(now))
+        torch.testing.assert_close(batched, alone, rtol=1e-5, atol=1e-7)
+    assert done[-1] == (8 * 4, 8 * 4)
+    assert torch.equal(denoising.losses(model, scenes(count=4)), batched[:, :4]), "an image's loss is its own"
+    monkeypatch.undo()
     again = small.fill(registry.load("extrapolation")(model.protocol, "16x24", 1), 0.15).eval()
     torch.testing.assert_close(denoising.losses(again, images), alone)
 
@@ -165,7 +163,8 @@ def test_timed_methods_get_the_level_and_the_null_class_is_never_seen(monkeypatc
     labels = []
     forward = model.predict
     monkeypatch.setattr(model, "predict", lambda x, time, label, *rest: labels.append(label) or forward(x, time, label, *rest))
-    denoising.losses(model, images, batch=3)
+    monkeypatch.setattr(denoising, "TOKENS", 3 * math.prod(model.protocol.grid(images.size)))
+    denoising.losses(model, images)
     assert [draws for _, draws in seen] == [None] * 8
     assert torch.cat(labels).tolist() == list(range(6)) * 8
     assert all(later > sooner for sooner, later in itertools.pairwise(time for time, _ in seen))

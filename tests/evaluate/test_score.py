@@ -147,17 +147,14 @@ def test_export_and_reading_do_not_hold_the_images(tmp_path):
 # --- Features --------------------------------------------------------------------------------------------------------
 
 
-def test_features_are_resumed_and_shared_by_ranks(tmp_path):
+def test_features_are_resumed(tmp_path):
     images = open_images(cell(tmp_path / "cell", scenes(70)))  # 5 chunks, the last of 6 images
-    folder, seen = tmp_path / "features", []
-    for rank, expected in ((0, [16, 32, 38]), (1, [16, 32])):
-        detector, done = Grid(), []
-        with pytest.raises(UserError, match="is missing or belongs to other images"):
-            Features(folder, images)
-        extract(images, detector, folder, rank, 2, 5, lambda n, total, done=done: done.append((n, total)))
-        assert done == [(n, expected[-1]) for n in expected]
-        seen.append(detector.calls)
-    assert seen == [38, 32]
+    folder, detector, done = tmp_path / "features", Grid(), []
+    with pytest.raises(UserError, match="is missing or belongs to other images"):
+        Features(folder, images)
+    extract(images, detector, folder, 5, lambda *now: done.append(now))
+    assert done == [(n, 70) for n in (16, 32, 48, 64, 70)]
+    assert detector.calls == 70
     again = Grid()
     features = features_of(images, folder, again)
     assert again.calls == 0
@@ -241,12 +238,11 @@ def test_scores_of_a_cell(tmp_path, real):
     assert scores["fid_inf"]["value"] < scores["fid"]["value"]
 
 
-def test_scores_do_not_depend_on_chunks_batches_or_ranks(tmp_path, real):
+def test_scores_do_not_depend_on_chunks_or_batches(tmp_path, real):
     pictures, found = scenes(60), []
-    for k, (chunk, batch, world) in enumerate(((60, 60, 1), (7, 3, 2))):
+    for k, (chunk, batch) in enumerate(((60, 60), (7, 3))):
         images = open_images(cell(tmp_path / f"cell{k}", pictures, chunk))
-        for rank in range(world):
-            extract(images, Grid(), tmp_path / f"features{k}", rank, world, batch)
+        extract(images, Grid(), tmp_path / f"features{k}", batch)
         found.append(score(Features(tmp_path / f"features{k}", images), real, options=Options(resamples=5)))
     for name, first in found[0].items():
         assert first["value"] == pytest.approx(found[1][name]["value"], rel=1e-5, abs=1e-8), name

@@ -15,7 +15,7 @@ from PIL import Image
 from benchmark import protocol
 from benchmark.data.index import Index
 from benchmark.files import UserError
-from benchmark.plan import stages
+from benchmark.plan import dataset, stages
 from benchmark.plan.own import default_protocol, fitted
 from benchmark.plan.place import Run
 from benchmark.run import train
@@ -134,18 +134,23 @@ def test_published_hashes_know_no_convention():
     assert protocol.load("imagenet-256-sit-ft").rules()["objective"]["convention"] == "sit"
 
 
-def test_files_that_have_changed_since_their_shards_were_written_are_told(tmp_path, capsys):
-    """Tars and parquet files are known by name and size: new content of the same length is not seen."""
+@pytest.mark.parametrize("packed", [True, False])
+def test_files_that_have_changed_since_their_shards_were_written_are_told(packed, tmp_path, capsys):
+    """Files are known by name and size: new content of the same length is not seen."""
     folder = tmp_path / "data"
     folder.mkdir()
     stream = io.BytesIO()
     Image.fromarray(np.random.RandomState(0).randint(0, 255, (80, 80, 3), np.uint8)).save(stream, "PNG")
-    pq.write_table(pa.table({"image": [stream.getvalue()] * 4}), folder / "a.parquet")
+    if packed:
+        pq.write_table(pa.table({"image": [stream.getvalue()] * 4}), folder / "a.parquet")
+    for name in () if packed else ("a.png", "b.png", "c.png", "d.png"):
+        (folder / name).write_bytes(stream.getvalue())
     for wait, told in ((0, False), (-100, False), (100, True)):
         run = Run(tmp_path / "runs", str(folder), "1", workers=1)
         if wait:
-            os.utime(folder / "a.parquet", (time.time() + wait,) * 2)
+            os.utime(min(folder.iterdir()), (time.time() + wait,) * 2)
         train._told.clear()
+        dataset.forget()  # as in the next process
         where = train.prepared(fitted("folder", TINY, run), run)
-        assert ("1 of the files in" in capsys.readouterr().out) == told
+        assert ("holds files newer than these shards" in capsys.readouterr().out) == told
     assert where.is_dir()

@@ -163,6 +163,18 @@ def test_an_old_grid_does_not_stay_beside_a_new_record(committed, tmp_path):
     assert (old.exists(), rival.exists(), other.exists()) == (False, False, True)
 
 
+def test_the_board_of_a_run_of_a_read_only_clone_can_be_written_again(committed, tmp_path):
+    shapes, run = protocol.load("shapes"), Run(tmp_path / "runs", devices="1")
+    write_row(run, "ntk", shapes.pairs())
+    everything = [committed, *committed.rglob("*")]
+    for path in everything:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    made = boards.board(shapes, run)
+    for path in everything:
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    assert all(path.stat().st_mode & 0o200 for path in [made, *made.rglob("*")])
+
+
 def test_a_run_has_its_board_beside_it(committed, tmp_path):
     shapes, run = protocol.load("shapes"), Run(tmp_path / "runs", devices="1")
     write_row(run, "ntk", shapes.pairs())

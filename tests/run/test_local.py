@@ -95,9 +95,25 @@ def test_cells_of_one_checkpoint_wait_for_the_first(tmp_path, monkeypatch):
     local.run_in_parallel(graph(protocol.load("smoke"), names, 0, run), names, 0, run)
     trainings, cells = started
     assert sorted(job.title for job in trainings) == ["train extrapolation at 16x16", "train nope at 16x16"]
+    assert all(job.words[-2:] == ["--workers", "1"] for job in trainings), "a decoder each, not half of the processors"
     waits = {job.title: job.after for job in cells}
     first = {"nope": "cells of nope"}
     assert waits == {f"cells of {name}": first.get(name, "cells of extrapolation") for name in names}
+
+
+def test_a_stage_that_breaks_beforehand_leaves_the_trainings_alone(tmp_path, monkeypatch):
+    """Whatever it raises: `run_all` tells it afterwards, and tells what needs it."""
+    tried, started = [], []
+
+    def broken(stage: Stage) -> None:
+        tried.append(stage.kind)
+        raise RuntimeError("a fault in the detector")
+
+    monkeypatch.setattr(local, "run_one", broken)
+    monkeypatch.setattr(local, "side_by_side", lambda jobs, run: started.append(len(jobs)))
+    run = Run(tmp_path)
+    local.run_in_parallel(graph(protocol.load("smoke"), ["nope"], 0, run), ["nope"], 0, run)
+    assert (set(tried), started) == ({"shards", "reference"}, [1, 1])
 
 
 def test_jobs_run_side_by_side_and_each_has_its_output(tmp_path):

@@ -14,7 +14,7 @@ import scipy.stats
 from synthetic import value_of
 
 from benchmark import protocol
-from benchmark.board import published
+from benchmark.board import published, table
 from benchmark.files import UserError
 from benchmark.identity import Cell, cells_of
 from benchmark.plan import stages
@@ -85,6 +85,35 @@ def test_seeds_allow_what_a_prediction_interval_allows():
         assert reproduce.expected(np.mean(values) + sign * 0.999 * half, values)
         assert not reproduce.expected(np.mean(values) + sign * 1.001 * half, values)
     assert not reproduce.expected(3.0, [3.0]), "one seed has no spread"
+    wide = scipy.stats.t.ppf(1 - 0.05 / 14 / 2, 3) * np.std(values, ddof=1) * math.sqrt(1 + 1 / 4)
+    level = reproduce.level_of(14)
+    assert reproduce.expected(np.mean(values) + 0.999 * wide, values, level=level)
+    assert not reproduce.expected(np.mean(values) + 1.001 * wide, values, level=level)
+
+
+def test_the_usual_spread_of_a_column_stands_in_for_that_of_few_seeds():
+    """Two seeds that happen to lie together do not make an honest third one differ."""
+    half = scipy.stats.t.ppf(0.975, 8) * 2.0 * math.sqrt(1 + 1 / 2)
+    for sign in (-1, 1):
+        assert reproduce.expected(3.0 + sign * 0.999 * half, [2.9, 3.1], (2.0, 8))
+        assert not reproduce.expected(3.0 + sign * 1.001 * half, [2.9, 3.1], (2.0, 8))
+    assert reproduce.expected(8.0, [3.0], (2.0, 8)), "one seed"
+    own = scipy.stats.t.ppf(0.975, 8) * np.std([1.0, 9.0], ddof=1) * math.sqrt(1 + 1 / 2)
+    assert reproduce.expected(5.0 + 0.999 * own, [1.0, 9.0], (2.0, 8)), "a row that varies more than usual"
+    assert judge(score(8.0, 0.1), score(3.0, 0.1, 1), [3.0], 14, (2.0, 8)).word == SPREAD
+
+
+def test_how_a_column_spreads_is_that_of_its_table(tmp_path):
+    shapes = protocol.load("shapes")
+    for method, step in (("yarn", 1.0), ("ledit", 3.0), ("rpe2d", 5.0)):
+        for pair in shapes.pairs():
+            for seed in range(3):
+                record.write(value_of(shapes, method, pair, seed, 20 + step * seed), tmp_path)
+    known = reproduce.usual_of(shapes, "yarn", tmp_path)
+    assert set(known) == {(*pair, metric) for pair in shapes.pairs() for metric in reproduce.METRICS}
+    spread, freedom = known[(*shapes.pairs()[0], "fid")]
+    assert (spread, freedom) == (pytest.approx(3.0 / table.median_of_spread(2)), 6)
+    assert reproduce.usual_of(shapes, "ntk", tmp_path) == {}
 
 
 # --- A row -----------------------------------------------------------------------------------------------------------
@@ -113,7 +142,7 @@ def test_a_row_beside_its_records():
     values[moved]["scores"]["fid"]["value"] += 1000
     values[moved]["scores"]["fid"]["replicates"] = [x + 1000 for x in values[moved]["scores"]["fid"]["replicates"]]
     del values[failed]
-    lines = reproduce.compare_row(shapes, values, cells, committed, published.load())
+    lines = reproduce.compare_row(shapes, values, cells, committed, published.load(), {})
     words = {(line.cell, line.metric): line.word for line in lines}
     assert len(words) == 2 * len(cells)
     assert words[moved, "fid"] == DIFFERS
@@ -137,7 +166,7 @@ def test_another_seed_is_held_against_the_spread():
     value = make(shapes, "yarn", train, test, 7)
     for offset, word in ((0.0, SPREAD), (100 * np.std(seen) + 1000, DIFFERS)):
         value["scores"]["fid"]["value"] = float(np.mean(seen) + offset)
-        line = reproduce.compare_row(shapes, {cell: value}, [cell], committed, published.load())[0]
+        line = reproduce.compare_row(shapes, {cell: value}, [cell], committed, published.load(), {})[0]
         assert line.word == word
         assert line.verdict.difference == pytest.approx(offset)
 
@@ -171,7 +200,9 @@ def test_a_row_that_was_reproduced_prints_its_entry_for_the_verified_ones():
         value["hardware"]["name"] = "another machine"
 
     def entry(committed: dict = committed) -> str:
-        return reproduce.entry(reproduce.compare_row(shapes, values, cells, committed, published.load()), values, committed, 1)
+        return reproduce.entry(
+            reproduce.compare_row(shapes, values, cells, committed, published.load(), {}), values, committed, 1
+        )
 
     row = verified.row_hash(item for (_, _, seed), item in committed.items() if seed == 1)
     told = f'seed: 1, by: "?", hardware: "another machine", verdict: "identical", row: "{row}"'
@@ -256,6 +287,7 @@ def test_the_seed_is_one_that_is_recorded(tmp_path, monkeypatch, capsys):
     committed = committed_row(shapes, "yarn", seeds=(3, 4))
     ran = []
     monkeypatch.setattr(reproduce, "committed_of", lambda *_: committed)
+    monkeypatch.setattr(reproduce, "usual_of", lambda *_: {})
     monkeypatch.setattr(reproduce, "run_row", lambda protocol, method, seed, run: (ran.append(seed), ({}, []))[1])
     run = Run(tmp_path, "", "1", 1)
     with pytest.raises(UserError, match="yarn has committed records for seed 3, 4, but none for 5"):

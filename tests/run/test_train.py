@@ -368,6 +368,9 @@ def test_two_processes_train_as_one_and_resume_exactly(uninterrupted, tmp_path):
     one, two = (load_file(folder / train.WEIGHTS) for folder in (uninterrupted, together))
     for key in one:
         torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=2e-4)
+    told = [json.loads((folder / train.REPORT).read_text()) for folder in (together, uninterrupted)]
+    for name in ("loss", "lowest"):  # of the global batch, and not of the first process' half
+        assert told[0][name] == pytest.approx(told[1][name], rel=1e-3)
     command += ["--out", str(again)]
     folder = killed(command, again, env=environment)
     result = subprocess.run(command, **options)
