@@ -142,7 +142,7 @@ def atomic(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    owner = f"{socket.gethostname()[:40]}~{os.getpid()}"  # so that nobody sweeps what is still being written
+    owner = f"{_here()}~{os.getpid()}"  # so that nobody sweeps what is still being written
     draft = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}.{owner}.", suffix=".part", dir=path.parent))
     inner = draft / path.name
     try:
@@ -256,13 +256,13 @@ def walk(root: Path | str) -> Iterator[tuple[str, list[str]]]:
 def sweep(folder: Path | str, everywhere: bool = False) -> None:
     """Removes the drafts that killed processes left in a folder (`everywhere`: below it too), and no living one's.
 
-    Of processes on other machines nothing is known: their drafts go when they are a day old.
+    Of processes on other machines or in other containers nothing is known: their drafts go when they are a day old.
     """
     for place, names, _ in os.walk(folder):  # which passes over what goes meanwhile
         for draft in [Path(place, name) for name in names if name.startswith(".") and name.endswith(".part")]:
             host, _, process = draft.name.removesuffix(".part").rpartition(".")[0].rpartition("~")
             dead = False
-            if host.endswith(f".{socket.gethostname()[:40]}") and process.isdigit():
+            if host.endswith(f".{_here()}") and process.isdigit():
                 dead = not _is_alive(int(process))
             else:
                 with contextlib.suppress(FileNotFoundError):
@@ -271,6 +271,15 @@ def sweep(folder: Path | str, everywhere: bool = False) -> None:
                 shutil.rmtree(draft, ignore_errors=True)
         if not everywhere:
             break
+
+
+def _here() -> str:
+    """Where a process number means something: this machine, and of containers that share its name the one that we are in."""
+    try:
+        space = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:  # not Linux
+        space = 0
+    return f"{socket.gethostname()[:40]}+{space}"
 
 
 def _is_alive(process: int) -> bool:

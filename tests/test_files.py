@@ -61,13 +61,16 @@ def test_only_drafts_of_the_dead_are_swept(tmp_path: Path) -> None:
         files.sweep(tmp_path)
         assert draft.is_file(), "that of a living process"
         assert not left.exists()
-    foreign = tmp_path / ".theirs.another-host~1.abcdefgh.part"
-    foreign.mkdir()
+    beside = f"{socket.gethostname()[:40]}+1"  # a container of the same name, which numbers its processes for itself
+    foreign = [tmp_path / f".theirs.{host}~99999999.abcdefgh.part" for host in ("another-host+4026531836", beside)]
+    for draft in foreign:
+        draft.mkdir()
     files.sweep(tmp_path)
-    assert foreign.is_dir(), "of another machine, and young"
-    os.utime(foreign, (0, 0))
+    assert all(draft.is_dir() for draft in foreign), "of another machine, and young"
+    for draft in foreign:
+        os.utime(draft, (0, 0))
     files.sweep(tmp_path)
-    assert not foreign.exists()
+    assert not any(draft.exists() for draft in foreign)
 
 
 def test_a_lock_keeps_others_out_and_ends_with_its_process_not_with_a_child_of_it(tmp_path: Path) -> None:

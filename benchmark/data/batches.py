@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from benchmark.data.choice import GROUP
 from benchmark.data.images import DAMAGE, center_crop, decoded, resized
 from benchmark.data.index import Damaged, Index
 from benchmark.files import STOP_SIGNALS, UserError, unknown
@@ -62,9 +63,6 @@ def ignore_signals(worker: int) -> None:
     """A terminal and SLURM signal the entire process group; a decoding worker must live until the main process has saved."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-
-
-GROUP = 8  # shards whose samples are mixed: large enough for many classes, small enough to be cached when remote
 
 
 # --- Order -----------------------------------------------------------------------------------------------------------

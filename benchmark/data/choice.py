@@ -192,7 +192,9 @@ def columns_of(path: Path, schema: Any, choice: Choice) -> tuple[str, str]:
     return images[0], labels[0]
 
 
-MIXED = 8_000  # samples that a reader mixes: eight shards of a thousand
+PER_SHARD = 1000  # samples; about 110 MB of ImageNet's JPEGs
+GROUP = 8  # shards whose samples a reader mixes: large enough for many classes, small enough to be cached when remote
+MIXED = GROUP * PER_SHARD
 
 
 def check_order(labels: np.ndarray, where: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmark.data.card import CLASSES, Card
-from benchmark.data.choice import CHOSEN, Choice, LeftOut
+from benchmark.data.choice import CHOSEN, PER_SHARD, Choice, LeftOut
 from benchmark.data.images import DAMAGE
 from benchmark.data.index import FORMAT, read_manifest, row_type
 from benchmark.data.pool import parallel
@@ -37,7 +37,6 @@ from benchmark.files import (
     write_json,
 )
 
-PER_SHARD = 1000  # samples; about 110 MB of ImageNet's JPEGs
 TOLERANCE = 1e-3  # the share of unreadable files at which a data set is taken for damaged
 
 

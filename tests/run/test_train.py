@@ -9,7 +9,6 @@ import math
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmark import progress, protocol, registry
+from benchmark import files, progress, protocol, registry
 from benchmark.evaluate import reference
 from benchmark.files import ROOT, Stopped, UserError
 from benchmark.identity import Training
@@ -322,7 +321,7 @@ def test_weights_of_another_training(smoke, uninterrupted, tmp_path):
 def test_one_training_at_a_time_in_a_folder(tmp_path):
     with train.exclusive(tmp_path):
         (tmp_path / "inner").mkdir()
-        (tmp_path / "inner" / f".step=3.ckpt.{socket.gethostname()[:40]}~99999999.x.part").mkdir()
+        (tmp_path / "inner" / f".step=3.ckpt.{files._here()}~99999999.x.part").mkdir()
         with pytest.raises(UserError, match="another process is training in"), train.exclusive(tmp_path):
             pass
     with train.exclusive(tmp_path):
