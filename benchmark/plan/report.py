@@ -18,7 +18,7 @@ from benchmark.plan.place import Run
 from benchmark.plan.stages import MISSING, Sample, Score, Stage, Train
 from benchmark.protocol import Protocol
 
-KINDS = ("shards", "latents", "train", "reference", "sample", "score")
+KINDS = ("shards", "latents", "reference", "train", "sample", "score")
 
 
 def make_bench(protocol: Protocol, method: str, seed: int = 0, run: Run | None = None) -> str:

@@ -410,7 +410,8 @@ def records_folder(protocol: Protocol, run: Run) -> Path:
 def graph(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> list[Stage]:
     """Every stage of the protocol for some methods, each after those that it needs: trainings first, then cell by cell.
 
-    Methods with a training of their own come before those that use it.
+    Methods with a training of their own come before those that use it. References come before trainings: what they lack, such
+    as pictures or the weights of a detector, shows at once and not after days.
     """
     context = Context(protocol, run)
     context.data.check()
@@ -441,7 +442,7 @@ def graph(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> li
         made.after = [base] if made.shared and base else []
         cells += [made, Score(context=context, needs=[made, references[cell.test]], sample=made)]
         samples.setdefault(same, made)
-    later: list[Stage] = [*latents.values(), *trainings.values(), *references.values(), *cells]
+    later: list[Stage] = [*latents.values(), *references.values(), *trainings.values(), *cells]
     # Who has latents and references of everything needs no pictures.
     pictures = not latents or augmenting or not all(stage.is_complete() for stage in (*latents.values(), *references.values()))
     return [shards, *later] if pictures else later

@@ -38,7 +38,7 @@ estimate, sampling = lazy.Module("benchmark.run.estimate"), lazy.Module("benchma
 
 
 def bench(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> list[tuple[Stage, str]]:
-    """All stages for some methods: shards, trainings, references, samples, records.
+    """All stages for some methods: shards, references, trainings, samples, records.
 
     Returns:
         (stage, reason) of every stage that failed, and of one stage of each method that could not be tried out; what needs one
