@@ -33,7 +33,7 @@ class UserError(ValueError):
     """An error the user can fix. The message is one line: what is wrong, then how to fix it."""
 
 
-class Stopped(Exception):
+class Stopped(BaseException):  # no `except Exception` may go on after it
     """A person or a scheduler asked for an end; everything was saved, and the next run continues."""
 
     def __init__(self, message: str, code: int = 130) -> None:
@@ -241,9 +241,17 @@ def walk(root: Path | str) -> Iterator[tuple[str, list[str]]]:
     """Each folder at and below `root` with the names of its files, both in order; linked folders too, but none twice.
 
     Names that begin with a dot are passed over: what systems and editors leave (`._a.png`, `.ipynb_checkpoints`).
+
+    Raises:
+        UserError: a folder cannot be listed.
     """
     seen: set[str] = set()
-    for folder, folders, names in os.walk(root, followlinks=True):
+
+    def lost(error: OSError) -> None:  # its files would not be missed: what is there would pass for all
+        if error.errno != errno.ENOENT:
+            raise UserError(f"{error.filename} cannot be listed: {error.strerror}") from None
+
+    for folder, folders, names in os.walk(root, onerror=lost, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:  # a link to a folder above itself has no end
             folders.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -48,7 +49,7 @@ def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
             files.read_text(tmp_path / name)
 
 
-def test_only_drafts_of_the_dead_are_swept(tmp_path: Path) -> None:
+def test_only_drafts_of_the_dead_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
         "import os, sys; from benchmark import files\n"
         "with files.atomic(sys.argv[1]) as draft:\n    draft.write_text('half'); os._exit(1)"
@@ -61,10 +62,16 @@ def test_only_drafts_of_the_dead_are_swept(tmp_path: Path) -> None:
         files.sweep(tmp_path)
         assert draft.is_file(), "that of a living process"
         assert not left.exists()
-    beside = f"{socket.gethostname()[:40]}+1"  # a container of the same name, which numbers its processes for itself
-    foreign = [tmp_path / f".theirs.{host}~99999999.abcdefgh.part" for host in ("another-host+4026531836", beside)]
-    for draft in foreign:
-        draft.mkdir()
+    foreign = []
+    for host in ("another-host+4026531836", f"{socket.gethostname()[:40]}+1"):  # the second: a container of the same name
+        with monkeypatch.context() as there:
+            there.setattr(files, "_here", lambda host=host: host)
+            there.setattr(os, "getpid", lambda: 99_999_999)  # a number that is nobody's here
+            there.setattr(files.shutil, "rmtree", lambda *_, **__: None)  # it is killed before it tidies up
+            with contextlib.suppress(KeyboardInterrupt), files.atomic(tmp_path / "theirs"):
+                raise KeyboardInterrupt
+        foreign += [draft for draft in tmp_path.glob(".theirs.*.part") if draft not in foreign]
+    assert len(foreign) == 2
     files.sweep(tmp_path)
     assert all(draft.is_dir() for draft in foreign), "of another machine, and young"
     for draft in foreign:

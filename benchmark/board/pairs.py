@@ -79,7 +79,7 @@ def share(board: Table, column: Column, pairs: list[Pair], metric: str) -> Share
         for pair, a, b in zip(pairs, *places, strict=True)
         if sign * values[a] >= sign * values[b]
     ]
-    ends = published.interval(statistic, [published.centred(have[method]) for method in methods])
+    ends = published.interval(statistic, [published.centred(have[method]) for method in methods], metric == "loss")
     return Share(float(statistic(values)), ends, len(pairs), other)
 
 

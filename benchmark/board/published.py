@@ -278,18 +278,19 @@ def centred(entry: Entry) -> dict[int, np.ndarray]:
 
 
 def interval(
-    statistic: Callable[[np.ndarray], np.ndarray], replicates: list[dict[int, np.ndarray]]
+    statistic: Callable[[np.ndarray], np.ndarray], replicates: list[dict[int, np.ndarray]], same_images: bool = False
 ) -> tuple[float, float] | None:
     """The middle 95 % of a statistic over the seeds that all methods have, or over the images of the only one.
 
     Means over seeds vary by a multivariate Student's t with the covariance of the seeds: resampling two or three seeds would
-    cover about 50 % or 75 %, not 95 %. Every seed has images of its own, so the spread of seeds holds that of images already.
+    cover about 50 % or 75 %, not 95 %. Where every seed has images of its own, the spread of seeds holds that of images already.
     A rank correlation of perturbed values is closer to zero than that of the values, so the interval of a perfect order extends
     downwards only.
 
     Args:
         statistic: values of the methods [..., M] -> [...].
         replicates: of each method, its resamples by seed.
+        same_images: all seeds are measured on the same images, as the denoising loss is, so that these are resampled as well.
 
     Returns:
         None where nothing is known of either: one seed without resamples.
@@ -303,12 +304,15 @@ def interval(
     if stack.shape[1:] == (1, 1):
         return None
     generator, count = agreement(), len(seeds)
+    images = generator.randint(0, stack.shape[2], RESAMPLES)
     if count > 1:
         values = stack.mean(axis=2)  # [methods, seeds]
         middle = values.mean(axis=1)
         steps = generator.standard_normal((RESAMPLES, count)) / np.sqrt(generator.chisquare(count - 1, (RESAMPLES, 1)))
         ours = middle + steps @ (values - middle[:, None]).T / np.sqrt(count)  # [RESAMPLES, methods]
+        if same_images:
+            ours = ours + (stack.mean(axis=1) - middle[:, None])[:, images].T
     else:
-        ours = stack[:, 0, generator.randint(0, stack.shape[2], RESAMPLES)].T
+        ours = stack[:, 0, images].T
     low, high = np.quantile(statistic(ours), [0.025, 0.975])
     return float(low), float(high)

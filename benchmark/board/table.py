@@ -287,7 +287,8 @@ def predicted(
 
     Args:
         values: of the seeds that are known.
-        usual: as in `Entry`; where it is known, s is that spread, or the seeds' own if that is larger, as in `different`.
+        usual: as in `Entry`; where it is known, s is that spread, or the seeds' own if that is larger, as in `different`; the
+            latter with its own degrees of freedom from three seeds on, since a row may vary more than others.
 
     Returns:
         None for one seed where no usual spread is known.
@@ -296,7 +297,10 @@ def predicted(
     spread, freedom = usual or (own, len(values) - 1)
     if not freedom:
         return None
-    reach = student(freedom, level) * max(spread, own) * math.sqrt(1 + 1 / len(values))
+    half = student(freedom, level) * max(spread, own)
+    if own > spread and len(values) >= ENOUGH:
+        half = student(len(values) - 1, level) * own
+    reach = half * math.sqrt(1 + 1 / len(values))
     return mean(values) - reach, mean(values) + reach
 
 

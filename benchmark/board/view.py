@@ -391,7 +391,12 @@ def _build(
 
 def _relinked(note: str) -> str:
     """A note as part of a page, which lies one folder higher: relative links lead where they led from the note's own file."""
-    return re.sub(r"\]\((?![a-z]+:|#)([^)\s]+)\)", lambda found: f"]({posixpath.normpath(f'notes/{found[1]}')})", note)
+
+    def link(found: re.Match[str]) -> str:
+        return f"]({posixpath.normpath(f'notes/{found[1]}')}" if found[1] else found[0]
+
+    code = r"```.*?```|`[^`\n]*`|^ {4}[^\n]*"
+    return re.sub(rf"{code}|\]\((?![A-Za-z][\w+.-]*:|[#/<])([^)\s]+)", link, note, flags=re.S | re.M)
 
 
 def build(boards: Tables, figures: Published, out_folder: Path) -> list[Board]:

@@ -5,17 +5,31 @@ Legend: [h, w] pixels, y before x.
 
 from __future__ import annotations
 
+import errno
 import functools
 import struct
 import warnings
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 
 from PIL import Image
+
+from benchmark.files import UserError
 
 # Everything that Pillow raises on a damaged file.
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error,
           zlib.error, Image.DecompressionBombError)  # fmt: skip
+
+# Of all errors of the system those that are a file's own; others are the disk's, the network's or this process'.
+OF_THE_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.ENOTDIR, errno.ENAMETOOLONG)
+
+
+def check_damage(error: Exception, path: Path | str) -> None:
+    """Raises UserError unless an error tells that a file is damaged: no picture is left out for good because a disk failed."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is not None and number not in OF_THE_FILE:
+        raise UserError(f"{path}: {error.strerror}; run the command again to continue") from None
 
 
 def decoded(data: bytes, extension: str) -> Image.Image:

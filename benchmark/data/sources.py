@@ -6,7 +6,6 @@ Legend: N samples in the set, [h, w] pixels, y before x.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import io
 import os
@@ -33,14 +32,13 @@ from benchmark.data.choice import (
     split_files,
     split_folder,
 )
-from benchmark.data.images import DAMAGE
+from benchmark.data.images import DAMAGE, check_damage
 from benchmark.data.pool import parallel
 from benchmark.data.tars import MEMBERS, labelled, unique_keys
 from benchmark.files import UserError, changed, listed, read_regular, shown, walk
 from benchmark.streams import shuffled
 
 IMAGE_SUFFIXES = tuple(f".{member}" for member in MEMBERS)
-TRANSIENT = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 SHUFFLE = 0x5EED  # the key of the one order in which a source's samples are dealt to shards
 
 
@@ -184,8 +182,9 @@ class Folder(Source):
                 continue
             try:
                 state = os.stat(path)  # the only call a file: on a network's file system each takes its time
-                size, self.newest = state.st_size, max(self.newest, state.st_mtime)
-            except OSError:  # a link to nothing is a picture that cannot be read, which the manifest will say
+                size, self.newest = state.st_size, max(self.newest, state.st_mtime, state.st_ctime)
+            except OSError as error:  # a link to nothing is a picture that cannot be read, which the manifest will say
+                check_damage(error, path)
                 size = -1
             place = os.path.relpath(path, self.root).replace(os.sep, "/")
             found.append((place, named.get(place, name), size))
@@ -213,6 +212,7 @@ class Folder(Source):
                 with Image.open(self.root / path) as image:
                     self.choice.check(image)
             except DAMAGE as error:
+                check_damage(error, self.root / path)
                 left_out.append((path, str(error) if isinstance(error, LeftOut) else f"{type(error).__name__}: {error}"))
             else:
                 kept.append((path, label, size))
@@ -240,8 +240,7 @@ class _FolderPart:
             try:
                 data = read_regular(Path(self.root, path))
             except OSError as error:
-                if error.errno in TRANSIENT:  # of the disk or the network: the picture must not be left out for it
-                    raise UserError(f"{Path(self.root, path)}: {error.strerror}; run the command again to continue") from None
+                check_damage(error, Path(self.root, path))
                 yield Item(key, label, path, None, str(error.strerror))
             else:
                 yield Item(key, label, path, data)
@@ -253,7 +252,7 @@ class _Packed(Source):
     def __init__(self, paths: list[Path], choice: Choice = Choice()) -> None:  # noqa: B008 (frozen)
         self.paths, self.choice, self.classes = paths, choice, 0
         self.where = str(paths[0] if len(paths) == 1 else paths[0].parent)
-        self.newest = max(path.stat().st_mtime for path in paths)
+        self.newest = max(max(path.stat().st_mtime, path.stat().st_ctime) for path in paths)
 
     def identity(self) -> Any:
         return [[path.name, path.stat().st_size] for path in self.paths]

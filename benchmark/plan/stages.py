@@ -408,7 +408,7 @@ def records_folder(protocol: Protocol, run: Run) -> Path:
 
 
 def graph(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> list[Stage]:
-    """Every stage of the protocol for some methods, each after those that it needs: trainings first, then cell by cell.
+    """Every stage of the protocol for some methods, each after those that it needs: references, trainings, then cell by cell.
 
     Methods with a training of their own come before those that use it. References come before trainings: what they lack, such
     as pictures or the weights of a detector, shows at once and not after days.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import signal
@@ -103,18 +102,21 @@ def run_all(stages: Iterable[Stage]) -> list[tuple[Stage, str]]:
             continue
         try:
             run_one(stage)
-        except Stopped:
-            raise
         except Exception as error:
-            if is_full(error) or getattr(error, "errno", None) in UNWRITABLE:
-                raise  # whatever comes next would fail as well
-            reason = told(error)
-            if not isinstance(error, UserError):  # a fault in the code, most often a new method's
-                traceback.print_exc()
             lost.add(id(stage))
-            failures.append((stage, reason))
-            progress.say(f"failed: {stage}: {reason}")
+            failures.append((stage, tell(stage, error)))
     return failures
+
+
+def tell(stage: Stage, error: Exception) -> str:
+    """Says that a stage failed, and why; raises again what whatever comes next would meet as well, such as a full disk."""
+    if is_full(error) or getattr(error, "errno", None) in UNWRITABLE:
+        raise error
+    if not isinstance(error, UserError):  # a fault in the code, most often a new method's
+        traceback.print_exception(error)
+    reason = told(error)
+    progress.say(f"failed: {stage}: {reason}")
+    return reason
 
 
 def run_one(stage: Stage) -> None:
@@ -160,8 +162,10 @@ def run_in_parallel(stages: Sequence[Stage], methods: Sequence[str], seed: int, 
     """
     for stage in stages:
         if stage.kind in ("shards", "latents", "reference") and not stage.is_complete():
-            with contextlib.suppress(Exception):
+            try:
                 run_one(stage)
+            except Exception as error:
+                tell(stage, error)
     trainings = [stage for stage in stages if isinstance(stage, Train) and not stage.is_complete()]
     # One thread and one decoder each, however many processors would be for a training that is alone.
     side_by_side([Job(f"train {stage.title}", [*stage.command(), "--workers", "1"]) for stage in trainings], run)

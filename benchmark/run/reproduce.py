@@ -294,12 +294,12 @@ def reproduce(protocol: Protocol, method: str, seed: int | None, run: Run) -> li
     seed = seeds[0] if seed is None else seed
     if seed not in seeds:
         raise UserError(f"{method} has committed records for seed {', '.join(map(str, seeds))}, but none for {seed}")
-    committed = committed_of(protocol, method)
+    committed, usual = committed_of(protocol, method), usual_of(protocol, method)
     progress.say(f"{method}, seed {seed}: the committed row took {spent(committed, seed)}")
     there = all(stage.is_complete() for stage in graph(protocol, [method], seed, run) if stage.kind in ("train", "sample"))
     values, failures = run_row(protocol, method, seed, run)
     cells = cells_of(protocol, [method], seed)
-    lines = compare_row(protocol, values, cells, committed, published.load(), usual_of(protocol, method))
+    lines = compare_row(protocol, values, cells, committed, published.load(), usual)
     console = Console(width=None if sys.stdout.isatty() else 180, markup=False)
     console.print(show(lines, protocol, method, seed))
     for text in summary(lines):

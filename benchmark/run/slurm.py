@@ -34,7 +34,7 @@ from benchmark.protocol import Protocol
 sampling = lazy.Module("benchmark.run.sample")  # torch
 
 CLUSTERS = ("slurm", "local")
-KINDS = ("data", "latents", "train", "reference", "cell", "end")
+KINDS = ("data", "latents", "reference", "train", "cell", "end")
 # submitit's parameters for every job; a file of resources overrides them, for all jobs or for one kind.
 DEFAULTS: dict[str, Any] = {"timeout_min": 24 * 60, "cpus_per_task": 8}
 SAVED = 128 + signal.SIGTERM  # exit code of a command that was asked to end, and can go on

@@ -240,6 +240,8 @@ def test_links_of_a_note_lead_from_the_page_where_they_led_from_the_note() -> No
     note = "[a](convergence.md#steps), [b](../shapes.md), [c](https://example.org/x), [d](#here), [e](mailto:x@y.org)"
     page = "[a](notes/convergence.md#steps), [b](shapes.md), [c](https://example.org/x), [d](#here), [e](mailto:x@y.org)"
     assert view._relinked(note) == page
+    code = "`x[i](j)`\n\n    y[i](j)\n\n```sh\nz[i](j)\n```\n"
+    assert view._relinked(code) == code
 
 
 def test_facts_name_every_learning_rate(home: Path, rules: protocol.Protocol) -> None:

@@ -296,7 +296,8 @@ def test_oddities_of_imagenet_survive(tmp_path: Path) -> None:
         assert (image.mode, image.size) == ("RGB", (30, 20))
 
 
-def test_an_error_of_the_disk_is_no_damaged_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.ENOTCONN])
+def test_an_error_of_the_disk_is_no_damaged_picture(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Left out, it would be missing for good, in shards of the same name."""
     for name in ("a/0.jpg", "a/1.jpg"):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -305,14 +306,36 @@ def test_an_error_of_the_disk_is_no_damaged_picture(tmp_path: Path, monkeypatch:
 
     def broken(path: Path) -> bytes:
         if path.name == "1.jpg":
-            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+            raise OSError(number, "it failed", str(path))
         return given(path)
 
     monkeypatch.setattr(sources, "read_regular", broken)
-    with pytest.raises(UserError, match=r"1\.jpg: Stale file handle; run the command again to continue"):
+    said = r"1\.jpg: it failed; run the command again to continue"
+    with pytest.raises(UserError, match=said):
         write(FOLDER, source(FOLDER, tmp_path / "in"), tmp_path / "out", tolerance=1.0)
     monkeypatch.undo()
     assert write(FOLDER, source(FOLDER, tmp_path / "in"), tmp_path / "out").count == 2
+    opened = Image.open  # of one's own pictures the first bytes are looked at before
+    monkeypatch.setattr(Image, "open", lambda path, *rest: broken(path) if str(path).endswith("1.jpg") else opened(path, *rest))
+    own = dataclasses.replace(FOLDER, kind="own")
+    with pytest.raises(UserError, match=said):
+        write(own, source(own, tmp_path / "in"), tmp_path / "own")
+
+
+def test_a_folder_that_cannot_be_listed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a/0.jpg", "b/0.jpg"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(encoded_image(picture(0)))
+    given = os.scandir
+
+    def broken(path: str) -> object:
+        if str(path).endswith("/b"):
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return given(path)
+
+    monkeypatch.setattr(os, "scandir", broken)
+    with pytest.raises(UserError, match=r"/b cannot be listed: Input/output error"):
+        source(FOLDER, tmp_path)
 
 
 def test_shards_mix_classes(tmp_path: Path) -> None:

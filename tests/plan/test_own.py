@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -145,12 +146,17 @@ def test_files_that_have_changed_since_their_shards_were_written_are_told(packed
         pq.write_table(pa.table({"image": [stream.getvalue()] * 4}), folder / "a.parquet")
     for name in () if packed else ("a.png", "b.png", "c.png", "d.png"):
         (folder / name).write_bytes(stream.getvalue())
-    for wait, told in ((0, False), (-100, False), (100, True)):
-        run = Run(tmp_path / "runs", str(folder), "1", workers=1)
-        if wait:
-            os.utime(min(folder.iterdir()), (time.time() + wait,) * 2)
+    run = Run(tmp_path / "runs", str(folder), "1", workers=1)
+
+    def prepared() -> tuple[Path, bool]:
         train._told.clear()
         dataset.forget()  # as in the next process
         where = train.prepared(fitted("folder", TINY, run), run)
-        assert ("holds files newer than these shards" in capsys.readouterr().out) == told
-    assert where.is_dir()
+        return where, "holds files newer than these shards" in capsys.readouterr().out
+
+    where, told = prepared()
+    assert prepared() == (where, False)
+    assert not told
+    os.utime(where / "manifest.json", (time.time() - 100,) * 2)
+    os.utime(min(folder.iterdir()), (time.time() - 200,) * 2)  # as by `rsync -a`, which keeps times
+    assert prepared() == (where, True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
 from benchmark import protocol
@@ -101,19 +103,27 @@ def test_cells_of_one_checkpoint_wait_for_the_first(tmp_path, monkeypatch):
     assert waits == {f"cells of {name}": first.get(name, "cells of extrapolation") for name in names}
 
 
-def test_a_stage_that_breaks_beforehand_leaves_the_trainings_alone(tmp_path, monkeypatch):
-    """Whatever it raises: `run_all` tells it afterwards, and tells what needs it."""
+def test_a_stage_that_breaks_beforehand_leaves_the_trainings_alone(tmp_path, monkeypatch, capsys):
+    """But for what would meet them as well; and it is told before the trainings, which may take days."""
     tried, started = [], []
 
     def broken(stage: Stage) -> None:
         tried.append(stage.kind)
-        raise RuntimeError("a fault in the detector")
+        raise error
 
     monkeypatch.setattr(local, "run_one", broken)
     monkeypatch.setattr(local, "side_by_side", lambda jobs, run: started.append(len(jobs)))
     run = Run(tmp_path)
-    local.run_in_parallel(graph(protocol.load("smoke"), ["nope"], 0, run), ["nope"], 0, run)
+    stages = graph(protocol.load("smoke"), ["nope"], 0, run)
+    error: BaseException = RuntimeError("a fault in the detector")
+    local.run_in_parallel(stages, ["nope"], 0, run)
     assert (set(tried), started) == ({"shards", "reference"}, [1, 1])
+    assert "failed: reference 64 of shapes at 32x24: RuntimeError: a fault in the detector" in capsys.readouterr().out
+    for error in (Stopped("stopped"), OSError(errno.ENOSPC, "No space left on device")):
+        tried.clear()
+        with pytest.raises(type(error)):
+            local.run_in_parallel(stages, ["nope"], 0, run)
+        assert (tried, started) == (["shards"], [1, 1])
 
 
 def test_jobs_run_side_by_side_and_each_has_its_output(tmp_path):

@@ -98,8 +98,10 @@ def test_the_usual_spread_of_a_column_stands_in_for_that_of_few_seeds():
         assert reproduce.expected(3.0 + sign * 0.999 * half, [2.9, 3.1], (2.0, 8))
         assert not reproduce.expected(3.0 + sign * 1.001 * half, [2.9, 3.1], (2.0, 8))
     assert reproduce.expected(8.0, [3.0], (2.0, 8)), "one seed"
-    own = scipy.stats.t.ppf(0.975, 8) * np.std([1.0, 9.0], ddof=1) * math.sqrt(1 + 1 / 2)
-    assert reproduce.expected(5.0 + 0.999 * own, [1.0, 9.0], (2.0, 8)), "a row that varies more than usual"
+    values = [1.0, 5.0, 9.0]  # a row that varies more than usual: by its own degrees of freedom
+    own = scipy.stats.t.ppf(0.975, 2) * np.std(values, ddof=1) * math.sqrt(1 + 1 / 3)
+    assert reproduce.expected(5.0 + 0.999 * own, values, (2.0, 8))
+    assert not reproduce.expected(5.0 + 1.001 * own, values, (2.0, 8))
     assert judge(score(8.0, 0.1), score(3.0, 0.1, 1), [3.0], 14, (2.0, 8)).word == SPREAD
 
 
@@ -169,6 +171,21 @@ def test_another_seed_is_held_against_the_spread():
         line = reproduce.compare_row(shapes, {cell: value}, [cell], committed, published.load(), {})[0]
         assert line.word == word
         assert line.verdict.difference == pytest.approx(offset)
+
+
+@pytest.mark.parametrize("seed", [1, 7])
+def test_a_row_is_held_against_the_usual_spread_as_one(seed):
+    """A recorded seed and another one: between the band of one value and that of all of them together, and beyond the latter."""
+    shapes = protocol.load("shapes")
+    committed = committed_row(shapes, "yarn", seeds=(0, 1, 2))  # 20, 21 and 22
+    cells = cells_of(shapes, ["yarn"], seed)
+    usual = {(*pair, metric): (3.0, 8) for pair in shapes.pairs() for metric in reproduce.METRICS}
+    reach = [scipy.stats.t.ppf(1 - 0.025 / values, 8) * 3.0 * math.sqrt(1 + 1 / 3) for values in (1, 2 * len(cells))]
+    value = make(shapes, "yarn", cells[0].train, cells[0].test, seed)
+    for offset, word in ((1.01 * reach[0], SPREAD), (0.99 * reach[1], SPREAD), (1.01 * reach[1], DIFFERS)):
+        value["scores"]["fid"] |= {"value": 21.0 + offset, "replicates": [21.0 + offset] * 20}
+        line = reproduce.compare_row(shapes, {cells[0]: value}, cells, committed, published.load(), usual)[0]
+        assert line.word == word
 
 
 def test_what_a_committed_row_took_names_each_machine():

@@ -160,21 +160,21 @@ def test_slurm_gets_arrays_with_dependencies(fake_slurm, tmp_path):
     assert {item.state for item in done} == {"submitted"}
     jobs = {item.task.name: item.job.job_id for item in done}
     scripts = {path.stem: asked(path) for path in fake_slurm.glob("*.sh")}
-    # Shards, two trainings, three references, then arrays of the cells that need the same.
+    # Shards, three references, two trainings, then arrays of the cells that need the same.
     assert jobs[SHARDS] == "100"
-    assert {jobs["train extrapolation at 16x16"], jobs["train nope at 16x16"]} == {"101_0", "101_1"}
+    assert {jobs["train extrapolation at 16x16"], jobs["train nope at 16x16"]} == {"102_0", "102_1"}
     assert scripts["100"]["partition"] == "gpu"
     assert "dependency" not in scripts["100"]
-    assert scripts["101"]["dependency"] == "afterok:100"
-    assert scripts["101"]["array"].startswith("0-1")
-    assert scripts["101"]["ntasks-per-node"] == "2"
-    assert scripts["101"]["gpus-per-node"] == "2"
-    assert scripts["101"]["time"] == "600"
-    assert (scripts["101"]["constraint"], scripts["101"]["mem"]) == ("h100", "200GB")
-    others = {name: told for name, told in scripts.items() if name != "101"}
+    assert scripts["102"]["dependency"] == "afterok:100"
+    assert scripts["102"]["array"].startswith("0-1")
+    assert scripts["102"]["ntasks-per-node"] == "2"
+    assert scripts["102"]["gpus-per-node"] == "2"
+    assert scripts["102"]["time"] == "600"
+    assert (scripts["102"]["constraint"], scripts["102"]["mem"]) == ("h100", "200GB")
+    others = {name: told for name, told in scripts.items() if name != "102"}
     assert not any({"constraint", "mem"} & told.keys() for told in others.values()), "what is asked for trainings is theirs alone"
     started = re.search(
-        r"^srun .*--kill-on-bad-exit=1 --wait=0 --cpus-per-task=8 ", (fake_slurm / "101.sh").read_text(), flags=re.M
+        r"^srun .*--kill-on-bad-exit=1 --wait=0 --cpus-per-task=8 ", (fake_slurm / "102.sh").read_text(), flags=re.M
     )
     assert started, "what early ranks, failed ones and the others' processors need of srun"
     cell = jobs["cell yarn 16x16 -> 32x24"]
@@ -213,7 +213,7 @@ def test_a_cell_that_has_its_samples_is_scored_once(fake_slurm, tmp_path, monkey
 def test_a_rejected_job_names_those_before_it(fake_slurm, tmp_path):
     """They would run on, and nobody waits for them."""
     accept = (fake_slurm / "sbatch").read_text()
-    reject = 'if grep -q posbench-reference "$1"; then echo "Invalid account" >&2; exit 1; fi\n'
+    reject = 'if grep -q posbench-train "$1"; then echo "Invalid account" >&2; exit 1; fi\n'
     (fake_slurm / "sbatch").write_text(accept.replace("#!/bin/sh\n", f"#!/bin/sh\n{reject}"))
     with pytest.raises(UserError, match=r"SLURM rejected a job \(.*Invalid account.*\); cancel .* scancel 100 101$"):
         slurm.start(protocol.load("smoke"), SMOKE, 3, Run(tmp_path / "runs", "", "2", 1), "slurm")
