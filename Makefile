@@ -121,7 +121,7 @@ spectrum: $(VENV)/.installed ## plot the angles of the rotary methods
 	@$(RUN) spectrum
 
 teaser: $(VENV)/.installed ## make the image at the top of the README
-	@$(PY) -m benchmark.measure.teaser sincos_interp interpolation rpe2d ledit yarn extrapolation
+	@$(PY) -m benchmark.measure.teaser sincos_interp interpolation rpe2d ledit sincos yarn extrapolation
 
 test: $(VENV)/.installed ## run the test suite
 	@$(VENV)/bin/pytest -n auto --dist loadgroup $(or $(SET),tests)

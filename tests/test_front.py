@@ -238,7 +238,7 @@ def test_the_committed_teaser_is_what_the_grids_give(tmp_path):
     made = teaser.draw(methods, tmp_path / "teaser.webp")
     with Image.open(made) as ours, Image.open(teaser.FILE) as committed:
         assert ours.convert("RGB").tobytes() == committed.convert("RGB").tobytes()
-    assert teaser.FILE.stat().st_size < 150_000
+    assert teaser.FILE.stat().st_size < 160_000
 
 
 def test_a_method_without_a_grid_is_told(tmp_path, monkeypatch):
@@ -270,13 +270,12 @@ def test_the_readme_counts_methods_and_records():
     front = Counter(method for method, _ in seeds)
     assert set(re.findall(r"(?:implements|all)\s(\d+)\s+methods", README)) == {str(len(registry.names()))}
     text = " ".join(README.split())
-    told = re.search(r"(\d+) of the methods have records: (\d+) in the table's protocol, (\d+) of these with three", text)
+    seeded = r"with two or three seeds each, (\d+) in \[`shapes-long`\]"
+    told = re.search(rf"(\d+) of the methods have records: (\d+) in the table's protocol, {seeded}", text)
     assert told is not None
-    assert [int(count) for count in told.groups()] == [
-        len(recorded & set(registry.names())),
-        len(front),
-        sum(count == 3 for count in front.values()),
-    ]
+    longer = {path.parent.name for path in paths if path.parent.parent.name == "shapes-long"}
+    assert [int(count) for count in told.groups()] == [len(recorded & set(registry.names())), len(front), len(longer)]
+    assert set(front.values()) <= {2, 3}
 
 
 PAGES = [

@@ -23,7 +23,7 @@ from benchmark.protocol import size_hw
 
 FOLDER = ROOT / "leaderboards"
 FILE = FOLDER / "teaser.webp"
-PROTOCOL, TRAIN, TEST, SEED = "shapes-long", "32x32", "64x64", 2
+PROTOCOL, TRAIN, TEST, SEED = "shapes-28k", "32x32", "64x64", 0
 ROWS, SCALE, GAP, LABEL = 4, 2, 8, 48  # images of a column; screen pixels of one of theirs, between columns, and of a label
 
 
