@@ -149,3 +149,17 @@ def test_the_interval_over_seeds_covers_what_it_says(seeds: int, noise: float) -
         low, high = published.interval(lambda ours: ours[..., 0], [centred])
         covered += low <= 0 <= high
     assert 0.9 < covered / trials < 0.99
+
+
+def test_the_interval_of_a_measure_whose_seeds_share_images_covers_them_too() -> None:
+    """As the denoising loss: here images are all the noise, and seeds alone tell nothing of it."""
+    random, trials, covered = np.random.RandomState(0), 200, {True: 0, False: 0}
+    for _ in range(trials):
+        common, resamples = random.standard_normal(), random.standard_normal(200)
+        values = common + 0.1 * random.standard_normal(3)
+        replicates = {seed: resamples - resamples.mean() + value for seed, value in enumerate(values)}
+        for same in covered:
+            low, high = published.interval(lambda ours: ours[..., 0], [replicates], same)
+            covered[same] += low <= 0 <= high
+    assert 0.9 < covered[True] / trials < 0.99
+    assert covered[False] / trials < 0.6
