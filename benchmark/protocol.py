@@ -127,6 +127,7 @@ class Switches(Section):
     timestep_shift: Literal["none", "sqrt_area"] = "none"
 
 
+DDPM_LEVELS = 1000  # noise levels of a DDPM model
 Cells = Annotated[dict[str, Annotated[list[str], Len(1, 1000)]], Len(1, 1000)]
 
 
@@ -369,7 +370,8 @@ def _check_relations(protocol: Protocol) -> None:
     if protocol.sample.solver not in solvers:
         raise unknown(f"solver for the {protocol.objective.name} objective", protocol.sample.solver, solvers)
     steps = protocol.sample.steps
-    need(protocol.objective.name == "flow" or 2 <= steps <= 1000, f"sample.steps is {steps}; a DDPM model allows 2 to 1000")
+    allowed = protocol.objective.name == "flow" or 2 <= steps <= DDPM_LEVELS
+    need(allowed, f"sample.steps is {steps}; a DDPM model allows 2 to {DDPM_LEVELS}")
     shifted = protocol.switches.timestep_shift != "none"
     need(not shifted or protocol.objective.name == "flow", "switches.timestep_shift is for flow models only")
     for name in ("time", "shift", "convention"):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from benchmark.files import UserError
 from benchmark.model.flops import OUTPUTS
+from benchmark.protocol import DDPM_LEVELS
 from benchmark.protocol import Objective as ObjectiveConfig
 from benchmark.protocol import Sample as SampleConfig
 
@@ -123,7 +124,7 @@ class DDPM:
     """
 
     outputs = OUTPUTS["ddpm"]
-    levels, betas = 1000, (1e-4, 0.02)
+    levels, betas = DDPM_LEVELS, (1e-4, 0.02)
 
     def __init__(self, config: ObjectiveConfig) -> None:
         betas = torch.linspace(*self.betas, self.levels, dtype=torch.float64)
