@@ -352,7 +352,10 @@ def _check_relations(protocol: Protocol) -> None:
             raise UserError(f"{protocol.name}: {message}")
 
     pixels, core = protocol.data.representation == "pixels", protocol.core
-    need(pixels == (protocol.data.factor == 1), "data.factor is 1 for pixels only")
+    need(
+        pixels == (protocol.data.factor == 1),
+        f"data.factor is {protocol.data.factor}, but must be {'1 for pixels' if pixels else 'above 1 for latents'}",
+    )
     need(not pixels or core.channels == 3, f"core.channels is {core.channels}; pixels have 3")
     if protocol.score.detector not in (known := registry.detectors(scoring=True)):
         raise unknown("score.detector", protocol.score.detector, known)

@@ -52,7 +52,7 @@ def load(name: str) -> type[Method]:
     trained_name(name)  # what is wrong with the file as it is read
     module, wanted = importlib.import_module(f"methods.{name}"), _classes(name)[0][1].name
     if not isinstance(getattr(module, wanted, None), type):
-        raise UserError(f"methods/{name}.py: {wanted} is no class any more once the file has been imported")
+        raise UserError(f"methods/{name}.py: {wanted} is no longer a class after import")
     found: type[Method] = getattr(module, wanted)
     if (found.trains_as or None) != (read := attribute(name, "trains_as") or None):
         raise UserError(

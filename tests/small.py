@@ -1,4 +1,4 @@
-"""A contest of a few thousand weights, and inputs that no version of torch can change (numpy's Philox)."""
+"""A protocol of a few thousand weights, and inputs that no version of torch can change (numpy's Philox)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmark.protocol import Core, Objective, Protocol, Sample, Switches, Trai
 CELLS = {"16x24": ["16x24", "32x48", "24x20", "4x4", "4x24", "48x48"]}  # 4 x 6 tokens, at most 12 x 12
 
 
-def contest(cells: dict[str, list[str]] | None = None, **sections: Any) -> Protocol:
+def protocol(cells: dict[str, list[str]] | None = None, **sections: Any) -> Protocol:
     """A tiny protocol; a keyword such as core={"depth": 4} changes fields of that section."""
     core = {"width": 32, "depth": 2, "heads": 2, "patch": 4, "channels": 3, "classes": 4, "rope_base": 100.0}
     return Protocol(

@@ -29,8 +29,8 @@ PLAIN = plain()
 
 
 def build(name: str, train: str = "16x24", tests: tuple[str, ...] = ("16x24", "32x48"), **sections: Any) -> Method:
-    """A strategy on the tiny contest."""
-    protocol = small.contest({train: list(tests)}, **sections)
+    """A strategy on the tiny protocol."""
+    protocol = small.protocol({train: list(tests)}, **sections)
     return registry.load(name)(protocol, train, 0, protocol.options.get(name, {})).eval()
 
 

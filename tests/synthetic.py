@@ -1,4 +1,4 @@
-"""Made-up contests and records for the tests of tables; nothing here was measured."""
+"""Made-up protocols and records for the tests of tables; nothing here was measured."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from benchmark.protocol import Protocol
 from benchmark.results import record
 
 TITLES = {"rpe2d": "RPE-2D", "yarn": "YaRN", "ledit": "LEDiT", "ntk": "NTK-aware", "rifle": "RIFLEx", "sincos": "sin-cos"}
-CONTEST = """\
-title: A small contest
+SMALL = """\
+title: A small protocol
 cells:
   16x16: [8x8, 16x16, 24x24, 32x32, 32x16]
 core: {width: 32, depth: 2, heads: 2, patch: 4}
@@ -24,7 +24,7 @@ sample: {count: 100}
 score: {detector: shapes, reference: 200}
 """
 TINY = """\
-title: "A tiny contest | <b>"
+title: "A tiny protocol | <b>"
 cells: {16x16: [16x16, 32x32, 16x32]}
 core: {width: 32, depth: 2, heads: 2, patch: 4}
 train: {steps: 10, batch: 4}
@@ -33,7 +33,7 @@ score: {detector: shapes, reference: 200}
 """
 
 
-def contests(folder: Path, patch: pytest.MonkeyPatch, **texts: str) -> None:
+def protocols(folder: Path, patch: pytest.MonkeyPatch, **texts: str) -> None:
     """Makes `folder` the place of all protocols: {name: YAML}, "_" in a name standing for "-"."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():

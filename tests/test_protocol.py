@@ -25,7 +25,7 @@ def test_shipped_protocols_load(name):
         assert rules.largest(train)[0] >= max(rules.grid(train))
 
 
-def test_shapes_long_is_the_contest_that_is_promised():
+def test_shapes_long_is_the_protocol_that_is_promised():
     rules = protocol.load("shapes-long")
     (train,) = rules.cells
     height, width = protocol.size_hw(train)
@@ -35,7 +35,7 @@ def test_shapes_long_is_the_contest_that_is_promised():
 
 
 def test_a_rehearsal_is_shorter_and_nothing_else(tmp_path):
-    """Its cells are some of the longer contest's; a rehearsal of nothing is refused."""
+    """Its cells are some of the longer protocol's; a rehearsal of nothing is refused."""
     short, long = protocol.load("shapes"), protocol.load("shapes-long")
     assert (short.rehearses, long.rehearses) == ("shapes-long", "")
     assert {key for key, value in short.rules().items() if value != long.rules()[key]} == {"train", "sample", "cells"}
@@ -131,7 +131,7 @@ def test_a_size_that_does_not_fit_is_named(tmp_path):
 
 
 def test_a_base_is_merged_below(tmp_path):
-    """A switch contest is its base with one setting changed, and shares its trainings."""
+    """A switch protocol is its base with one setting changed, and shares its trainings."""
     plain, switched = protocol.load("shapes-long"), protocol.load("shapes-attention-jin")
     assert switched.switches.attention_scale == "jin"
     assert switched.training("32x32") == plain.training("32x32")

@@ -13,6 +13,7 @@ from benchmark import lazy, protocol, registry
 from benchmark.files import UserError
 from benchmark.identity import Cell, cells_of, methods_of
 from benchmark.inputs import BITS
+from benchmark.plan.layout import KEPT_IMAGES
 
 if TYPE_CHECKING:
     from benchmark.plan.place import Run
@@ -30,14 +31,14 @@ ProtocolName = Annotated[
 Seed = Annotated[int, typer.Option(min=0, max=2**BITS - 1, help="seed for training and sampling")]
 Out = Annotated[Path, typer.Option(help="folder for runs")]
 Data = Annotated[str, typer.Option(help="images or shards of the data set; not needed for the embedded one")]
-Devices = Annotated[str, typer.Option(help="'auto', or the number of devices per node")]
+Devices = Annotated[str, typer.Option(help="'auto' (with --cluster slurm: one), or the number of devices per node")]
 Nodes = Annotated[int, typer.Option(help="number of nodes")]
 Workers = Annotated[int, typer.Option(min=0, help="decoding processes per node; 0 uses half of its CPUs")]
 Methods = Annotated[str, typer.Option(help="only these, separated by commas or spaces")]
 Train = Annotated[str, typer.Option("--train", help="only this training size, e.g. 32x32")]
 Test = Annotated[str, typer.Option("--test", help="only this test size, e.g. 64x48")]
 Keep = Annotated[
-    bool, typer.Option("--keep", help="keep all images of a cell (default: the first 512), and training checkpoints")
+    bool, typer.Option("--keep", help=f"keep all images of a cell (default: the first {KEPT_IMAGES}), and training checkpoints")
 ]
 Compile = Annotated[bool, typer.Option("--compile", help="compile the core for training: slower to start, faster on a GPU")]
 Deterministic = Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from pathlib import Path
@@ -32,7 +33,7 @@ from benchmark.cli.options import (
 )
 from benchmark.data.card import card_names, load_card
 from benchmark.data.index import manifests
-from benchmark.files import UserError, unknown
+from benchmark.files import UserError, locked, unknown
 from benchmark.identity import reference_ending
 from benchmark.plan import layout
 
@@ -196,8 +197,9 @@ def leaderboards(
             raise UserError(f"{against} is not a folder of records")
         print(ranking.ranking_changes(against, boards.BOARDS / "records"))
         return
-    for path in generation.generate(check=check):
-        print(path)
+    with contextlib.nullcontext() if check else locked(boards.committed_lock()):
+        for path in generation.generate(check=check):
+            print(path)
 
 
 @app.command(rich_help_panel=BOARDS)
@@ -318,7 +320,7 @@ def list_(out: Out = RUNS) -> None:
 
 def _trained(name: str, out: Path) -> str:
     """The sizes and seeds at which a method's training is complete in OUT."""
-    folders = sorted(path.parent.name for path in out.glob(f"trainings/{name}-*/{layout.WEIGHTS}"))
+    folders = sorted(folder.name for folder in out.glob(f"trainings/{name}-*") if layout.is_trained(folder))
     return ", ".join(dict.fromkeys(folder.removeprefix(f"{name}-").rpartition("-")[0] for folder in folders))
 
 

@@ -74,12 +74,20 @@ def read_manifest(path: Path | str) -> dict[str, Any]:
     """The manifest of a folder of shards; a UserError says what in it is not as `write` would have written it."""
     value = read_json(path)
     if not isinstance(value, dict) or value.get("format") != FORMAT:
-        raise UserError(f"{path} is not of format {FORMAT}")
+        raise UserError(f"{path} is not of format {FORMAT}: the shards are of another version; write them anew")
     try:
         _models()[value.get("kind") == "latents"].validate_python(value)
     except pydantic.ValidationError as error:
         raise UserError(f"{path} was edited: {reason(error, whole='the manifest')}") from None
     return value
+
+
+def is_shards(folder: Path | str) -> bool:
+    """Whether a folder holds shards. Its manifest.json alone does not say so: other data sets have one, too."""
+    folder = Path(folder)
+    if not os.path.isfile(folder / "manifest.json"):
+        return False
+    return os.path.isfile(folder / "index.npy") or any(folder.glob("*.tar"))
 
 
 def manifests(root: Path) -> dict[Path | str, dict[str, Any]]:

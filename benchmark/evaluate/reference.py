@@ -23,7 +23,7 @@ from torch import Tensor
 
 from benchmark.data import shapes
 from benchmark.data.images import center_crop
-from benchmark.data.index import Index, folder_name
+from benchmark.data.index import Index, folder_name, is_shards
 from benchmark.data.remote import REMOTE
 from benchmark.evaluate.detectors import Detector
 from benchmark.evaluate.metrics import FrechetDistance, Moments
@@ -121,7 +121,7 @@ def open_source(path: Path | str) -> Source:
     path = Path(path)
     if not path.is_dir():
         raise UserError(f"{path} is not a folder; references are made from 'shapes', a folder of shards or one of images")
-    return Shards(path) if any(path.glob("*.tar")) or (path / "manifest.json").is_file() else ImageFolder(path)
+    return Shards(path) if any(path.glob("*.tar")) or is_shards(path) else ImageFolder(path)
 
 
 def _cut(image: Image.Image, size_hw: tuple[int, int]) -> tuple[np.ndarray, bool]:

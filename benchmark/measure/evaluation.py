@@ -12,8 +12,10 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import scipy.linalg
@@ -26,6 +28,7 @@ from benchmark.evaluate.external import score_files
 from benchmark.evaluate.manifold import precision_recall
 from benchmark.evaluate.metrics import FrechetInfluence, Moments, frechet_distance
 from benchmark.evaluate.samples import Images, Unit, export_npz
+from benchmark.files import UserError, exit_code, unknown
 
 WIDTH = 2048
 
@@ -35,13 +38,15 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def clock(act) -> tuple[float, float]:
+def clock(act: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds that it took, and its value."""
     start = time.perf_counter()
     value = act()
     return time.perf_counter() - start, float(value)
 
 
 def frechet() -> None:
+    """The Frechet distance of 2048 features, and the same by torchmetrics and by scipy's square root of a matrix."""
     from torchmetrics.image.fid import _compute_fid
 
     random = np.random.default_rng(0)
@@ -179,6 +184,7 @@ def rest(count: int = 3000) -> None:
 
 
 def manifold() -> None:
+    """Time and peak memory of precision and recall of 10,000 and 10,000 images, 2048 features each."""
     before = peak()
     fake, real = (torch.randn(10_000, WIDTH, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     start = time.perf_counter()
@@ -188,6 +194,7 @@ def manifold() -> None:
 
 
 def detector_speed() -> None:
+    """Images per second by detector and size."""
     for name, sizes, count in (("inception", (256, 512), 16), ("shapes", (32, 64, 128), 512)):
         detector = detectors.load(name, "random")
         for size in sizes:
@@ -204,9 +211,19 @@ PARTS = {"frechet": [(frechet,)], "memory": [(memory, 1000), (memory, 10_000), (
          "float16": [(float16,)], "rest": [(rest,)], "manifold": [(manifold,)],
          "detectors": [(detector_speed,)]}  # fmt: skip
 
-if __name__ == "__main__":
-    for part in sys.argv[1:] or PARTS:
+
+def measure(parts: Sequence[str]) -> None:
+    for part in parts:
+        if part not in PARTS:
+            raise unknown("part", part, PARTS)
+    for part in parts:
         for target, *arguments in PARTS[part]:
             process = multiprocessing.get_context("spawn").Process(target=target, args=arguments)
             process.start()
             process.join()
+            if process.exitcode:
+                raise UserError(f"{part}: the process that measures it ended with exit code {process.exitcode}")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(lambda: measure(sys.argv[1:] or list(PARTS))))

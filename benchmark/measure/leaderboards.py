@@ -6,6 +6,7 @@ A record is written as it is read, so the copies are as large as the real ones; 
 
 from __future__ import annotations
 
+import argparse
 import json
 import resource
 import shutil
@@ -15,6 +16,7 @@ import time
 from pathlib import Path
 
 from benchmark.board import generate
+from benchmark.files import exit_code
 from benchmark.results import record
 
 
@@ -27,7 +29,7 @@ def copies(folder: Path, count: int) -> int:
     return len({value["protocol"]["name"] for value in values})
 
 
-def main(count: int) -> None:
+def measure(count: int) -> None:
     with tempfile.TemporaryDirectory() as home:
         out = Path(home) / "leaderboards"
         protocols = copies(out / "records", count)
@@ -41,5 +43,12 @@ def main(count: int) -> None:
         print(f"{count} records, {protocols} protocols: {len(written)} files in {taken:.1f} s {torch} torch, peak {peak:.2f} GiB")
 
 
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmark.measure.leaderboards", description=__doc__.partition(":")[0])
+    parser.add_argument("count", nargs="?", type=int, default=2000, help="how many records (default: %(default)s)")
+    count = parser.parse_args(arguments).count
+    return exit_code(lambda: measure(count))
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 2000)
+    sys.exit(main(sys.argv[1:]))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import io
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -26,6 +27,7 @@ from benchmark.data.card import Card
 from benchmark.data.images import center_crop
 from benchmark.data.index import Index
 from benchmark.data.writer import prepare
+from benchmark.files import UserError, exit_code
 from benchmark.model import checkpoint
 from benchmark.model.flops import DEVICES, forward_flops
 from benchmark.protocol import Core as CoreConfig
@@ -100,17 +102,13 @@ def first_batch(root: Path) -> float:
     return time.perf_counter() - start
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", nargs="?", type=Path)
-    parser.add_argument("--size", default="256x256")
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=5)
-    args = parser.parse_args()
+def measure(folder: Path | None, size_name: str, batch: int, rounds: int) -> None:
+    size = size_hw(size_name)
+    if rounds < 1 or batch < 1:
+        raise UserError(f"--rounds {rounds} and --batch {batch}: both are at least 1")
     with tempfile.TemporaryDirectory() as root:
-        folder = args.folder or photos(Path(root) / "photos")
-        size = size_hw(args.size)
-        figures = [(plain(folder, size, args.batch), *ours(folder, size, args.batch)) for _ in range(args.rounds + 1)][1:]
+        folder = folder or photos(Path(root) / "photos")
+        figures = [(plain(folder, size, batch), *ours(folder, size, batch)) for _ in range(rounds + 1)][1:]
         theirs, mine, later = (statistics.median(column) for column in zip(*figures, strict=True))
         print(f"webdataset {theirs:.0f}/s, this reader {mine:.0f}/s per second of processor time: {mine / theirs:.2f} times")
         print(f"in the third epoch {later:.0f}/s: {later / mine:.1f} times its first")
@@ -120,6 +118,16 @@ def main() -> None:
         print(f"first batch of 1,000 shards: {first_batch(Path(root)):.2f} s")
 
 
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmark.measure.reader", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", nargs="?", type=Path)
+    parser.add_argument("--size", default="256x256")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args(arguments)
+    return exit_code(lambda: measure(args.folder, args.size, args.batch, args.rounds))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main()
+    sys.exit(main(sys.argv[1:]))

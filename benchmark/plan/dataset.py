@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from functools import cached_property
 from pathlib import Path
 
 from benchmark import lazy, registry
 from benchmark.data import shapes, sources, writer
 from benchmark.data.card import Card, autoencoder_of, load_card
-from benchmark.data.index import folder_name, manifest_path, manifests, read_manifest
+from benchmark.data.index import folder_name, is_shards, manifest_path, manifests, read_manifest
 from benchmark.data.remote import REMOTE
 from benchmark.files import UserError, changed
 from benchmark.identity import Training
@@ -49,7 +48,7 @@ class DataSet:
         """The folder of shards that `run.data` is already, or the place of one that is read through a cache (data/remote.py)."""
         if REMOTE.match(self.run.data):
             return self.run.data
-        return Path(self.run.data) if self.run.data and os.path.isfile(Path(self.run.data) / "manifest.json") else None
+        return Path(self.run.data) if self.run.data and is_shards(self.run.data) else None
 
     @cached_property
     def folder(self) -> Path | str | None:

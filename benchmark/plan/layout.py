@@ -7,6 +7,7 @@ from pathlib import Path
 
 WEIGHTS, REPORT, CHECKPOINTS = "weights.safetensors", "training.json", "checkpoints"  # of a training
 DONE, CHUNKS, GRID = "samples.json", "chunks", "grid.png"  # of a cell: its images are all made; those that stay; the first
+KEPT_IMAGES = 512  # of a cell that stay without `--keep`, for grids
 
 
 def is_trained(folder: Path) -> bool:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 
 from benchmark import lazy, protocol
 from benchmark.data.card import load_card
-from benchmark.data.index import Index
-from benchmark.files import UserError, listed, read_fields, shown
+from benchmark.data.index import Index, is_shards, read_manifest
+from benchmark.files import UserError, listed, shown
 from benchmark.plan.dataset import DataSet
 from benchmark.plan.place import Run
 from benchmark.protocol import Protocol
@@ -20,12 +19,11 @@ FOLDER, EMBEDDED = "folder", "shapes"  # protocols: with DATA, and without
 
 def default_protocol(data: str) -> str:
     """The protocol where none is named: pictures of one's own have theirs, and so have shards that were made of them."""
-    manifest = Path(data) / "manifest.json"
     if not data:
         return EMBEDDED
-    if not os.path.isfile(manifest):
+    if not is_shards(data):
         return FOLDER
-    card = read_fields(manifest, "card")["card"]
+    card = read_manifest(Path(data) / "manifest.json")["card"]
     for name in (FOLDER, EMBEDDED):
         if protocol.load(name).data.card == card:
             return name

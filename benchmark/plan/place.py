@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmark import lazy, progress
-from benchmark.files import UserError, shown
+from benchmark.files import ROOT, UserError, shown
 
 torch = lazy.Module("torch")  # takes a second, which a plan and `--help` need not spend
 
@@ -22,7 +22,7 @@ class Run:
     Attributes:
         out: the folder of runs.
         data: the source of the data set, or a folder of shards; "" where the card needs none.
-        devices: "auto", or how many on each node.
+        devices: "auto", every GPU of the machine, or how many on each node.
         nodes: machines.
         workers: processes on each node that decode pictures; 0 takes half of its processors.
         compile: whether a training's core goes through torch.compile.
@@ -51,6 +51,9 @@ class Run:
             raise UserError(f"workers must be a number of processes, not {self.workers}")
         if not (math.isfinite(self.every_minutes) and 0 < self.every_minutes <= 1e6 and 0 < self.every_steps <= 10**9):
             raise UserError("checkpoint intervals must be 0.01 to 1000000 minutes and 1 to 1000000000 steps")
+        committed = ROOT / "leaderboards"
+        if (self.out / "leaderboards").resolve().is_relative_to(committed):  # the run's own would take their place
+            raise UserError(f"OUT is {shown(str(self.out), 300)}: leaderboards/ holds the committed ones; give another folder")
 
     @property
     def where(self) -> list[str]:

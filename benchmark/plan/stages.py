@@ -3,8 +3,8 @@
     shards -> latents -> training -> samples -> record -> board
                        reference  ----------->
 
-Stages meet only in files. `plan` lists them, `local` runs them here, `slurm` submits them, `list` shows what is there; nobody
-else works out where a file lies or what it depends on. No torch is needed until one runs.
+Stages meet only in files. `plan` lists them, `local` runs them here, `slurm` submits them; nobody else works out what
+a file depends on. No torch is needed until one runs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmark.identity import Cell, Training, cells_of, features_folder, refere
 from benchmark.plan import cost
 from benchmark.plan.cost import Cost
 from benchmark.plan.dataset import DataSet
-from benchmark.plan.layout import CHECKPOINTS, CHUNKS, DONE, is_trained, saved, step_of
+from benchmark.plan.layout import CHECKPOINTS, CHUNKS, DONE, KEPT_IMAGES, is_trained, saved, step_of
 from benchmark.plan.place import Run
 from benchmark.protocol import Protocol
 from benchmark.results import record
@@ -29,7 +29,6 @@ from benchmark.results import record
 training, to_latents, sampling, scoring = (lazy.Module(f"benchmark.run.{n}") for n in ("train", "latents", "sample", "score"))
 
 COMPLETE, MISSING = "complete", "missing"
-KEPT_IMAGES = 512  # of a cell that stay without `--keep`, for grids
 
 
 @dataclass

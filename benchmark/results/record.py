@@ -16,14 +16,14 @@ import subprocess
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pydantic
 
 from benchmark import files, protocol, registry, revision
 from benchmark.files import UserError, shown
 from benchmark.inputs import reason
-from benchmark.results.schema import BROKEN, DIGITS, METRICS, QUALITY, SCHEMA, STRUCTURE, Metric, model
+from benchmark.results.schema import BROKEN, DIGITS, METRICS, QUALITY, SCHEMA, STRUCTURE, Metric, method_model, model
 
 __all__ = ["METRICS", "QUALITY", "SCHEMA", "STRUCTURE", "Metric", "Record", "build", "read", "read_all", "write"]
 
@@ -122,8 +122,7 @@ def validate(value: Any, rules: protocol.Protocol) -> None:
         model().validate_python(value)
     except pydantic.ValidationError as error:
         raise UserError(reason(error, whole="the record")) from None
-    if not _plain(value["method"]["options"]):
-        raise UserError("method.options must be an object of plain JSON values: finite numbers, short strings, no deep nesting")
+    _check_options(value["method"])
     if value["protocol"]["name"] != rules.name:
         raise UserError(f"protocol.name is '{value['protocol']['name']}', expected '{rules.name}'")
     if value["protocol"]["hash"] != rules.hash:
@@ -147,6 +146,20 @@ def validate(value: Any, rules: protocol.Protocol) -> None:
         _fit_scores(value["scores"], value["uncertainty"]["resamples"], registry.detector_facts(rules.score.detector).classes)
 
 
+def validate_method(value: dict[str, Any]) -> None:
+    """Raises a UserError where a record could not hold this as its `method`."""
+    try:
+        method_model().validate_python(value)
+    except pydantic.ValidationError as error:
+        raise UserError(reason(error)) from None
+    _check_options(value)
+
+
+def _check_options(method: dict[str, Any]) -> None:
+    if not _plain(method["options"]):
+        raise UserError("method.options must be an object of plain JSON values: finite numbers, short strings, no deep nesting")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Building and writing
 
@@ -165,25 +178,41 @@ def rounded(value: Any) -> Any:
 CODE = ("benchmark", "methods", "datasets")  # folders that numbers depend on
 
 
-@functools.cache  # of the code that this process has loaded: a commit or an edit of a later hour is not of its records
-def git_state(*folders: str) -> tuple[str | None, bool]:
-    """(commit, whether tracked or new files in `folders` differ from it) when first asked; (None, False) outside a repository."""
+class GitState(NamedTuple):
+    """What git says of the code.
 
-    def git(*arguments: str) -> str | None:
+    Attributes:
+        commit: that is checked out; None where git cannot tell.
+        dirty: whether tracked or new files differ from it.
+        why: git could not tell the commit.
+    """
+
+    commit: str | None
+    dirty: bool
+    why: str = ""
+
+
+@functools.cache  # of the code that this process has loaded: a commit or an edit of a later hour is not of its records
+def git_state(*folders: str) -> GitState:
+    """The state of the repository when first asked."""
+
+    def git(*arguments: str) -> tuple[str | None, str]:
         try:
             done = subprocess.run(["git", *arguments], cwd=files.ROOT, capture_output=True, text=True, check=False)
         except FileNotFoundError:
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
+            return None, "git is not installed"
+        if done.returncode:
+            return None, (done.stderr.strip().splitlines() or ["no reason given"])[0].removeprefix("fatal: ")
+        return done.stdout.strip(), ""
 
-    commit = git("rev-parse", "--verify", "HEAD")
-    return commit, commit is not None and git("status", "--porcelain", "--", *folders) != ""
+    commit, why = git("rev-parse", "--verify", "HEAD")
+    return GitState(commit, commit is not None and git("status", "--porcelain", "--", *folders)[0] != "", why)
 
 
 def is_committed() -> bool:
     """Whether the code that numbers depend on is that of a commit, as far as git can tell."""
-    commit, dirty = git_state(*CODE)
-    return commit is not None and not dirty
+    state = git_state(*CODE)
+    return state.commit is not None and not state.dirty
 
 
 def build(
@@ -211,7 +240,7 @@ def build(
     Raises:
         UserError: a section breaks the schema, e.g. a score that is NaN.
     """
-    commit, dirty = git_state(*CODE)
+    state = git_state(*CODE)
     libraries = {name: metadata.version(name) for name in LIBRARIES}
     value = rounded(
         {
@@ -221,7 +250,7 @@ def build(
             "cell": {"train": train, "test": test},
             "seed": seed,
             "revisions": revision.current(method["name"]),
-            "code": {"commit": commit, "dirty": dirty},
+            "code": {"commit": state.commit, "dirty": state.dirty},
             "training": training,
             "data": {"card": Path(rules.data.card).stem, "hash": data_hash},
             "reference": reference,
@@ -281,7 +310,7 @@ def _whole_number(text: str) -> int:
 def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        raise UserError("has a key twice")
+        raise UserError("has a duplicate key")
     return value
 
 

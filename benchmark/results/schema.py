@@ -236,6 +236,12 @@ def model() -> pydantic.TypeAdapter[Any]:
     return _model(tuple((name, metric.required) for name, metric in METRICS.items()))
 
 
+@functools.cache
+def method_model() -> pydantic.TypeAdapter[Any]:
+    """What the part of a record about its method is validated against."""
+    return pydantic.TypeAdapter(_Method)
+
+
 def _strict(name: str, fields: dict[str, Any]) -> Any:
     make: Any = TypedDict  # of fields that are known when this runs
     return with_config(STRICT)(make(name, fields))

@@ -11,12 +11,12 @@ from PIL import Image
 
 from benchmark import progress, registry
 from benchmark.board import generate, ranking, real, table, view
-from benchmark.files import ROOT, UserError, atomic, listed, locked
+from benchmark.files import ROOT, UserError, atomic, listed, locked, walk
 from benchmark.identity import cells_of
 from benchmark.plan.layout import GRID
 from benchmark.plan.place import Run
 from benchmark.plan.report import make_bench
-from benchmark.plan.stages import Sample, graph, records_folder
+from benchmark.plan.stages import Sample, Score, graph, records_folder
 from benchmark.protocol import Protocol, size_hw
 from benchmark.results import record, verified
 
@@ -36,9 +36,8 @@ def board(protocol: Protocol, run: Run) -> Path | None:
         return None
     target.mkdir(parents=True, exist_ok=True)
     with locked(run.out / ".leaderboards.lock"):  # against another run that shares OUT
-        for folder in ("records", "grids"):  # of an older protocol, or gone since
-            shutil.rmtree(target / folder, ignore_errors=True)
         for folder in ("records", "grids", "notes"):
+            shutil.rmtree(target / folder, ignore_errors=True)  # of an older protocol, or gone since
             _copy_tree(BOARDS / folder, target / folder)
         _copy_tree(source, target / "records" / protocol.name)
         new = new_records(protocol, run)
@@ -53,11 +52,11 @@ def board(protocol: Protocol, run: Run) -> Path | None:
 
 def _copy_tree(source: Path, target: Path) -> None:
     """Copies the files of a folder, if it is there, but for drafts; not their modes, which may be a read-only clone's."""
-    for path in sorted(source.rglob("*")):
-        place = path.relative_to(source)
-        if path.is_file() and not any(part.startswith(".") for part in place.parts):
-            (target / place).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target / place)
+    for folder, names in walk(source):
+        place = target / Path(folder).relative_to(source)
+        for name in names:
+            place.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(Path(folder, name), place / name)
 
 
 def new_records(protocol: Protocol, run: Run) -> list[Path]:
@@ -112,8 +111,8 @@ def keep_grids(protocol: Protocol, records: Sequence[record.Record], run: Run, t
 
 
 def _base(method: str) -> str:
-    """The method whose checkpoint a row uses; itself for one whose file is not there any more."""
-    return registry.trained_name(method) if method in registry.names() else method
+    """The method whose checkpoint a row uses; itself for one whose file is broken or gone."""
+    return registry.about(method).trains_as if method in registry.names() else method
 
 
 def _base_first(row: tuple[str, int]) -> tuple[bool, str, int]:
@@ -143,6 +142,11 @@ def _hand_on(protocol: Protocol, picture: Path) -> None:
             shutil.copyfile(picture, own)
 
 
+def committed_lock() -> Path:
+    """The file that is locked while the committed leaderboards change: two at once would leave tables without the other's row."""
+    return BOARDS.parent / ".leaderboards.lock"
+
+
 def submit(protocol: Protocol, method: str, seed: int, run: Run) -> tuple[list[Path], str]:
     """Copies a complete row of a ranked protocol from OUT into leaderboards/, with its grids, and regenerates them.
 
@@ -153,7 +157,7 @@ def submit(protocol: Protocol, method: str, seed: int, run: Run) -> tuple[list[P
 
     Raises:
         UserError: a custom run, a protocol that is not ranked, a row that lacks a cell or holds a stale one, a row made with
-            code that was not committed or is unknown, or of a training that broke down.
+            code that was not committed or is unknown, or of different code or trainings, or of one that broke down.
     """
     if protocol.custom or not protocol.ranked:
         kind = "a custom run" if protocol.custom else f"protocol '{protocol.name}', which is not ranked,"
@@ -174,10 +178,16 @@ def submit(protocol: Protocol, method: str, seed: int, run: Run) -> tuple[list[P
             f"them and {bench}, which makes new records"
         )
     if any(value.value["code"]["commit"] is None for value in values):
-        raise UserError(f"{row} was made where git could not name the commit, so its code is unknown: {bench} in a clone")
+        why = record.git_state(*record.CODE).why
+        remedy = f"git cannot do so here either ({why})" if why else f"{bench}, which scores it anew"
+        raise UserError(f"{row} was made where git could not name the commit, so its code is unknown: {remedy}")
+    made = [stage.is_complete() for stage in graph(protocol, [method], seed, run) if isinstance(stage, Score)]
+    trained = {value.train: value.value["training"]["fingerprint"] for value in values}
+    if (any(made) and not all(made)) or any(trained[value.train] != value.value["training"]["fingerprint"] for value in values):
+        raise UserError(f"{row} holds cells of different code or trainings: {bench}, which makes the others anew")
     if broken := next((value.broken for value in values if value.broken), ""):
         raise UserError(f"{row} cannot be submitted: {broken}; lower train.lr")
-    with tempfile.TemporaryDirectory() as folder:
+    with locked(committed_lock()), tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / BOARDS.name
         shutil.copytree(BOARDS, draft)
         before = {path.relative_to(draft.parent) for path in draft.rglob("*") if path.is_file()}

@@ -138,10 +138,14 @@ def announce(protocol: Protocol, stages: Sequence[Stage], run: Run) -> None:
             "This CPU has no bfloat16 matrix products, which the protocol uses; falling back to float32. This is slower, "
             "and values differ from those of records in their last digits."
         )
-    if protocol.ranked and not protocol.custom and record.git_state(*record.CODE)[1]:
-        progress.say(
-            f"{listed(record.CODE)} have uncommitted changes: the records will say so, and `make submit` will refuse them"
-        )
+    if protocol.ranked and not protocol.custom:
+        code = record.git_state(*record.CODE)
+        if code.dirty:
+            progress.say(
+                f"{listed(record.CODE)} have uncommitted changes: the records will say so, and `make submit` will refuse them"
+            )
+        elif code.commit is None:
+            progress.say(f"git cannot name the commit ({code.why}): `make submit` will refuse the records")
     if protocol.rehearses and not protocol.custom:
         progress.say(f"{protocol.name} is a rehearsal, too short to converge; the full protocol is PROTOCOL={protocol.rehearses}")
     speed = measure_apart(protocol) if run.several and gpus() else measure(protocol, device())

@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from benchmark import lazy, progress
@@ -168,14 +169,15 @@ def run_in_parallel(stages: Sequence[Stage], methods: Sequence[str], seed: int, 
                 tell(stage, error)
     trainings = [stage for stage in stages if isinstance(stage, Train) and not stage.is_complete()]
     # One thread and one decoder each, however many processors would be for a training that is alone.
-    side_by_side([Job(f"train {stage.title}", [*stage.command(), "--workers", "1"]) for stage in trainings], run)
     protocol = stages[0].protocol
+    logs = run.out / "log" / f"{protocol.name}-s{seed}"  # sweeps of other seeds may share OUT
+    side_by_side([Job(f"train {stage.title}", [*stage.command(), "--workers", "1"]) for stage in trainings], logs)
     where = [*protocol.overrides, "--protocol", protocol.source, "--seed", str(seed), *run.where, *(["--keep"] * run.keep)]
     left = {stage.cell.method for stage in stages if stage.kind == "score" and not stage.is_complete()}
     # Methods with one checkpoint may share images: the first of them makes these, the others wait.
     ordered = sorted((name for name in methods if name in left), key=lambda name: trained_name(name) != name)
     first = {trained_name(name): f"cells of {name}" for name in reversed(ordered)}
-    side_by_side([Job(f"cells of {name}", ["score", name, *where], first[trained_name(name)]) for name in ordered], run)
+    side_by_side([Job(f"cells of {name}", ["score", name, *where], first[trained_name(name)]) for name in ordered], logs)
 
 
 @dataclass(frozen=True)
@@ -192,10 +194,10 @@ class Job:
     after: str = ""
 
 
-def side_by_side(jobs: Sequence[Job], run: Run) -> None:
-    """Runs jobs in one-thread processes, as many at once as there are processors; their output goes to OUT/log."""
+def side_by_side(jobs: Sequence[Job], logs: Path) -> None:
+    """Runs jobs in one-thread processes, as many at once as there are processors; their output goes to the folder of logs."""
     waiting, running = list(jobs), {}
-    (run.out / "log").mkdir(parents=True, exist_ok=True)
+    logs.mkdir(parents=True, exist_ok=True)
     with progress.stage("jobs", len(jobs), "job") as shown:
         try:
             while waiting or running:
@@ -203,7 +205,7 @@ def side_by_side(jobs: Sequence[Job], run: Run) -> None:
                 for job in [job for job in waiting if job.after == job.title or job.after not in unfinished]:
                     if len(running) < processors():
                         waiting.remove(job)
-                        running[job.title] = start(job, run)
+                        running[job.title] = start(job, logs)
                 for title in [title for title, child in running.items() if child.poll() is not None]:
                     running.pop(title)
                     shown.advance(1, f"last: {title}")
@@ -215,10 +217,10 @@ def side_by_side(jobs: Sequence[Job], run: Run) -> None:
                 child.wait()
 
 
-def start(job: Job, run: Run) -> subprocess.Popen:
+def start(job: Job, logs: Path) -> subprocess.Popen:
     """Starts a job in one thread."""
     words = [sys.executable, "-m", "benchmark", *job.words]
-    with open(run.out / "log" / f"{job.title.replace(' ', '-').replace('/', '-')}.txt", "w") as log:
+    with open(logs / f"{job.title.replace(' ', '-').replace('/', '-')}.txt", "w") as log:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "TERM": "dumb", PARENT: str(os.getpid())}
         return subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, env=environment)
 

@@ -40,6 +40,7 @@ from benchmark.plan.layout import CHUNKS, DONE, GRID, REPORT
 from benchmark.plan.place import Run, check_ranks, device, machine
 from benchmark.plan.stages import features_of, images_folder, is_sampled, kept_images
 from benchmark.protocol import Protocol, size_hw
+from benchmark.results import record
 from benchmark.run.ranks import environment
 from benchmark.run.train import exclusive, load_weights, quieten, trained
 
@@ -128,11 +129,24 @@ def same_encodings(cell: Cell) -> bool:
     return all(equal(method.encoding(grid_hw, time), base.encoding(grid_hw, time)) for time in times)
 
 
+def described(protocol: Protocol, name: str) -> dict[str, Any]:
+    """What a record says of a method.
+
+    Raises:
+        UserError: the protocol's options are not the method's.
+    """
+    cls = registry.load(name)
+    options = vars(cls.make_options(protocol.options.get(name, {})))
+    trained_as = registry.trained_name(name)
+    return record.rounded({"name": name, "title": cls.title, "trained_as": trained_as, "options": options, "note": cls.note})
+
+
 def check_settings(protocol: Protocol, methods: Sequence[str]) -> None:
     """Checks what can be checked of a run without computing anything.
 
     Raises:
-        UserError: the options or the title of a method, or the file of the detector's weights, are not what they must be.
+        UserError: the options, the title or the note of a method, or the file of the detector's weights, are not what they must
+            be.
     """
     trained = set(map(registry.trained_name, methods))
     for words in protocol.overrides:
@@ -143,7 +157,7 @@ def check_settings(protocol: Protocol, methods: Sequence[str]) -> None:
             raise UserError(f"{words}: {parts[2]} is not trained in this run ({listed(sorted(trained))})")
     weights = os.environ.get(registry.WEIGHTS_VARIABLE)
     if weights and not Path(weights).is_file():
-        raise UserError(f"{registry.WEIGHTS_VARIABLE} is {weights}, which is no file; give the path of weights, or unset it")
+        raise UserError(f"{registry.WEIGHTS_VARIABLE} is {weights}, which is not a file; give the path of weights, or unset it")
     titles = {other: registry.about(other).title for other in registry.names()}
     for name in methods:
         try:
@@ -152,7 +166,11 @@ def check_settings(protocol: Protocol, methods: Sequence[str]) -> None:
             raise
         except Exception:  # in a method's own code: `try_out`, or its job, tells it, and it costs the others nothing
             continue
-        cls.make_options(protocol.options.get(name, {}))
+        about = described(protocol, name)
+        try:
+            record.validate_method(about)
+        except UserError as error:
+            raise UserError(f"methods/{name}.py: {error}") from None
         if "title" not in vars(cls):
             raise UserError(f"methods/{name}.py: give the class a title of its own")
         if same := [other for other, title in titles.items() if title == cls.title and other != name]:

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmark import progress, registry, streams
+from benchmark import progress, streams
 from benchmark.evaluate import detectors
 from benchmark.evaluate import score as scoring
 from benchmark.evaluate.detectors import Detector
@@ -20,7 +20,7 @@ from benchmark.plan.stages import Context, Score, records_folder
 from benchmark.protocol import Protocol, size_hw
 from benchmark.results import record
 from benchmark.run.loss import cell_loss, heldout_images
-from benchmark.run.sample import units
+from benchmark.run.sample import described, units
 from benchmark.run.train import pictures, trained
 
 TRAINED = (
@@ -103,18 +103,11 @@ def build(
     cell: Cell, folder: Path, scores: dict[str, Any] | None, detector: Detector, real: Reference, hours: float, run: Run
 ) -> dict[str, Any]:
     """The record of a scored cell; its hardware is that of sampling, which is nearly all of the work."""
-    cls = registry.load(cell.method)
     training, data_hash = trained(cell.training, run)
     report, sampled = read_fields(training / REPORT, *TRAINED), read_fields(folder / DONE, "hours", "hardware")
     return record.build(
         cell.protocol,
-        method={
-            "name": cell.method,
-            "title": cls.title,
-            "trained_as": cell.training.method,
-            "options": vars(cls.make_options(cell.protocol.options.get(cell.method, {}))),
-            "note": cls.note,
-        },
+        method=described(cell.protocol, cell.method),
         train=cell.train,
         test=cell.test,
         seed=cell.seed,

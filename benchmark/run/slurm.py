@@ -24,7 +24,7 @@ from rich.table import Table
 from submitit.helpers import DelayedSubmission
 
 from benchmark import lazy, progress
-from benchmark.files import UserError, handled, unknown
+from benchmark.files import Stopped, UserError, handled, unknown
 from benchmark.inputs import Loader
 from benchmark.plan import place
 from benchmark.plan.place import Run, gpus
@@ -139,7 +139,7 @@ class Commands:
             while os.waitid(os.P_PID, self.child.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
                 if time.monotonic() > end:
                     print(
-                        "still saving, but the time is nearly up: the next job continues from the checkpoint before", flush=True
+                        "still saving, but the time is nearly up: the next job continues from the previous checkpoint", flush=True
                     )
                     break
                 time.sleep(0.1)
@@ -175,6 +175,8 @@ def resources(file: Path | str | None) -> dict[str, dict[str, Any]]:
             raise UserError(f"{file} does not exist") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"{file} is not YAML ({' '.join(str(error).split())})") from None
+    if isinstance(content, dict):
+        content = {kind: {} if value is None else value for kind, value in content.items()}  # its one line was taken out
     if not isinstance(content, dict) or not all(isinstance(value, dict) for value in content.values()):
         raise UserError(f"{file} must map job kinds to submitit parameters, such as 'all: {{slurm_partition: gpu}}'")
     for kind in content:
@@ -206,6 +208,7 @@ class Queue:
         parameters: from `resources`.
         devices: of one job of the kinds that use them, on each node: one process for each.
         nodes: of such a job.
+        gpus: whether jobs that compute ask for GPUs.
     """
 
     cluster: str
@@ -310,7 +313,12 @@ def start(
         return todo
     submit_all(todo, queue)
     if wait:
-        wait_for(todo, queue, every=30)
+        try:
+            wait_for(todo, queue, every=30)
+        except Stopped as stopped:  # the same command would submit all of them again
+            numbers = dict.fromkeys(item.job.job_id.partition("_")[0] for item in todo)
+            told = f"stopped waiting; the jobs go on, and `scancel {' '.join(numbers)}` ends them"
+            raise Stopped(told, stopped.code) from None
     return todo
 
 

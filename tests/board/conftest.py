@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from synthetic import CONTEST, TINY, contests
+from synthetic import SMALL, TINY, protocols
 
 from benchmark import protocol
 from benchmark.board import plots
@@ -16,7 +16,7 @@ DRAW = plots.draw
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of leaderboards, with the protocol shapes-tiny and an unranked one; its plots are empty."""
-    contests(tmp_path / "protocols", monkeypatch, shapes_tiny=TINY, quiet=CONTEST + "ranked: false\n")
+    protocols(tmp_path / "protocols", monkeypatch, shapes_tiny=TINY, quiet=SMALL + "ranked: false\n")
     svg = '<svg viewBox="0 0 1 1"></svg>'
     drawn = {
         key: f"{name} against the ratio of test to training size"

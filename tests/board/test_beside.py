@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic import TINY, board_of, contests, tiny, value_of
+from synthetic import TINY, board_of, protocols, tiny, value_of
 
 from benchmark import protocol
 from benchmark.board import beside, published, table
@@ -49,12 +49,12 @@ def test_agreement_by_every_measure_that_the_paper_prints(rules: protocol.Protoc
 
 
 def test_switches_off_and_on_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the square sizes beyond training's that both contests have; a contest of switches may lack the others."""
+    """At the square sizes beyond training's that both protocols have; a protocol of switches may lack the others."""
     on = "switches: {attention_scale: jin}\n"
     off = TINY.replace("[16x16,", "[24x24, 24x16, 16x16,")
     fewer = TINY.replace("[16x16, 32x32, 16x32]", "[24x24, 32x32]") + on
     other = fewer.replace("steps: 8", "steps: 9")
-    contests(tmp_path / "protocols", monkeypatch, shapes_off=off, shapes_on=fewer, shapes_other=other)
+    protocols(tmp_path / "protocols", monkeypatch, shapes_off=off, shapes_on=fewer, shapes_other=other)
     for name, fids in (("shapes-off", {"yarn": 40.0, "ledit": 20.0, "ntk": 60.0}), ("shapes-on", {"yarn": 30.0, "ledit": 25.0}),
                        ("shapes-other", {"yarn": 1.0})):  # fmt: skip
         for method, fid in fids.items():

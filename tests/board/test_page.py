@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic import TINY, contests, tiny, value_of
+from synthetic import TINY, protocols, tiny, value_of
 
 from benchmark import files, protocol
 from benchmark.board import generate, plots, real, view
@@ -42,7 +42,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Leaderboards with a page, grids of two methods, and a method whose title is an attack."""
     folder = tmp_path_factory.mktemp("page") / "leaderboards"
     with pytest.MonkeyPatch.context() as patch:
-        contests(folder.parent / "protocols", patch, shapes_tiny=TINY)
+        protocols(folder.parent / "protocols", patch, shapes_tiny=TINY)
         rules = protocol.load("shapes-tiny")
         tiny(folder / "records", rules)
         for pair in rules.pairs():
@@ -65,7 +65,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def home(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of its own for every test."""
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
-    contests(tmp_path / "protocols", monkeypatch)
+    protocols(tmp_path / "protocols", monkeypatch)
     return tmp_path / "leaderboards"
 
 
@@ -181,7 +181,7 @@ def test_the_samples_of_the_seed_that_most_methods_have_are_shown(home: Path, mo
 
 
 def test_a_page_without_anything_is_still_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    contests(tmp_path / "protocols", monkeypatch, shapes_tiny=TINY)
+    protocols(tmp_path / "protocols", monkeypatch, shapes_tiny=TINY)
     generate.generate(tmp_path / "none", tmp_path / "leaderboards")
     Parts((tmp_path / "leaderboards" / "index.html").read_text())
 

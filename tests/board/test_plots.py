@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
-from synthetic import TINY, board_of, contests, fill, tiny, value_of
+from synthetic import TINY, board_of, fill, protocols, tiny, value_of
 
 from benchmark import protocol
 from benchmark.board import generate, plots, table
@@ -104,7 +104,7 @@ def test_more_methods_than_colours(drawn: Path, rules: protocol.Protocol) -> Non
 
 def test_every_training_has_a_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cells = "{16x16: [16x16, 32x32], 32x32: [32x32, 64x64]}"
-    contests(tmp_path / "protocols", monkeypatch, two=TINY.replace("{16x16: [16x16, 32x32, 16x32]}", cells))
+    protocols(tmp_path / "protocols", monkeypatch, two=TINY.replace("{16x16: [16x16, 32x32, 16x32]}", cells))
     rows = {("a", 0): (1, 2, 3, 4), ("b", 0): (2, 3, 4, 5)}
     board = board_of(protocol.load("two"), rows)
     drawn = {name.rpartition("-")[2]: plots.panels(svg) for name, (_, _, svg) in plots.draw(board, {}).items()}

@@ -11,7 +11,7 @@ import pytest
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic import TINY, board_of, contests, tiny, value_of
+from synthetic import TINY, board_of, protocols, tiny, value_of
 
 from benchmark import files, protocol
 from benchmark.board import published, table
@@ -56,7 +56,7 @@ def test_agreement_over_common_methods_with_an_interval(rules: protocol.Protocol
 
 
 def test_an_order_is_compared_with_the_switches_off_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    contests(tmp_path / "protocols", monkeypatch, shapes_a=TINY, shapes_b=TINY + "switches: {attention_scale: jin}\n")
+    protocols(tmp_path / "protocols", monkeypatch, shapes_a=TINY, shapes_b=TINY + "switches: {attention_scale: jin}\n")
     for name, count in (("shapes-a", 1), ("shapes-b", 0)):
         tiny(tmp_path / name, protocol.load(name))
         board = table.build(protocol.load(name), record.read_all(tmp_path / name))
@@ -86,7 +86,7 @@ def _unchecked(folder: Path) -> list[record.Record]:
 
 
 def test_only_protocols_that_claim_to_predict_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    contests(tmp_path / "protocols", monkeypatch, other=TINY)
+    protocols(tmp_path / "protocols", monkeypatch, other=TINY)
     rules = protocol.load("other")
     board = board_of(rules, {(name, 0): (1, 2, 3) for name in ("ledit", "yarn", "ntk", "sincos")})
     assert published.agreements(board, published.load()) == []

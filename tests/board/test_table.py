@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic import CONTEST, board_of, contests, entry, value_of
+from synthetic import SMALL, board_of, entry, protocols, value_of
 
 from benchmark import protocol
 from benchmark.board import table
@@ -35,7 +35,7 @@ def test_a_row_that_misses_a_cell_or_a_seed_has_no_mean_and_comes_last(rules: pr
 
 
 def test_means_never_mix_the_training_size_with_what_is_beyond_or_below(tmp_path: Path, monkeypatch) -> None:
-    contests(tmp_path / "protocols", monkeypatch, small=CONTEST)
+    protocols(tmp_path / "protocols", monkeypatch, small=SMALL)
     rules = protocol.load("small")
     groups = [column.group for column in table.columns(rules)]
     assert groups == ["below", "at", "beyond", "beyond", "beyond", "beyond"]  # the last is the one mean
@@ -43,8 +43,8 @@ def test_means_never_mix_the_training_size_with_what_is_beyond_or_below(tmp_path
     assert board.columns[-1] == table.Column("beyond")
     assert entry(board, "a", 5).value == 30
     assert board.headline == board.columns[-1]
-    two = CONTEST.replace("cells:", "cells:\n  32x32: [32x32, 64x64]")
-    contests(tmp_path / "protocols", monkeypatch, two=two)
+    two = SMALL.replace("cells:", "cells:\n  32x32: [32x32, 64x64]")
+    protocols(tmp_path / "protocols", monkeypatch, two=two)
     names = [column.group for column in table.columns(protocol.load("two")) if column.is_mean]
     assert names == ["at", "beyond"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from rich.console import Console
-from synthetic import TINY, board_of, contests, tiny, value_of
+from synthetic import TINY, board_of, protocols, tiny, value_of
 
 from benchmark import protocol
 from benchmark.board import generate, published, ranking, table, view
@@ -55,10 +55,10 @@ def test_the_front_table_prefers_rows_of_several_seeds(rules: protocol.Protocol)
     assert front(4) == (["lucky", "a", "b", "c"], "")
 
 
-def test_a_rehearsal_says_what_it_is_and_follows_its_contest(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rehearsal_says_what_it_is_and_follows_its_protocol(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In its verdict; it is held against no paper's order, and comes after what it rehearses though its name is first."""
     short = TINY + "rehearses: shapes-tiny\n"
-    contests(home.parent / "protocols", monkeypatch, shapes_tiny=TINY, shapes_quick=short.replace("steps: 10", "steps: 3"))
+    protocols(home.parent / "protocols", monkeypatch, shapes_tiny=TINY, shapes_quick=short.replace("steps: 10", "steps: 3"))
     for name in ("shapes-tiny", "shapes-quick"):
         rules = protocol.load(name)
         for method, fid in (("yarn", 30.0), ("ntk", 40.0), ("ledit", 20.0)):
@@ -118,7 +118,7 @@ def test_what_is_said_of_a_row_comes_from_its_file_or_else_from_its_records(home
 
 
 def test_columns_go_from_the_headline_and_the_largest_size_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    contests(
+    protocols(
         tmp_path / "protocols",
         monkeypatch,
         shapes_tiny=TINY.replace("[16x16, 32x32, 16x32]", "[8x8, 12x12, 16x16, 24x24, 32x32]"),

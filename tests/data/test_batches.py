@@ -215,7 +215,7 @@ def test_workers_share_the_bytes_of_kept_pictures(index: Index, workers: int, ke
 
 
 def test_the_reader_has_the_seed_of_the_training(index: Index) -> None:
-    rules = small.contest(train={"flip": False})
+    rules = small.protocol(train={"flip": False})
     method = SimpleNamespace(
         protocol=rules, train_size="16x24", augmentation=("center_crop", {}), seed=5, device=torch.device("cpu"),
         trainer=SimpleNamespace(global_rank=0, world_size=1),

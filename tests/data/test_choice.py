@@ -72,7 +72,7 @@ NAMES = {
     "train": ["train-0.parquet", "train0001.tar", "imagenet1k-train-0000.tar"],
     "val": ["validation-3.tar", "imagenet1k-validation-00.tar", "x_VAL.tar"],
     "test": ["x-test.tar"],
-    "": ["x.tar", "contest-1.tar"],
+    "": ["x.tar", "another-1.tar"],
 }
 
 

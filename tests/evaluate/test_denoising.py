@@ -30,7 +30,7 @@ SIZE = "32x48"
 
 
 def built(name: str = "extrapolation", objective: str = "flow", train: str = "16x24", **switches):
-    rules = small.contest(
+    rules = small.protocol(
         {**small.CELLS, SIZE: [SIZE]},
         core={"depth": 2, "classes": 8},
         objective={"name": objective, "class_dropout": 0.0},

@@ -137,7 +137,7 @@ for name, content, said in FILES:
     case(f"protocol file: {name}", said, given("mine.yaml", content), quick=True)
     case(f"card file: {name}", said, carded(content))
 case("protocol file: its own name", "name cannot be set", given("mine.yaml", "base: smoke\nname: ../../evil\n"), quick=True)
-case("protocol file: a path as its name", "must be a name of", given("My contest.yaml", "base: smoke\n"), quick=True)
+case("protocol file: a path as its name", "must be a name of", given("My protocol.yaml", "base: smoke\n"), quick=True)
 case("protocol file: unknown base", "unknown base", given("mine.yaml", "base: smok\n"), quick=True)
 case("protocol file: unknown section", "unknown", given("mine.yaml", "base: smoke\ntrane: {steps: 1}\n"), quick=True)
 for name in ("../../etc/passwd", "/", "x" * 5000, "smoke.yaml"):  # an empty one is one that was not given

@@ -72,9 +72,9 @@ def summary(values: torch.Tensor) -> list[float]:
 
 def losses(name: str, options: dict, objective: dict) -> list[float]:
     """Twenty steps of the protocol's optimizer in float32 on the CPU."""
-    contest = small.contest(objective=objective, core={"depth": 3}, train={"warmup": 3, "decay": 5, "weight_decay": 0.01})
+    rules = small.protocol(objective=objective, core={"depth": 3}, train={"warmup": 3, "decay": 5, "weight_decay": 0.01})
     with mock.patch.object(method, "Draws", PhiloxDraws):
-        model = small.fill(registry.load(name)(contest, "16x24", 0, options), 0.15).train()
+        model = small.fill(registry.load(name)(rules, "16x24", 0, options), 0.15).train()
         setup = model.configure_optimizers()
         optimizer, schedule = setup["optimizer"], setup["lr_scheduler"]["scheduler"]
         found = []
@@ -92,9 +92,9 @@ def samples(name: str, size: str, objective: dict) -> list[float]:
     """What a method with arbitrary weights generates at a size in three guided steps, from fixed noise."""
     solver = {"solver": "ddim"} if objective else {}
     switches = {"attention_scale": "jin" if objective else "none"}  # off, so that temperatures of a method's own count
-    contest = small.contest(objective=objective, core={"depth": 3}, sample=solver, switches=switches)
-    model = small.fill(registry.load(name)(contest, "16x24", 0), 0.15).eval()
-    noise = iter(small.normal(77, 4, 3, *contest.latent_hw(size)))
+    rules = small.protocol(objective=objective, core={"depth": 3}, sample=solver, switches=switches)
+    model = small.fill(registry.load(name)(rules, "16x24", 0), 0.15).eval()
+    noise = iter(small.normal(77, 4, 3, *rules.latent_hw(size)))
     with mock.patch.object(torch, "randn", side_effect=lambda *shape, **options: next(noise)):
         return summary(model.generate(size, 0, range(4)))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from synthetic import TINY, contests, value_of
+from synthetic import TINY, protocols, value_of
 
 from benchmark import protocol
 from benchmark.measure import stability
@@ -20,7 +20,7 @@ def test_tau_over_what_both_have() -> None:
 
 
 def test_a_custom_run_against_the_committed_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    contests(tmp_path / "protocols", monkeypatch, shapes_a=TINY)
+    protocols(tmp_path / "protocols", monkeypatch, shapes_a=TINY)
     rules, overrides = protocol.load("shapes-a"), ["core.width=96"]
     custom = protocol.load("shapes-a", overrides)
     folder = tmp_path / "runs" / "records" / custom.hash
@@ -41,7 +41,7 @@ def test_a_custom_run_against_the_committed_records(tmp_path: Path, monkeypatch:
 
 
 def test_a_protocol_against_another_ones_committed_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    contests(tmp_path / "protocols", monkeypatch, shapes_a=TINY, shapes_b=TINY.replace("steps: 10", "steps: 3"))
+    protocols(tmp_path / "protocols", monkeypatch, shapes_a=TINY, shapes_b=TINY.replace("steps: 10", "steps: 3"))
     for name, fids in (("shapes-a", (10.0, 11.0, 12.0)), ("shapes-b", (20.0, 12.0, 30.0))):
         rules = protocol.load(name)
         for method, fid in zip(("yarn", "ntk", "ledit"), fids, strict=True):
@@ -61,7 +61,7 @@ def test_a_protocol_against_another_ones_committed_records(tmp_path: Path, monke
 @pytest.mark.parametrize(("power", "slope"), [(1, "1.0"), (0, "0.0")])
 def test_the_spread_over_seeds_against_the_value(power, slope, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     """FID varies by a tenth of itself, or by 0.1 whatever it is."""
-    contests(tmp_path / "protocols", monkeypatch, shapes_a=TINY)
+    protocols(tmp_path / "protocols", monkeypatch, shapes_a=TINY)
     rules = protocol.load("shapes-a")
     for method, fid in (("yarn", 10.0), ("ntk", 20.0), ("ledit", 40.0)):
         for pair in rules.pairs():

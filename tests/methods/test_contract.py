@@ -42,7 +42,7 @@ GRIDS = [(4, 6), (6, 4), (8, 12), (1, 1), (1, 7), (5, 1), (12, 12)]
 
 
 def build(name: str, train: str = "16x24", **sections) -> Method:
-    protocol = small.contest(**sections)
+    protocol = small.protocol(**sections)
     return small.fill(registry.load(name)(protocol, train, 0, protocol.options.get(name, {}))).eval()
 
 
@@ -278,7 +278,7 @@ def test_weights_do_not_depend_on_the_grid_or_on_the_random_state(name):
     cells = {"16x24": small.CELLS["16x24"], "8x8": ["8x8", "32x48"]}
     torch.manual_seed(1)
     state = torch.random.get_rng_state()
-    protocol = small.contest(cells)
+    protocol = small.protocol(cells)
     one = registry.load(name)(protocol, "16x24", 3)
     assert torch.equal(state, torch.random.get_rng_state()), "building a method moved the caller's random state"
     torch.manual_seed(2)
@@ -304,7 +304,7 @@ def test_checkpoint_round_trip(name, tmp_path):
 @pytest.mark.parametrize("name", TRAINING_FREE)
 def test_training_free_methods_equal_their_base_at_the_training_grid(name):
     cls = registry.load(name)
-    protocol = small.contest({"16x24": ["32x48"], "8x8": ["8x8"]}, switches={"attention_scale": "none"})
+    protocol = small.protocol({"16x24": ["32x48"], "8x8": ["8x8"]}, switches={"attention_scale": "none"})
     for train in protocol.cells:
         method, base = (small.fill(c(protocol, train)).eval() for c in (cls, registry.load(cls.trains_as)))
         method.load_state_dict(base.state_dict())
@@ -430,7 +430,7 @@ def test_training_draws_are_per_sample_or_shared(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_training_grid_of_one_token_or_one_row(name):
     for train in ("4x4", "4x16"):
-        protocol = small.contest({train: [train, "8x8"]})
+        protocol = small.protocol({train: [train, "8x8"]})
         method = small.fill(registry.load(name)(protocol, train)).eval()
         assert small.loss(method).isfinite()
         assert method.generate("8x8" if train == "4x4" else train, 0, [0, 1]).isfinite().all()

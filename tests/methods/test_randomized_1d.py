@@ -72,7 +72,7 @@ def test_random_positions_at_test_share_no_numbers_with_training():
 
 def test_trainings_for_other_ranges_are_other_trainings():
     """64x64 beside 64x32 and 32x64: the longest axis is the same, the number of tokens is not."""
-    square, bars = (small.contest({"16x16": tests}, core={"patch": 4}) for tests in (["64x64"], ["64x32", "32x64"]))
+    square, bars = (small.protocol({"16x16": tests}, core={"patch": 4}) for tests in (["64x64"], ["64x32", "32x64"]))
     ranges = [registry.build("randomized_1d", rules, "16x16", 0).l_max for rules in (square, bars)]
     assert ranges == [256, 128]
     assert len({Training(rules, "randomized_1d", "16x16", 0).key("data") for rules in (square, bars)}) == 2

@@ -79,7 +79,7 @@ def test_rpe_random_spacing_is_a_fixed_subset():
 
 
 def test_rpe_random_spacing_is_another_for_every_seed():
-    rules = small.contest()
+    rules = small.protocol()
     one, two = (registry.load("rpe2d")(rules, "16x24", seed, {"spacing": "random"}) for seed in (0, 1))
     assert not torch.equal(one.positions(6, 0, None), two.positions(6, 0, None))
 

@@ -19,7 +19,7 @@ from benchmark.model.encoding import Encoding, sincos_table, token_yx
 
 def build(name="sincos", **sections):
     sections = {"objective": {"name": "ddpm"}, "core": {"channels": 4, "patch": 2}} | sections
-    return registry.load(name)(small.contest({"16x16": ["16x16"]}, **sections), "16x16")
+    return registry.load(name)(small.protocol({"16x16": ["16x16"]}, **sections), "16x16")
 
 
 def published(seed: int = 3) -> dict[str, torch.Tensor]:

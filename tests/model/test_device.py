@@ -15,7 +15,7 @@ from benchmark.model.method import Method
 
 
 def build(name: str, **sections) -> Method:
-    protocol = small.contest(**sections)
+    protocol = small.protocol(**sections)
     return small.fill(registry.load(name)(protocol, "16x24", 0, protocol.options.get(name, {})))
 
 
@@ -25,7 +25,7 @@ def on_device(batch: dict) -> dict:
 
 @pytest.mark.parametrize("name", registry.names())
 def test_trains_and_samples_on_a_device(name):
-    method, batch = build(name), small.batch(small.contest(), "16x24", 0)
+    method, batch = build(name), small.batch(small.protocol(), "16x24", 0)
     loss, images = method.loss(batch), method.generate("32x48", 0, [0, 1])
     with PretendedCuda():
         method = build(name).to(CUDA)
@@ -44,7 +44,7 @@ def test_trains_and_samples_on_a_device(name):
 @pytest.mark.parametrize("solver", ["ddpm", "ddim"])
 def test_ddpm_trains_and_samples_on_a_device(solver):
     sections = {"objective": {"name": "ddpm"}, "sample": {"solver": solver}}
-    batch = small.batch(small.contest(**sections), "16x24", 0)
+    batch = small.batch(small.protocol(**sections), "16x24", 0)
     with PretendedCuda():
         method = build("extrapolation", **sections).to(CUDA)
         assert method.loss(on_device(batch)).device == CUDA

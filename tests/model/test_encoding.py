@@ -138,7 +138,7 @@ def test_attention_scale_from_256_to_512():
 
 
 def test_an_empty_encoding_changes_nothing():
-    model = small.fill(registry.load("nope")(small.contest(), "16x24", 0), 0.15).eval()
+    model = small.fill(registry.load("nope")(small.protocol(), "16x24", 0), 0.15).eval()
     x, label = small.normal(1, 2, 3, 16, 24), torch.tensor([1, 2])
     tokens, rotary_width = math.prod(model.protocol.grid("16x24")), model.protocol.core.width // model.protocol.core.heads // 2
     neutral = Encoding(

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.s
 
 
 def build(name: str = "nope", **sections):
-    return registry.build(name, small.contest(**sections), "16x24", 0)
+    return registry.build(name, small.protocol(**sections), "16x24", 0)
 
 
 def told(method, monkeypatch) -> list[dict[str, torch.Tensor]]:
@@ -31,12 +31,12 @@ def told(method, monkeypatch) -> list[dict[str, torch.Tensor]]:
 
 
 def test_every_seed_has_weights_of_its_own():
-    one, two = (registry.build("extrapolation", small.contest(), "16x24", seed) for seed in (0, 1))
+    one, two = (registry.build("extrapolation", small.protocol(), "16x24", seed) for seed in (0, 1))
     assert not torch.equal(one.core.x_embedder.proj.weight, two.core.x_embedder.proj.weight)
 
 
 def test_every_seed_has_random_numbers_of_its_own_in_training():
-    one, two = (small.fill(registry.build("extrapolation", small.contest(), "16x24", seed)) for seed in (0, 1))
+    one, two = (small.fill(registry.build("extrapolation", small.protocol(), "16x24", seed)) for seed in (0, 1))
     assert small.loss(one) != small.loss(two), "with the same weights, on the same batch"
 
 

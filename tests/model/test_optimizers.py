@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 
 
 def build(**train):
-    rules = small.contest(train={"optimizer": "muon", "lr": 1e-3, "warmup": 4, "decay": 8} | train)
+    rules = small.protocol(train={"optimizer": "muon", "lr": 1e-3, "warmup": 4, "decay": 8} | train)
     return small.fill(registry.build("extrapolation", rules, "16x24", 0))
 
 
@@ -138,7 +138,7 @@ def test_a_trained_method_may_have_a_rate_of_its_own() -> None:
 
 def test_both_rates_follow_the_methods() -> None:
     """A method whose rate is half of the others' has half of Muon's as well."""
-    rules = small.contest(train={"optimizer": "muon", "lr": 1e-3, "muon_lr": 0.02, "lr_of": {"ledit": 5e-4}})
+    rules = small.protocol(train={"optimizer": "muon", "lr": 1e-3, "muon_lr": 0.02, "lr_of": {"ledit": 5e-4}})
     rates = {
         name: [group["lr"] for group in registry.build(name, rules, "16x24", 0).optimizer().param_groups]
         for name in ("ledit", "sincos")
@@ -150,7 +150,7 @@ def test_trainings_whose_rates_differ_have_different_keys() -> None:
     """Muon's rate depends on the shared rate as well, which says nothing of AdamW's."""
 
     def keys(method: str, *rates: dict) -> set[str]:
-        found = [small.contest(train={"muon_lr": 0.02} | rate) for rate in rates]
+        found = [small.protocol(train={"muon_lr": 0.02} | rate) for rate in rates]
         return {Training(rules, method, next(iter(rules.cells)), 0).key("data") for rules in found}
 
     own, shared = {"lr": 1e-4, "lr_of": {"ledit": 1e-3}}, {"lr": 1e-3}

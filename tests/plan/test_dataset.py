@@ -6,10 +6,12 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from benchmark import protocol
 from benchmark.data import shapes, sources, writer
 from benchmark.data.index import FORMAT
+from benchmark.evaluate import reference
 from benchmark.files import UserError, write_json
 from benchmark.identity import Training
 from benchmark.plan import own, stages
@@ -41,6 +43,7 @@ def manifests(folder: Path) -> None:
         "latents-strange": latents("9" * 12, "8" * 12, 256),
     }.items():
         write_json(folder / name / "manifest.json", manifest)
+        (folder / name / SHARD["name"]).touch()
 
 
 def test_pictures_have_an_identity_before_they_are_written(tmp_path):
@@ -154,9 +157,21 @@ def test_other_shards_of_the_embedded_set_are_refused(tmp_path):
 
 
 def test_a_manifest_that_was_edited_is_told(tmp_path):
-    write_json(tmp_path / "manifest.json", {"format": FORMAT})
-    with pytest.raises(UserError, match="lacks card"):
+    write_json(tmp_path / "manifest.json", {"format": FORMAT, "kind": "images"})
+    (tmp_path / "index.npy").touch()
+    with pytest.raises(UserError, match=r"was edited: the manifest lacks card$"):
         own.default_protocol(str(tmp_path))
+
+
+def test_a_manifest_of_somebody_elses_makes_no_shards(tmp_path):
+    write_json(tmp_path / "manifest.json", {"name": "my pets", "version": 3})
+    for label in ("cats", "dogs"):
+        (tmp_path / label).mkdir()
+        Image.new("RGB", (80, 80), "red").save(tmp_path / label / "one.png")
+    assert own.default_protocol(str(tmp_path)) == "folder"
+    data = DataSet(protocol.load("folder"), Run(tmp_path / "out", data=str(tmp_path)))
+    assert data.given is None
+    assert isinstance(reference.open_source(tmp_path), reference.ImageFolder)
 
 
 def test_a_broken_manifest_of_another_data_set_is_passed_over(tmp_path):

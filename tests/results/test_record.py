@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic import CONTEST, contests, value_of
+from synthetic import SMALL, protocols, value_of
 
 from benchmark import files, protocol, revision
 from benchmark.files import UserError
@@ -23,7 +24,7 @@ PAIR = ("16x16", "32x16")
 
 @pytest.fixture
 def rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> protocol.Protocol:
-    contests(tmp_path / "protocols", monkeypatch, small=CONTEST, quiet=CONTEST + "ranked: false\n")
+    protocols(tmp_path / "protocols", monkeypatch, small=SMALL, quiet=SMALL + "ranked: false\n")
     return protocol.load("small")
 
 
@@ -172,7 +173,7 @@ def test_rounding_is_to_six_digits_and_only_once(number: float) -> None:
     assert once == pytest.approx(number, rel=5.1e-6, abs=1e-322)
 
 
-def test_build_fills_in_what_the_contest_knows_and_rounds(rules: protocol.Protocol) -> None:
+def test_build_fills_in_what_the_protocol_knows_and_rounds(rules: protocol.Protocol) -> None:
     given_ = value_of(rules, "yarn", PAIR)
     scores = {"fid": {"value": 1 / 3, "low": 0.3, "high": 0.4, "replicates": [1 / 3] * 20}, "is": given_["scores"]["is"]}
     parts = {key: given_[key] for key in ("method", "training", "reference", "detector", "uncertainty", "hours", "hardware")}
@@ -204,7 +205,7 @@ def test_a_record_is_stale_when_a_revision_of_its_parts_was_raised(rules: protoc
         ("{", "is not valid JSON"),
         ("", "is not valid JSON"),
         ('{"schema": NaN}', "holds NaN"),
-        ('{"schema": 1, "schema": 1}', "has a key twice"),
+        ('{"schema": 1, "schema": 1}', "has a duplicate key"),
         ("[" * 100_000, "is not valid JSON"),
         ("\ufeff{}", "is not valid JSON"),
         ('{"seed": 1' + 400 * "0" + "}", "holds an integer of 401 digits"),
@@ -268,6 +269,17 @@ def test_a_table_never_mixes_detectors_data_or_references(
         record.read_all(tmp_path / "records")
 
 
+def test_a_table_never_mixes_losses_on_other_images(rules: protocol.Protocol, tmp_path: Path) -> None:
+    """They are compared image by image."""
+    for method, images in (("ledit", "b" * 12), ("ntk", "a" * 12), ("yarn", "b" * 12)):
+        value = value_of(rules, method, PAIR)
+        replicates = [0.2] * value["uncertainty"]["resamples"]
+        loss = {"value": 0.2, "low": 0.1, "high": 0.3, "replicates": replicates, "levels": [0.1, 0.3], "times": [0.2, 0.8]}
+        record.write(put(value, "scores", "loss", to=loss | {"images": images}), tmp_path / "records")
+    with pytest.raises(UserError, match=r"1 refused: small/ntk/.*: scores.loss.images at 32x16 is a{12}, unlike the other"):
+        record.read_all(tmp_path / "records")
+
+
 def test_a_title_belongs_to_one_method(rules: protocol.Protocol, tmp_path: Path) -> None:
     record.write(value_of(rules, "ledit", PAIR), tmp_path / "records")
     record.write(put(value_of(rules, "yarn", PAIR), "method", "title", to="LEDiT"), tmp_path / "records")
@@ -306,5 +318,13 @@ def test_the_code_of_a_record_is_that_which_the_process_began_with(tmp_path: Pat
     assert record.git_state("methods") != before
     record.git_state.cache_clear()
     (tmp_path / ".git" / "index").write_text("damaged")
-    assert record.git_state("methods")[1], "what cannot be asked counts as changed"
+    assert record.git_state("methods").dirty, "what cannot be asked counts as changed"
+    record.git_state.cache_clear()
+    shutil.rmtree(tmp_path / ".git")
+    state = record.git_state("methods")
+    assert (state.commit, state.dirty) == (None, False)
+    assert "not a git repository" in state.why
+    record.git_state.cache_clear()
+    monkeypatch.setenv("PATH", "")
+    assert record.git_state("methods") == (None, False, "git is not installed")
     record.git_state.cache_clear()

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from synthetic import value_of
 
-from benchmark import protocol
+from benchmark import protocol, registry
 from benchmark.board import generate, plots, published, view
 from benchmark.files import UserError, write_json
 from benchmark.plan import layout, stages
@@ -135,6 +135,67 @@ def test_a_row_of_code_that_was_not_committed_is_refused(committed, tmp_path):
     with pytest.raises(UserError, match=r"the row of ntk with seed 0 .* not committed \(32x32-48x64-s0\.json\): commit them"):
         boards.submit(shapes, "ntk", 0, run)
     assert files(committed) == before
+
+
+def test_a_row_whose_cells_are_of_two_trainings_is_refused(committed, tmp_path):
+    """A method that was edited, and its row run again but stopped after some cells."""
+    shapes, run = protocol.load("shapes"), Run(tmp_path / "runs", devices="1")
+    write_row(run, "ntk", shapes.pairs())
+    value = value_of(shapes, "ntk", shapes.pairs()[0], 0, 20.0)
+    value["training"]["fingerprint"] = "a" * len(value["training"]["fingerprint"])
+    record.write(value, stages.records_folder(shapes, run))
+    before = files(committed)
+    with pytest.raises(UserError, match="the row of ntk with seed 0 holds cells of different code or trainings: run `make"):
+        boards.submit(shapes, "ntk", 0, run)
+    assert files(committed) == before
+
+
+def test_a_row_of_which_only_some_cells_are_of_this_code_is_refused(committed, tmp_path, monkeypatch):
+    """The same of a training-free method, whose training is not its own."""
+    shapes, run = protocol.load("shapes"), Run(tmp_path / "runs", devices="1")
+    write_row(run, "ntk", shapes.pairs())
+    complete = {"48x48"}
+    monkeypatch.setattr(stages.Score, "state", lambda self: stages.COMPLETE if self.cell.test in complete else stages.MISSING)
+    with pytest.raises(UserError, match="holds cells of different code"):
+        boards.submit(shapes, "ntk", 0, run)
+    complete = {test for _, test in shapes.pairs()}
+    assert boards.submit(shapes, "ntk", 0, run)
+
+
+def test_a_row_of_an_unknown_commit_is_refused_with_what_git_says(committed, tmp_path, monkeypatch):
+    shapes, run = protocol.load("shapes"), Run(tmp_path / "runs", devices="1")
+    for pair in shapes.pairs():
+        value = value_of(shapes, "ntk", pair, 0)
+        value["code"] = {"commit": None, "dirty": False}
+        record.write(value, stages.records_folder(shapes, run))
+    for state, told in (
+        (record.GitState("0" * 40, False), "so its code is unknown: run `make bench .*`, which scores it anew"),
+        (record.GitState(None, False, "git is not installed"), r"git cannot do so here either \(git is not installed\)"),
+    ):
+        monkeypatch.setattr(record, "git_state", lambda *folders, state=state: state)
+        with pytest.raises(UserError, match=told):
+            boards.submit(shapes, "ntk", 0, run)
+
+
+def test_the_committed_leaderboards_are_no_place_for_a_run():
+    for out in (boards.BOARDS.parent, boards.BOARDS, boards.BOARDS / "notes"):
+        with pytest.raises(UserError, match="leaderboards/ holds the committed ones; give another folder"):
+            Run(out)
+    assert Run(boards.BOARDS.parent / "runs")
+
+
+def test_a_broken_file_of_another_method_does_not_stop_the_board(committed, tmp_path, monkeypatch):
+    shapes, run = protocol.load("shapes"), Run(tmp_path / "runs", devices="1")
+    write_row(run, "ntk", shapes.pairs())
+    read = registry.trained_name
+
+    def trained_name(name: str) -> str:
+        if name == "yarn":
+            raise UserError("methods/yarn.py, line 1: invalid syntax")
+        return read(name)
+
+    monkeypatch.setattr(registry, "trained_name", trained_name)
+    assert boards.board(shapes, run) == run.out / "leaderboards"
 
 
 def test_what_fails_on_the_way_leaves_the_leaderboards_as_they_were(committed, tmp_path, monkeypatch):

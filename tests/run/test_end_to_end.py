@@ -112,7 +112,7 @@ def test_a_record_of_code_that_has_been_committed_since_is_made_again(first, out
     before = json.loads(stage.file.read_text())
     stage.file.write_text(json.dumps(before | {"code": {"commit": None, "dirty": True}}))
     for dirty in (True, False):
-        monkeypatch.setattr(record, "git_state", lambda *folders, dirty=dirty: ("0" * 40, dirty))
+        monkeypatch.setattr(record, "git_state", lambda *folders, dirty=dirty: record.GitState("0" * 40, dirty))
         if not dirty:
             assert not stage.is_complete()
         stage.run()

@@ -128,7 +128,7 @@ def test_a_stage_that_breaks_beforehand_leaves_the_trainings_alone(tmp_path, mon
 
 def test_jobs_run_side_by_side_and_each_has_its_output(tmp_path):
     """One that fails leaves the one that waits for it its turn: what it lacks is said when the stages are walked."""
-    local.side_by_side([Job("a", ["--version"]), Job("b", ["nosuch"], "b"), Job("c", ["--version"], "b")], Run(tmp_path))
+    local.side_by_side([Job("a", ["--version"]), Job("b", ["nosuch"], "b"), Job("c", ["--version"], "b")], tmp_path / "log")
     said = {path.stem: path.read_text() for path in (tmp_path / "log").glob("*.txt")}
     assert said.keys() == {"a", "b", "c"}
     assert "posbench" in said["a"]

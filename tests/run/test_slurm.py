@@ -21,7 +21,7 @@ from rich.console import Console
 
 from benchmark import protocol
 from benchmark.__main__ import app
-from benchmark.files import ROOT, UserError
+from benchmark.files import ROOT, Stopped, UserError
 from benchmark.identity import cells_of
 from benchmark.plan import stages
 from benchmark.plan.place import Run
@@ -219,6 +219,16 @@ def test_a_rejected_job_names_those_before_it(fake_slurm, tmp_path):
         slurm.start(protocol.load("smoke"), SMOKE, 3, Run(tmp_path / "runs", "", "2", 1), "slurm")
 
 
+def test_who_stops_waiting_is_told_of_the_jobs(fake_slurm, tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise Stopped("stopped; run the same command to continue", 130)
+
+    monkeypatch.setattr(slurm, "wait_for", stop)
+    with pytest.raises(Stopped, match=r"^stopped waiting; the jobs go on, and `scancel 100 101 .*` ends them$") as stopped:
+        slurm.start(protocol.load("smoke"), SMOKE, 3, Run(tmp_path / "runs", "", "2", 1), "slurm", wait=True)
+    assert stopped.value.code == 130
+
+
 def test_without_slurm_it_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"cannot submit to slurm: .*srun"):
@@ -240,6 +250,12 @@ def test_bad_resources_are_refused(text, message, tmp_path):
     file.write_text(text)
     with pytest.raises(UserError, match=message):
         slurm.resources(file)
+
+
+def test_an_empty_section_of_resources_changes_nothing(tmp_path):
+    file = tmp_path / "cluster.yaml"
+    file.write_text("all: {slurm_partition: gpu}\nlatents:\n")
+    assert slurm.resources(file)["latents"] == slurm.DEFAULTS | {"slurm_partition": "gpu"}
 
 
 def test_an_unknown_parameter_is_refused_by_name(fake_slurm, tmp_path):
@@ -417,7 +433,7 @@ while not stops.exists():
 
 
 def test_a_job_that_is_still_saving_when_its_time_is_up_is_queued_again():
-    """SLURM would end it before submitit has queued it; the next one continues from the checkpoint before."""
+    """SLURM would end it before submitit has queued it; the next one continues from the previous checkpoint."""
     code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
     work = Commands([[sys.executable, "-c", code]], notice=1.0)
     work.child = subprocess.Popen(*work.commands, stdout=subprocess.PIPE, text=True)

@@ -86,6 +86,29 @@ def test_a_title_is_a_methods_own(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"title": "T" * 98}, "title must be a text of at most 80 characters"),
+        ({"note": "n" * 301}, "note must be a text of at most 300 characters"),
+        ({"note": "two\nlines"}, "note must be"),
+    ],
+)
+def test_what_no_record_could_hold_is_told_before_the_work(changed, told, monkeypatch):
+    cls, load = type("Oops", (Extrapolation,), {"title": "Oops", "trains_as": "extrapolation"} | changed), registry.load
+    monkeypatch.setattr(registry, "load", lambda name: cls if name == "ntk" else load(name))
+    with pytest.raises(UserError, match=f"^methods/ntk.py: {told}"):
+        sample.check_settings(SMOKE, ["ntk"])
+
+
+def test_a_name_that_no_record_could_hold_is_told_before_the_work(monkeypatch):
+    load, trained = registry.load, registry.trained_name
+    monkeypatch.setattr(registry, "load", lambda name: load("ntk" if name == "HalfSpeed" else name))
+    monkeypatch.setattr(registry, "trained_name", lambda name: "extrapolation" if name == "HalfSpeed" else trained(name))
+    with pytest.raises(UserError, match=r"methods/HalfSpeed.py: name must be a name of \[a-z0-9_\]\+, not 'HalfSpeed'"):
+        sample.check_settings(SMOKE, ["HalfSpeed"])
+
+
+@pytest.mark.parametrize(
     ("override", "told"),
     [
         ("options.ledit.dilated=0.2", "ledit is not among the methods of this run (rpe2d, yarn)"),
@@ -120,9 +143,9 @@ def test_of_several_methods_the_faulty_ones_are_left_out(monkeypatch, tmp_path):
 
 def test_weights_that_are_not_there_are_told_before_any_work(monkeypatch, tmp_path):
     monkeypatch.setenv("DETECTOR_WEIGHTS", str(tmp_path / "none.pth"))
-    with pytest.raises(UserError, match=r"DETECTOR_WEIGHTS is .*none\.pth, which is no file"):
+    with pytest.raises(UserError, match=r"DETECTOR_WEIGHTS is .*none\.pth, which is not a file"):
         local.bench(SMOKE, ["yarn"], 0, Run(tmp_path / "runs"))
-    with pytest.raises(UserError, match=r"DETECTOR_WEIGHTS is .*none\.pth, which is no file"):
+    with pytest.raises(UserError, match=r"DETECTOR_WEIGHTS is .*none\.pth, which is not a file"):
         slurm.start(SMOKE, ["yarn"], 0, Run(tmp_path / "runs", "", "1"), "local")
     assert not (tmp_path / "runs").exists()
 
@@ -148,7 +171,7 @@ def test_positions_are_made_in_full_precision_under_autocast():
         def encode(self, grid_hw, *, time=None, draws=None):
             return Encoding(add=torch.full((grid_hw[0] * grid_hw[1], 1), 1 + 2**-12) @ torch.ones(1, self.protocol.core.width))
 
-    method, seen = Products(small.contest(), "16x24", 0), []
+    method, seen = Products(small.protocol(), "16x24", 0), []
     method.predict = lambda x, time, label, encoding, crop: seen.append(encoding) or x
     with torch.autocast("cpu", torch.bfloat16):
         seen.append(method.encoding((4, 6)))
