@@ -32,8 +32,8 @@ CAPTIONS = {
     "cost": "Minutes per training and per cell",
 }
 NOTES = {
-    "tradeoff": "Further left: better at the training size. Further down: better beyond it. On the dashed line both are equal; "
-    "the higher above the line, the more a method loses at larger sizes.",
+    "tradeoff": "Further left: better at the training size. Further down: better beyond it. "
+    "FIDs at the two sizes have different reference images and are not on one scale.",
     "cost": "Wall-clock time on one type of machine, which may have been busy with other work: small differences mean nothing.",
 }
 BY_RATIO = "Square sizes only.{} Bars: ± one standard deviation over seeds; with one seed, the 95 % interval over images."
@@ -237,10 +237,6 @@ def _tradeoff(board: Table, style: Mapping[str, Look]) -> Figure | None:
     axes.margins(0.08, 0.16)  # room for the words in the corners
     _plain_log(axes.xaxis)
     _plain_log(axes.yaxis)
-    low = max(axes.get_xlim()[0], axes.get_ylim()[0])
-    high = min(axes.get_xlim()[1], axes.get_ylim()[1])
-    if low < high:
-        axes.plot([low, high], [low, high], color=INK, linewidth=0.8, alpha=0.35, linestyle=(0, (4, 3)), zorder=0)
     axes.grid()
     words = {"ha": "left", "fontsize": 8, "alpha": 0.6, "transform": axes.transAxes}
     axes.text(0.02, 0.98, "good at the training size only", va="top", **words)

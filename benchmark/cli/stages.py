@@ -164,13 +164,15 @@ def reproduce(
     data: Data = "",
     devices: Devices = "auto",
     nodes: Nodes = 1,
+    compile: Compile = False,
+    deterministic: Deterministic = False,
 ) -> None:
     """Run a committed row again, or resume it, and compare. Committed records are not modified.
 
     Exit code 1 if a value differs by more than the recorded uncertainty allows.
     """
     registry.check(method)
-    run = place.Run(out, data, devices, nodes)
+    run = place.Run(out, data, devices, nodes, compile=compile, deterministic=deterministic)
     lines = reproduction.reproduce(load(protocol_name, overrides, run), method, None if seed < 0 else seed, run)
     if any(line.word == reproduction.DIFFERS for line in lines):
         raise typer.Exit(1)

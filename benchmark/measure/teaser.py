@@ -24,27 +24,28 @@ from benchmark.protocol import size_hw
 FOLDER = ROOT / "leaderboards"
 FILE = FOLDER / "teaser.webp"
 PROTOCOL, TRAIN, TEST, SEED = "shapes-28k", "32x32", "64x64", 0
-ROWS, SCALE, GAP, LABEL = 4, 2, 8, 48  # images of a column; screen pixels of one of theirs, between columns, and of a label
+IMAGES = (0, 3, 4, 5)  # of a grid, whose image i is of class i: a disc, a star, a ring and a cross, of even and of thin parts
+SCALE, GAP, LABEL = 2, 8, 48  # screen pixels of one of an image's, between columns, and of a label
 
 
-def samples(method: str, count: int) -> list[np.ndarray]:
-    """The first images of a method's committed grid, uint8 [h, w, 3]."""
+def samples(method: str) -> list[np.ndarray]:
+    """Images of a method's committed grid, uint8 [h, w, 3]."""
     name, grids = f"{PROTOCOL}/{method}/{TRAIN}-{TEST}-s{SEED}", FOLDER / "grids"
     if not (path := picture(grids, name)):
         raise UserError(f"{grids / name} does not exist: the image is made from committed sample grids")
     with Image.open(grids / path) as sheet:
         whole = np.asarray(sheet.convert("RGB"))
     height, width = size_hw(TEST)
-    return [whole[:height, k * (width + real.GAP) : k * (width + real.GAP) + width] for k in range(count)]
+    return [whole[:height, k * (width + real.GAP) : k * (width + real.GAP) + width] for k in IMAGES]
 
 
 def draw(methods: list[str], path: Path = FILE) -> Path:
     """Writes the picture: a column of real scenes, then one for every method."""
     height, width = (SCALE * side for side in size_hw(TEST))
-    asked = streams.labels(protocol.load(PROTOCOL).sample.labels, SEED, range(ROWS), len(shapes.CLASSES))
-    scenes = list(shapes.render_batch("reference", asked.tolist(), size_hw(TEST)))  # scene k is the first of class k
-    columns = [("Real scenes", scenes)] + [(registry.about(name).title, samples(name, ROWS)) for name in methods]
-    sheet = Image.new("RGB", (len(columns) * (width + GAP), LABEL + ROWS * (height + 2)), "white")
+    asked = streams.labels(protocol.load(PROTOCOL).sample.labels, SEED, IMAGES, len(shapes.CLASSES))
+    scenes = list(shapes.render_batch("reference", asked.tolist(), size_hw(TEST)))  # scene k < 8 is the first of class k
+    columns = [("Real scenes", scenes)] + [(registry.about(name).title, samples(name)) for name in methods]
+    sheet = Image.new("RGB", (len(columns) * (width + GAP), LABEL + len(IMAGES) * (height + 2)), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(18)
     for place, (title, images) in enumerate(columns):
         x = place * (width + GAP) + (GAP if place else 0)  # the real ones stand apart

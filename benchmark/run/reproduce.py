@@ -275,6 +275,7 @@ def spent(committed: Committed, seed: int) -> str:
         return told
     where = f" on {training['machine']}" if "machine" in training else ""
     where += f" in {training['precision']}" if "precision" in training else ""
+    where += ", with --compile," if training.get("compiled") else ""
     return f"{plan.show_hours(training['hours'])} to train{where} and {told}"
 
 

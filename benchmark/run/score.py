@@ -23,14 +23,8 @@ from benchmark.run.loss import cell_loss, heldout_images
 from benchmark.run.sample import described, units
 from benchmark.run.train import pictures, trained
 
-TRAINED = (
-    "fingerprint",
-    "steps",
-    "parameters",
-    "hours",
-    "loss",
-)  # what a record says of its training
-ADDED = ("lowest", "machine", "precision")  # the same, since 0.2.0: a training may be older
+TRAINED = ("fingerprint", "steps", "parameters", "hours", "loss")  # what a record says of its training
+ADDED = ("lowest", "machine", "precision", "compiled")  # the same, since 0.2.0: a training may be older
 COMPARED = ("fid", "is", "loss")  # scores whose replicates are kept, for comparisons in pairs; the others keep their interval
 
 

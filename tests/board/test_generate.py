@@ -49,7 +49,7 @@ No winner is named yet: only one complete row has more than one seed.
 
 Each column is one test size (height x width in pixels) with its ratio to the training size per axis; rows are sorted by mean FID beyond
 the training size. Several seeds: mean ± standard deviation over seeds. One seed: bootstrap interval over images.
-**Bold**: the best value of a column and all values not significantly different from it (95 %, if trainings of all families vary alike). A
+**Bold**: the best value of a column and all values not significantly different from it (95 %, assuming equal variance over seeds in all families). A
 difference counts only if it exceeds both the uncertainty over images (paired over noise; FID, IS and denoising loss) and that over seeds
 (paired from five common seeds on; with fewer, the column's usual spread or the row's own, whichever is larger). Where no usual spread is
 known (one seed per row), images alone decide; a measure without intervals has one bold value then. Rows that share images, as at the
