@@ -13,9 +13,9 @@
 
 Torch's own generators are made in model/draws.py, from the seeds that are mixed here, so that this file needs no torch.
 No two purposes of a run share a stream, and none depends on batch size, number of devices or what was drawn before. The scenes
-of the embedded data set have generators of their own, which are part of what a scene is (data/shapes.py). One of them is met
-again: with seed 0, what is random about a training scene in epoch 1 (flip, crop) are the numbers that the scene was rendered
-from, since both have the key (1, number). Another key would be another training, for every seed.
+of the embedded data set have generators of their own, which are part of what a scene is (data/shapes.py). There is one
+known overlap: with seed 0, a scene's flip and crop in epoch 1 use the numbers that it was rendered from, since both have the key
+(1, number). It stays, because another key would change every training.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ WEIGHTS, TRAINING, IMAGES, POSITIONS, HELDOUT, LABELS = range(6)  # what random 
 
 
 def mixed_seed(*parts: int) -> int:
-    """One 63-bit seed from several integers; near integers give unrelated seeds (SplitMix64's finaliser)."""
+    """One 63-bit seed from several integers; nearby integers give unrelated seeds (SplitMix64's finaliser)."""
     state = 0
     for part in parts:
         state = (state + (part + 1) * 0x9E3779B97F4A7C15) & (2**64 - 1)

@@ -1,4 +1,4 @@
-"""2-D ALiBi: attention falls with the distance between tokens, in every head at another rate; nothing else tells positions.
+"""2-D ALiBi: attention falls with the distance between tokens, at a different rate in each head; nothing else encodes positions.
 
 Source: Press et al. 2022 (ALiBi, arXiv 2108.12409, section 3): logits minus m_h times the distance, m_h = 2^(-8h/H), h = 1 ..
 H; with the Euclidean distance on the grid as in CROMA (Fuller et al. 2023, arXiv 2311.00566), and the baseline of that name in

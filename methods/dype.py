@@ -1,4 +1,4 @@
-"""DyPE: how far positions are stretched follows the noise; at noise much, near data not at all.
+"""DyPE: how far positions are stretched follows the noise level: strongly near noise, not at all near data.
 
 Source: Issachar et al., arXiv 2510.20766, and the code guyyariv/DyPE (flux/transformer_flux.py); kappa = t^2 with t = 1 noise, as
 here. Two forms (option `form`):
@@ -8,7 +8,7 @@ here. Two forms (option `form`):
 Training: plain RoPE (Extrapolation's checkpoint). At a smaller grid: plain RoPE.
 Departures: at kappa = 0 the thresholds are zero and every band turns more often than that: plain RoPE, the limit; the public code
 divides by it, and just above it blends the wrong way round (its ramp is empty there). Ramps end at band d - 1 at the latest, as
-in FiT, and not at d / 2 as in that code: another number close to data only. The temperature follows the larger axis, as in
+in FiT, and not at d / 2 as in that code: the results differ only close to data. The temperature follows the larger axis, as in
 our YaRN; the code takes each axis' own. With a DDPM objective t is the flow's time of the same signal-to-noise ratio.
 """
 
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from benchmark.files import unknown
+from benchmark.model.method import refuse_unused
 from methods.ntk_by_parts import NTKByParts
 
 FORMS = ("ntk", "yarn")
@@ -43,6 +44,7 @@ class DyPE(NTKByParts):
             super().__post_init__()
             if self.form not in FORMS:
                 raise unknown("dype form", self.form, FORMS)
+            refuse_unused(self, f"with form={self.form}", "temperature" if self.form == "ntk" else "strength")
 
     def theta(self, trained: int, tested: int, time: float | None) -> Tensor:
         if tested <= trained:

@@ -36,9 +36,9 @@ class Extrapolation(Method):
         return frequencies(self.axis_width, base or self.rope_base, self.device)
 
     def ramp(self, trained: int, fast: float, slow: float) -> Tensor:
-        """Sorts the bands by their turns r inside the training grid: 0 from `fast` turns on, 1 up to `slow`, linear between.
+        """A band's weight between plain (0) and stretched (1), by its turns in the training grid: 0 from `fast`, 1 up to `slow`.
 
-        Linear in a band's number, and 0 at the first band however few turns it makes: on 8 tokens it turns 1.27 times.
+        Linear in the band's number between them, and 0 at the first band however few turns it makes (1.27 on 8 tokens).
 
         Band c(r) = d ln(L / (2 pi r)) / (2 ln base) turns r times; both ends are rounded outwards and clamped to [0, d - 1]
         (jquesnelle/yarn and FiT, rope.py, clamp `low` from below and `high` from above alone: the same wherever some band turns

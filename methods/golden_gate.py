@@ -38,9 +38,9 @@ class GoldenGate(Method):
 
     def encode(self, grid_hw: tuple[int, int], *, time: float | None = None, draws: Draws | None = None) -> Encoding:
         theta = frequencies(self.head_width, self.rope_base, self.device)  # [K/2]
-        heads = self.protocol.core.heads if self.options.heads_differ else 1
-        number = torch.arange(heads * len(theta), device=self.device).view(heads, 1, len(theta)).double()
-        direction = number * SPACING  # [H, 1, K/2]
+        head = torch.arange(self.protocol.core.heads, device=self.device) * self.options.heads_differ
+        band = torch.arange(len(theta), device=self.device)
+        direction = (head[:, None, None] * len(theta) + band).double() * SPACING  # [H, 1, K/2]
         y, x = (position.double()[:, None] for position in token_yx(grid_hw, self.device))  # [T, 1]
         angle = theta * (x * direction.cos() + y * direction.sin())  # [H, T, K/2]
         return Encoding(rotary=(angle.cos().float()[None], angle.sin().float()[None]))

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from benchmark.files import UserError, unknown
 from benchmark.model.draws import Draws
 from benchmark.model.encoding import Encoding, token_yx
-from benchmark.model.method import Method
+from benchmark.model.method import Method, refuse_unused
 
 SCANS = ("raster", "lower_right", "neighbourhood", "corner")  # the paper's (a), (b), (c), (d)
 RECIPES = ("scratch", "finetune")
@@ -63,6 +63,11 @@ class LEDiT(Method):
                 raise unknown("ledit layers", self.layers, LAYERS)
             if not 0 <= self.dilated <= 1:
                 raise UserError(f"ledit: dilated is {self.dilated:g}, must be a probability from 0 to 1")
+            refuse_unused(self, f"with recipe={self.recipe}", "dilated" if self.recipe == "scratch" else "norm")
+            if not self.causal:
+                refuse_unused(self, "with causal=false", "scan", "layers")
+            if not self.convolution:
+                refuse_unused(self, "with convolution=false", "depthwise", "residual", "norm", "dilated")
 
     def build(self) -> None:
         options = self.options

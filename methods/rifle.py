@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from benchmark.files import UserError
+from benchmark.model.method import refuse_unused
 from methods.extrapolation import Extrapolation
 
 
@@ -36,6 +37,8 @@ class RIFLEx(Extrapolation):
         def __post_init__(self) -> None:
             if min(self.share, self.period) <= 0:
                 raise UserError(f"share and period must be above 0, not {self.share:g} and {self.period:g}")
+            if self.band >= 0:
+                refuse_unused(self, f"with band={self.band}", "period")
 
     def build(self) -> None:
         if not -1 <= self.options.band < self.axis_width // 2:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from benchmark.model.method import refuse_unused
 from methods.extrapolation import Extrapolation
-from methods.rpe2d import MicroConditioner, check_augmentation
+from methods.rpe2d import MicroConditioner, augmentation, check_augmentation
 
 
 class RoPEAugmented(Extrapolation):
@@ -28,12 +29,12 @@ class RoPEAugmented(Extrapolation):
 
         def __post_init__(self) -> None:
             check_augmentation("rope_augmented", self.resize, self.uncropped)
+            if not self.resize:
+                refuse_unused(self, "with resize=0", "uncropped")
 
     def build(self) -> None:
         self.conditioner = MicroConditioner(self.protocol.core.width, relative=True)
 
     @classmethod
     def augmentation_of(cls, options: Any) -> tuple[str, dict[str, Any]]:
-        if not options.resize:
-            return super().augmentation_of(options)
-        return "random_resize_crop", {"largest": options.resize, "uncropped": options.uncropped}
+        return augmentation(options) or super().augmentation_of(options)

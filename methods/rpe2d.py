@@ -29,6 +29,7 @@ from benchmark.files import UserError, unknown
 from benchmark.model.dit import sinusoids
 from benchmark.model.draws import Draws
 from benchmark.model.encoding import Encoding, rotary
+from benchmark.model.method import refuse_unused
 from benchmark.streams import POSITIONS
 from methods.extrapolation import Extrapolation
 
@@ -42,6 +43,13 @@ def check_augmentation(name: str, resize: float, uncropped: float) -> None:
         raise UserError(f"{name}: resize is {resize:g}, must be 0, for no augmentation, or at least 1")
     if not 0 <= uncropped <= 1:
         raise UserError(f"{name}: uncropped is {uncropped:g}, must be a probability from 0 to 1")
+
+
+def augmentation(options: Any) -> tuple[str, dict[str, Any]] | None:
+    """The reader's augmentation and its options, as `Method.augmentation_of`; None where it is off."""
+    if not options.resize:
+        return None
+    return "random_resize_crop", {"largest": options.resize, "uncropped": options.uncropped}
 
 
 class RPE2D(Extrapolation):
@@ -66,6 +74,10 @@ class RPE2D(Extrapolation):
                 if value not in choices:
                     raise unknown(f"rpe2d {name}", value, choices)
             check_augmentation("rpe2d", self.resize, self.uncropped)
+            if not self.resize:
+                refuse_unused(self, "with resize=0", "uncropped")
+            if not self.micro_conditioning:
+                refuse_unused(self, "with micro_conditioning=false", "conditioning")
 
     def build(self) -> None:
         self.h_max = self.options.h_max or self.largest_grid
@@ -76,9 +88,7 @@ class RPE2D(Extrapolation):
 
     @classmethod
     def augmentation_of(cls, options: Any) -> tuple[str, dict[str, Any]]:
-        if not options.resize:
-            return super().augmentation_of(options)
-        return "random_resize_crop", {"largest": options.resize, "uncropped": options.uncropped}
+        return augmentation(options) or super().augmentation_of(options)
 
     def encode(self, grid_hw: tuple[int, int], *, time: float | None = None, draws: Draws | None = None) -> Encoding:
         if max(grid_hw) > self.h_max:

@@ -143,7 +143,6 @@ def minute(device: str, data: str, out: Path, seconds: float, tiny: bool) -> dic
     rules = protocol.load("imagenet-64", ["core.width=48", "core.depth=2", "core.heads=2", "train.batch=8"] if tiny else [])
     size = next(iter(rules.cells))
     method = registry.build("extrapolation", rules, size, 0).to(device)
-    method.log = lambda *_, **__: None  # there is no trainer
     if device == "cuda":
         method.core.compile()
         torch.cuda.reset_peak_memory_stats()
@@ -162,7 +161,7 @@ def minute(device: str, data: str, out: Path, seconds: float, tiny: bool) -> dic
         item = next(batches)
         item |= {key: value.to(device, non_blocking=True) for key, value in item.items() if isinstance(value, Tensor)}
         with _precision("bf16", device):
-            loss = method.training_step(item)
+            loss = method.loss(item)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

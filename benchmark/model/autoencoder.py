@@ -44,8 +44,8 @@ def autoencoder_identity(name: str) -> tuple[dict[str, Any], str]:
 class Autoencoder:
     """A batch of pictures -> the batch of their latents, on the batch's device.
 
-    For methods whose augmentation latents of complete pictures have not seen. The numbers are those that stored latents
-    have, float16 included, so that where a picture was encoded makes no difference.
+    For methods that augment pictures: latents written beforehand are of unaugmented ones. The numbers are those that stored
+    latents have, float16 included, so that where a picture was encoded makes no difference.
 
     Args:
         autoencoder: a name on the Hugging Face hub, or a folder.
@@ -71,7 +71,7 @@ def latent_range(config: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def decoder(autoencoder: str, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """The map from what the core generates to pictures [B, 3, H, W] in about [-1, 1]; nothing is done without an autoencoder."""
+    """The map from what the core generates to pictures [B, 3, H, W] in about [-1, 1]; the identity if `autoencoder` is empty."""
     if not autoencoder:
         return lambda x: x
     model = load_autoencoder(autoencoder, str(device))

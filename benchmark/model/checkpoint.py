@@ -45,7 +45,8 @@ def load_core(path: Path | str) -> dict[str, Tensor]:
     """The weights of a core from a file in the DiT layout: averaged ones where the file has both kinds.
 
     Args:
-        path: .safetensors, or anything `torch.save` wrote.
+        path: .safetensors, or anything `torch.save` wrote; also the weights of one of our trainings, without what its method
+            added to the core.
 
     Returns:
         tensors on the CPU by name, without `pos_embed`.
@@ -73,6 +74,8 @@ def load_core(path: Path | str) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"checkpoint {path} is neither a state dict nor {{model, ema}} holding one")
     own = {name.removeprefix(OWN): value for name, value in state.items() if name.startswith(OWN)}
+    if own and (others := [name for name in state if not name.startswith(OWN)]):
+        progress.say(f"{path}: left out {listed(others)}, which its method adds to the core")
     return own or {name: value for name, value in state.items() if name != TABLE}
 
 
@@ -131,7 +134,7 @@ def interpolant(state: dict[str, Tensor], core: Core, source: Path | str) -> dic
     """The weights of a core in those of SiT (willisma/SiT) or SiT-REPA (sihyun-yu/REPA), both with DiT's names.
 
     SiT has twice the outputs, of which its own forward drops the second half; REPA has projectors, which only its training
-    needs, and in older files the blocks behind those as `decoder_blocks`. What is left out is named.
+    needs, and its older files call the blocks after these `decoder_blocks`. What is left out is named.
     """
     extra = [name for name in state if name.startswith("projectors.")]
     if extra:
@@ -161,7 +164,7 @@ def export(method: Method, path: Path | str) -> None:
     Raises:
         UserError: the method has weights besides the core's, other than that table.
     """
-    others = [name for name, _ in method.named_parameters() if not name.startswith("core.")]
+    others = [name for name, _ in method.named_parameters() if not name.startswith(OWN)]
     beyond = [name for name in others if name not in method.grid_sized]
     if beyond:
         raise UserError(f"{method.title} has weights that do not exist in the DiT layout: {listed(beyond)}")

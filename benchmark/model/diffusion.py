@@ -44,16 +44,16 @@ class FlowMatching:
     def __init__(self, config: ObjectiveConfig) -> None:
         self.density, self.shift, self.convention = config.time, config.shift, config.convention
 
-    def told(self, time: Tensor) -> Tensor:
+    def core_time(self, time: Tensor) -> Tensor:
         """The time input of the core for the noise level [B], on 0 .. 1000."""
         return {"dit": time, "repa": time / 1000, "sit": 1 - time / 1000}[self.convention]
 
-    def answered(self, output: Tensor) -> Tensor:
-        """The velocity from data to noise in what the core answers."""
+    def prediction(self, output: Tensor) -> Tensor:
+        """The velocity from data to noise in the core's output."""
         return -output if self.convention == "sit" else output
 
     def times(self, uniform: Tensor) -> Tensor:
-        """Training times in (0, 1) from uniform draws [B]: uniform or logit-normal(0, 1) (Esser et al. 2024, eq. 19), shifted."""
+        """Training times in [0, 1) from uniform draws [B]: uniform or logit-normal(0, 1) (Esser et al. 2024, eq. 19), shifted."""
         t = uniform if self.density == "uniform" else torch.special.ndtri(uniform.clamp(1e-6, 1 - 1e-6)).sigmoid()
         return shifted(t, self.shift)
 
@@ -88,7 +88,7 @@ class FlowMatching:
         Args:
             predict: the core, guidance included.
             noise: [B, C, H, W], standard normal.
-            config: `solver` "euler" or "heun" (one step fewer evaluated: the last Heun step is Euler's), `steps`.
+            config: `solver` "euler" or "heun" (2 `steps` - 1 evaluations, as its last step is Euler's), `steps`.
             shift: alpha of t' = alpha t / (1 + (alpha - 1) t), Esser et al. 2024, eq. 23, on top of the objective's own.
             generators: not used, the flow is deterministic.
             progress: called after every step.
@@ -139,11 +139,11 @@ class DDPM:
         self.signal, self.noise, self.log_betas = alphas_bar.sqrt(), (1 - alphas_bar).sqrt(), betas.log()
         self._moved: dict[tuple[str, torch.device], Tensor] = {}
 
-    def told(self, time: Tensor) -> Tensor:
+    def core_time(self, time: Tensor) -> Tensor:
         """The time input of the core for the noise level [B], on 0 .. 1000: the same."""
         return time
 
-    def answered(self, output: Tensor) -> Tensor:
+    def prediction(self, output: Tensor) -> Tensor:
         """The prediction in what the core answers: the same."""
         return output
 

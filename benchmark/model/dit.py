@@ -21,7 +21,7 @@ class Core(nn.Module):
     """A Diffusion Transformer on any grid. No parameter or buffer is sized by the grid.
 
     Args:
-        width, depth, heads, patch, mlp_ratio: as in DiT; S is 384/12/6, B 768/12/12, L 1024/24/16, XL 1152/28/16.
+        width, depth, heads, patch, mlp_ratio: as in DiT, whose sizes are `checkpoint.SIZES`.
         channels: of the input.
         out_channels: of the output; twice `channels` where the variance is learned.
         classes: labels 0 .. classes - 1; label `classes` is the null class.
@@ -138,7 +138,7 @@ class LabelEmbedder(nn.Module):
 
 
 class Block(nn.Module):
-    """A transformer block whose norms are shifted, scaled and gated by the condition (adaLN-Zero)."""
+    """A transformer block whose norms are shifted, scaled and gated by the condition c [B, D] (adaLN-Zero): [B, T, D] -> same."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
         super().__init__()
@@ -219,6 +219,8 @@ def gelu(x: Tensor) -> Tensor:
 
 
 class Mlp(nn.Module):
+    """Two layers with a GELU between them: [B, T, D] -> same."""
+
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, hidden)
@@ -243,6 +245,7 @@ class FinalLayer(nn.Module):
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x [B, T, D] scaled and shifted per sample and channel; shift, scale [B, 1, D]."""
     return x * (1 + scale) + shift
 
 

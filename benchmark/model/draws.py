@@ -28,6 +28,7 @@ class Draws:
         seed: of the run.
         step: global step.
         rows: (first row, rows of the global batch) of this rank's slice, which holds `count` rows.
+        device: of the tensors.
         purpose: the stream, one of those of benchmark/streams.py.
     """
 

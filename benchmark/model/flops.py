@@ -8,6 +8,7 @@ Legend: T tokens, D width, (h, w) token grid; y before x.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from benchmark.files import unknown
@@ -87,6 +88,6 @@ def device(name: str) -> Device:
 def recognised(name: str) -> Device | None:
     """The device that torch calls `name`, such as "NVIDIA H100 80GB HBM3"; None where it is not listed, or a slower variant."""
     words = name.lower().replace(" ", "")
-    if "pcie" in words or "nvl" in words:
+    if re.search(r"pcie|nvl|laptop|4090d|g[bh]200", words):
         return None
     return next((found for key, found in DEVICES.items() if key != "cpu" and key in words), None)

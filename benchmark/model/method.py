@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
-from benchmark.files import UserError, shown, unknown
+from benchmark.files import UserError, listed, shown, unknown
 from benchmark.model import diffusion
 from benchmark.model.dit import Core
 from benchmark.model.draws import Draws, image_generator
@@ -121,9 +121,7 @@ class Method(LightningModule):
     def _wrong(cls, name: str, value: Any) -> UserError:
         """The error for an option's value that is not of its type."""
         kind = next(field.type for field in dataclasses.fields(cls.Options) if field.name == name)
-        wanted = (
-            kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))
-        )  # a text where the file postpones annotations
+        wanted = getattr(kind, "__name__", str(kind))  # a text where the file postpones annotations
         where = f"options.{cls.__module__.rpartition('.')[2]}.{name}"
         return UserError(f"{where} must be {KINDS.get(wanted, wanted)}, not {shown(value)}")
 
@@ -220,18 +218,16 @@ class Method(LightningModule):
     def predict(self, x: Tensor, time: Tensor, label: Tensor, encoding: Encoding, crop: Tensor | None) -> Tensor:
         """The core's output [B, C', H, W] for x [B, C, H, W], time [B] on 0 .. 1000, label [B], crop [B, 6]."""
         condition = self.conditioner(crop) if self.conditioner is not None else None
-        output = self.core(x, self.objective.told(time), label, encoding, self.stem, condition)
-        return self.objective.answered(output)
+        output = self.core(x, self.objective.core_time(time), label, encoding, self.stem, condition)
+        return self.objective.prediction(output)
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Encodes pictures, where latents are trained on and were not written beforehand."""
         return batch if self.to_latents is None else self.to_latents(batch)
 
     def training_step(self, batch: dict[str, Any], batch_index: int = 0) -> Tensor:
-        """`loss`, logged."""
-        loss = self.loss(batch)
-        self.log("loss", loss, prog_bar=True)
-        return loss
+        """`loss`; the callback Watch logs it."""
+        return self.loss(batch)
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
         """The objective's loss on a batch of the reader (benchmark/data/batches.py). It needs no trainer."""
@@ -320,7 +316,7 @@ class Method(LightningModule):
     def predictor(self, size: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """The core at a test size: (x [B, C, H, W], one time [B] on 0 .. 1000 for all, label [B]) -> output [B, C', H, W].
 
-        Images are complete ones of that size, as nothing was cropped.
+        The conditioner is told that nothing was cropped.
         """
         grid_hw = self.protocol.grid(size)
         target = torch.tensor([*size_hw(size), 0, 0, *size_hw(size)], dtype=torch.float32, device=self.device)
@@ -333,7 +329,7 @@ class Method(LightningModule):
 
     @torch.no_grad()
     def generate(self, size: str, seed: int, indices: Sequence[int], progress: Callable[[], None] = lambda: None) -> Tensor:
-        """Draws the images `indices` of a cell.
+        """Generates the images `indices` of a cell.
 
         The label and the noise of image i depend on (seed, i) alone; the protocol says how labels are chosen.
 
@@ -354,6 +350,20 @@ class Method(LightningModule):
         grid_hw = self.protocol.grid(size)
         steered = diffusion.guided(self.predictor(size), label, core.classes, config.guidance, config.guidance_channels)
         return self.objective.sample(steered, noise, config, self.sampling_shift(grid_hw), generators, progress)
+
+
+def refuse_unused(options: Any, why: str, *names: str) -> None:
+    """Raises UserError where options have no effect and yet differ from their defaults: they would be part of a training's key.
+
+    Args:
+        options: an instance of a method's Options.
+        why: such as "with recipe=scratch".
+        names: of those without effect.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(options)}
+    if changed := [name for name in names if getattr(options, name) != defaults[name]]:
+        method = type(options).__qualname__.partition(".")[0]
+        raise UserError(f"{method}: {listed(changed)} {'has' if len(changed) == 1 else 'have'} no effect {why}; leave it out")
 
 
 def is_finite(tensor: Tensor | None) -> bool:

@@ -29,7 +29,7 @@ class Averaging(WeightAveraging):
 
     @property
     def state_key(self) -> str:
-        return WeightAveraging.__qualname__  # as in checkpoints of before
+        return WeightAveraging.__qualname__  # so that older checkpoints still load
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         average = self._average_model

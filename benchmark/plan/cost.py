@@ -1,7 +1,6 @@
 """Estimated cost of a stage: FLOPs by numeric format, device-hours and bytes on disk.
 
-Operations are counted as torch's flop counter counts them: two for a multiply-add of matrix products, convolutions and
-attention; norms, activations and samplers are left out. Hours are operations over the device's peak for their number format
+Operations are counted as in model/flops.py. Hours are operations over the device's peak for their number format
 times an efficiency, both stated with the plan.
 """
 

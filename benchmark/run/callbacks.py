@@ -58,6 +58,7 @@ class Watch(Callback):
             steps = trainer.global_step - self.stage.start
             speed = steps / max(self.stage.elapsed, 1e-9) * module.protocol.train.batch
             module.log("images_per_second", speed)
+            module.log("loss", self.loss)
             shown = [f"loss {self.loss:.4f}"]
             if self.peak:
                 used = speed * self.flops / self.peak

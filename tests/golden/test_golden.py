@@ -5,8 +5,6 @@ from __future__ import annotations
 import goldens
 import pytest
 
-pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
-
 
 @pytest.mark.parametrize("case", goldens.LOSSES)
 def test_losses_are_those_recorded(case):

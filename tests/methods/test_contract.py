@@ -435,3 +435,38 @@ def test_a_training_grid_of_one_token_or_one_row(name):
         method = small.fill(registry.load(name)(protocol, train)).eval()
         assert small.loss(method).isfinite()
         assert method.generate("8x8" if train == "4x4" else train, 0, [0, 1]).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["ledit", "lookhere", "rope_mixed", "rpe2d"])
+def test_a_training_step_compiles_into_one_graph(name):
+    """With a stem, biases of every block, learned frequencies, and drawn tables with a conditioner."""
+    method = registry.build(name, small.protocol(), "16x24", 0).train()
+    expected = small.loss(method, 0)
+    torch.compiler.reset()
+    method.core.compile(backend="eager", fullgraph=True)
+    torch.testing.assert_close(small.loss(method, 0), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "told"),
+    [
+        ("ledit", {"dilated": 1.0}, "LEDiT: dilated has no effect with recipe=scratch"),
+        ("ledit_finetune", {"norm": False}, "norm has no effect with recipe=finetune"),
+        (
+            "ledit_causal",
+            {"convolution": False, "depthwise": False, "residual": False},
+            "depthwise, residual have no effect with",
+        ),
+        ("ledit_convolution", {"causal": False, "scan": "raster"}, "scan has no effect with causal=false"),
+        ("rpe2d", {"micro_conditioning": False, "conditioning": "pixels"}, "conditioning has no effect with micro_cond"),
+        ("rpe2d_positions", {"uncropped": 0.3}, "uncropped has no effect with resize=0"),
+        ("rope_augmented", {"resize": 0.0, "uncropped": 0.3}, "uncropped has no effect with resize=0"),
+        ("dype", {"strength": 9.0}, "strength has no effect with form=yarn"),
+        ("dype_ntk", {"temperature": 1.0}, "temperature has no effect with form=ntk"),
+        ("rifle", {"band": 1, "period": 2.0}, "period has no effect with band=1"),
+    ],
+)
+def test_an_option_without_effect_is_refused(name, options, told):
+    """It would be part of the key: another training with the same numbers."""
+    with pytest.raises(UserError, match=told):
+        registry.load(name).make_options(options)

@@ -42,10 +42,10 @@ def test_directions_spread():
 
 
 def test_heads_differ_unless_told():
-    cos, _ = build("golden_gate").encode((3, 5)).rotary
+    cos, _ = build("golden_gate").encoding((3, 5)).rotary
     assert not torch.allclose(cos[:, 0], cos[:, 1], atol=0.1)
-    alike, _ = build("golden_gate", options={"golden_gate": {"heads_differ": False}}).encode((3, 5)).rotary
-    assert torch.equal(alike, cos[:, :1])
+    alike, _ = build("golden_gate", options={"golden_gate": {"heads_differ": False}}).encoding((3, 5)).rotary
+    assert torch.equal(alike, cos[:, :1].expand_as(cos))
 
 
 def test_logits_depend_on_relative_positions_alone():

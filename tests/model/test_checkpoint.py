@@ -166,7 +166,7 @@ def test_other_files_are_refused(tmp_path):
             checkpoint.load_core(tmp_path / "other.pt")
 
 
-def test_the_weights_of_a_training_of_ours_start_another_one(tmp_path):
+def test_the_weights_of_a_training_of_ours_start_another_one(tmp_path, capsys):
     """Their keys begin with `core.`; what a method adds to the core stays behind."""
     giver, taker = build(), build()
     with torch.no_grad():
@@ -177,6 +177,8 @@ def test_the_weights_of_a_training_of_ours_start_another_one(tmp_path):
     checkpoint.initialise(taker, tmp_path / "weights.safetensors")
     for name, value in giver.core.state_dict().items():
         assert torch.equal(taker.core.state_dict()[name], value), name
+    heard = capsys.readouterr()
+    assert "which its method adds to the core" in heard.out + heard.err
 
 
 def test_a_message_about_keys_names_at_most_five(tmp_path):

@@ -14,8 +14,6 @@ from benchmark.files import UserError
 from benchmark.identity import Training
 from benchmark.model.optimizers import MuonAdamW
 
-pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
-
 
 def build(**train):
     rules = small.protocol(train={"optimizer": "muon", "lr": 1e-3, "warmup": 4, "decay": 8} | train)

@@ -105,6 +105,22 @@ def test_ema_is_the_average_of_the_weights(smoke, tmp_path, monkeypatch):
     assert not torch.equal(saved["core.final_layer.linear.weight"], raw[-1]["core.final_layer.linear.weight"])
 
 
+def test_a_trainings_gradients_are_clipped(smoke, tmp_path, monkeypatch):
+    """By Lightning's loop, not by a call of our own."""
+    norms = []
+
+    def remember(self, optimizer):  # after the step that used them, before they are zeroed
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        if gradients:
+            norms.append(torch.stack([gradient.norm() for gradient in gradients]).norm().item())
+
+    monkeypatch.setattr(Method, "on_before_zero_grad", remember)
+    short = dataclasses.replace(smoke, train=dataclasses.replace(smoke.train, steps=4, clip=0.01))
+    train.train(Training(short, "extrapolation", "16x16", 0), run(tmp_path))
+    assert norms == pytest.approx([0.01] * len(norms), rel=1e-3)
+    assert len(norms) >= 3
+
+
 def test_resume_after_a_crash_is_bit_equal(smoke, uninterrupted, tmp_path, monkeypatch, capsys):
     original = Method.training_step
 
@@ -261,13 +277,14 @@ def test_throughput_and_utilisation_are_logged(smoke, tmp_path, monkeypatch, cap
     longer = dataclasses.replace(smoke, train=dataclasses.replace(smoke.train, steps=100))
     folder = train.train(Training(longer, "extrapolation", "16x16", 0), run(tmp_path))
     log = EventAccumulator(str(folder / "log")).Reload()
-    speed, used = (log.Scalars(name)[-1].value for name in ("images_per_second", "mfu"))
+    speed, used, loss = (log.Scalars(name)[-1].value for name in ("images_per_second", "mfu", "loss"))
     method = registry.build("extrapolation", longer, "16x16", 0)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         method.predict(
             torch.zeros(1, 3, 16, 16), torch.zeros(1), torch.zeros(1, dtype=torch.int64), method.encoding((4, 4)), None
         )
     assert speed > 0
+    assert loss == pytest.approx(json.loads((folder / train.REPORT).read_text())["loss"], rel=1e-5)
     assert used == pytest.approx(speed * 3 * counter.get_total_flops() / 1e9, rel=1e-5)
     assert "mfu" in capsys.readouterr().out
 
@@ -275,7 +292,8 @@ def test_throughput_and_utilisation_are_logged(smoke, tmp_path, monkeypatch, cap
 @pytest.mark.parametrize(
     ("name", "expected"),
     [("NVIDIA H100 80GB HBM3", 989), ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA GeForce RTX 4090", 165), ("NVIDIA H200", 989),
-     ("NVIDIA H100 PCIe", None), ("Tesla T4", None)],
+     ("NVIDIA H100 PCIe", None), ("NVIDIA GH200 480GB", None), ("NVIDIA GB200", None), ("NVIDIA GeForce RTX 4090 D", None),
+     ("NVIDIA GeForce RTX 4090 Laptop GPU", None), ("Tesla T4", None)],
 )  # fmt: skip
 def test_devices_are_recognised(name, expected):
     found = flops.recognised(name)
