@@ -102,7 +102,7 @@ def test_a_file_elsewhere_is_custom(tmp_path):
         ("score.nearest=3", "score.nearest must be at least 4, not 3"),
         ("score.reference=3", "score.reference must be at least 4, not 3"),
         ("sample.count=3", "sample.count must be at least 4, not 3"),
-        ("data.factor=8", "data.factor is 1 for pixels only"),
+        ("data.factor=8", "data.factor is 8, but must be 1 for pixels"),
         ("objective.name=ddpm sample.solver=ddim sample.steps=1", "sample.steps is 1; a DDPM model allows 2 to 1000"),
         ("objective.name=ddpm sample.solver=ddim sample.steps=1001", "sample.steps is 1001; a DDPM model allows 2 to 1000"),
         ("objective.name=ddpm sample.solver=ddim objective.time=uniform", "objective.time is for flow models only"),

@@ -216,6 +216,8 @@ case("OUT is a file", "file", out_is_a_file)
 case("OUT is below a device", "null", [*TRAIN, "--out", "/dev/null/x"])
 case("OUT is longer than a name may be", "long", [*TRAIN, "--out", "/tmp/" + "x" * 300])
 case("OUT in /proc", "/proc", [*TRAIN, "--out", "/proc/x"])
+case("OUT is the clone", "give another folder", [*TRAIN, "--out", str(ROOT)], quick=True)
+case("OUT is in leaderboards/", "give another folder", [*TRAIN, "--out", str(ROOT / "leaderboards" / "x")], quick=True)
 
 # --- Data ------------------------------------------------------------------------------------------------------------
 
@@ -547,7 +549,7 @@ for name, said, change in (
     ("a path as a name", "method.name must be", lambda v: v["method"].update(name="../../etc")),
     ("markup as a name", "method.name must be", lambda v: v["method"].update(name="<script>")),
     ("markup as a protocol", "protocol.name must be", lambda v: v["protocol"].update(name="<b>")),
-    ("a key twice", "twice", lambda v: json.dumps(v).replace('"seed"', '"seed": 0, "seed"').encode()),
+    ("a duplicate key", "duplicate key", lambda v: json.dumps(v).replace('"seed"', '"seed": 0, "seed"').encode()),
     ("a thousand levels", "not valid JSON", lambda v: b"[" * 100_000),
     ("not UTF-8", "not UTF-8", lambda v: b"\xff\xfe"),
     ("a list", "must be an object", lambda v: b"[]"),
