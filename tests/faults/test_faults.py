@@ -31,7 +31,7 @@ def test_a_bad_input_is_one_line_and_exit_code_2(
     words = case.words(tmp_path)
     if words[0] == "@records":
         monkeypatch.setattr(command_line, "app", lambda: generate.generate(Path(words[1]), tmp_path / "out"))
-    where = [] if "--samples" in words else ["--out", str(tmp_path / "out")]  # which scoring files has no use for
+    where = [] if {"--samples", "--out"} & set(words) else ["--out", str(tmp_path / "out")]  # scoring files has no use for it
     monkeypatch.setattr(sys, "argv", ["benchmark", *words, *where])
     monkeypatch.setattr(sys, "stdout", sys.__stdout__)
     assert command_line.main() == 2
