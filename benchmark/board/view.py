@@ -167,6 +167,18 @@ def _judged(board: Table) -> tuple[list[Row], list[Row]]:
     return complete, [row for row in complete if len(row.seeds) > 1]
 
 
+def _inline(row: Row, value: str = "") -> str:
+    """A title in a sentence, with its value: "Sin-cos (interpolated, 5.3)" for "Sin-cos, interpolated"."""
+    title, _, variant = row.title.partition(", ")
+    inside = ", ".join(filter(None, (variant, value)))
+    return f"{title} ({inside})" if inside else title
+
+
+def _series(words: Sequence[str]) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
 def _verdict(board: Table) -> str:
     column = board.headline
     complete, have = _judged(board)
@@ -178,13 +190,12 @@ def _verdict(board: Table) -> str:
     first, places = have[0], places_of(board, "fid")
     value = shown(entries[first.method], places)
     what = f"{'mean ' if column.is_mean else ''}FID {column.group} the training size"
-    told = f"{first.title} has the lowest {what}, {value.text}{f' ({value.detail})' if value.detail else ''}"
-    near = [row.title for row in have[1:] if not different(entries[row.method], entries[first.method])]
-    if near:
-        told += f"; not significantly different: {' and '.join(near)}"
-    further = [f"{row.title} ({shown(entries[row.method], places).text})" for row in have[1:] if row.title not in near][:3]
-    if further:
-        told += f". Next: {', '.join(further)}"
+    told = f"{_inline(first)} has the lowest {what} ({' '.join(filter(None, (value.text, value.detail)))})"
+    worse = [row for row in have[1:] if different(entries[row.method], entries[first.method])]
+    if near := [_inline(row) for row in have[1:] if all(row is not other for other in worse)]:
+        told += f", not significantly lower than {_series(near)}"
+    if further := [_inline(row, shown(entries[row.method], places).text) for row in worse[:3]]:
+        told += f". {_series(further)} {'follow' if len(further) > 1 else 'follows'}"
     compared = (
         f" Only the {len(have)} of {len(complete)} rows with several seeds are compared." if len(have) < len(complete) else ""
     )

@@ -27,11 +27,11 @@ def test_a_verdict_names_rows_of_several_seeds_only(rules: protocol.Protocol) ->
     several = {(name, seed): (1, fid + seed, fid) for name, fid in (("a", 20.0), ("b", 50.0)) for seed in range(3)}
     told = view.verdict(board_of(rules, several | {("lucky", 0): (1, 1, 1)}))
     assert told == (
-        "a has the lowest mean FID beyond the training size, 20.5 (± 0.5). Next: b (50.5). "
+        "a has the lowest mean FID beyond the training size (20.5 ± 0.5). b (50.5) follows. "
         "Only the 2 of 3 rows with several seeds are compared."
     )
     assert view.verdict(board_of(rules, several)) == (
-        "a has the lowest mean FID beyond the training size, 20.5 (± 0.5). Next: b (50.5)."
+        "a has the lowest mean FID beyond the training size (20.5 ± 0.5). b (50.5) follows."
     )
     alone = {("lucky", 0): (1, 1, 1), ("other", 0): (1, 2, 2)}
     assert view.verdict(board_of(rules, alone)) == "No winner is named yet: no complete row has more than one seed."
@@ -79,11 +79,18 @@ def test_a_rehearsal_says_what_it_is_and_follows_its_protocol(home: Path, monkey
 
 def test_a_verdict_names_what_is_not_shown_to_differ(rules: protocol.Protocol) -> None:
     rows = {(name, seed): (1, fid + seed, fid) for name, fid in (("a", 20.0), ("same", 20.0), ("b", 50.0)) for seed in range(3)}
-    assert view.verdict(board_of(rules, rows)).endswith("; not significantly different: same. Next: b (50.5).")
+    assert view.verdict(board_of(rules, rows)).endswith("(20.5 ± 0.5), not significantly lower than same. b (50.5) follows.")
     unsure = {("b", seed): (1, fid, fid) for seed, fid in enumerate((10.0, 50.0, 90.0))}
-    assert view.verdict(board_of(rules, rows | unsure)).endswith("; not significantly different: same and b.")
+    assert view.verdict(board_of(rules, rows | unsure)).endswith(", not significantly lower than same and b.")
     rows |= {(f"worse{fid}", seed): (1, fid + seed, fid) for seed in range(3) for fid in (60, 70, 80)}
-    assert view.verdict(board_of(rules, rows)).endswith(" Next: b (50.5), worse60 (60.5), worse70 (70.5).")
+    assert view.verdict(board_of(rules, rows)).endswith(". b (50.5), worse60 (60.5) and worse70 (70.5) follow.")
+
+
+def test_a_variant_stands_in_brackets_in_a_sentence(rules: protocol.Protocol) -> None:
+    rows = {(name, seed): (1, fid + seed, fid) for name, fid in (("a, large", 20.0), ("b, large", 50.0)) for seed in range(3)}
+    assert view.verdict(board_of(rules, rows)) == (
+        "a (large) has the lowest mean FID beyond the training size (20.5 ± 0.5). b (large, 50.5) follows."
+    )
 
 
 def test_rows_are_ranked_by_fid_and_by_sfid(home: Path, rules: protocol.Protocol) -> None:
