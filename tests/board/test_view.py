@@ -7,6 +7,7 @@ import itertools
 from pathlib import Path
 
 import pytest
+import synthetic
 from PIL import Image
 from rich.console import Console
 from synthetic import TINY, board_of, protocols, tiny, value_of
@@ -86,8 +87,9 @@ def test_a_verdict_names_what_is_not_shown_to_differ(rules: protocol.Protocol) -
     assert view.verdict(board_of(rules, rows)).endswith(". b (50.5), worse60 (60.5) and worse70 (70.5) follow.")
 
 
-def test_a_variant_stands_in_brackets_in_a_sentence(rules: protocol.Protocol) -> None:
-    rows = {(name, seed): (1, fid + seed, fid) for name, fid in (("a, large", 20.0), ("b, large", 50.0)) for seed in range(3)}
+def test_a_variant_stands_in_brackets_in_a_sentence(rules: protocol.Protocol, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthetic, "TITLES", {name: f"{name}, large" for name in "ab"})
+    rows = {(name, seed): (1, fid + seed, fid) for name, fid in (("a", 20.0), ("b", 50.0)) for seed in range(3)}
     assert view.verdict(board_of(rules, rows)) == (
         "a (large) has the lowest mean FID beyond the training size (20.5 ± 0.5). b (large, 50.5) follows."
     )
