@@ -44,7 +44,9 @@ class DyPE(NTKByParts):
             super().__post_init__()
             if self.form not in FORMS:
                 raise unknown("dype form", self.form, FORMS)
-            refuse_unused(self, f"with form={self.form}", "temperature" if self.form == "ntk" else "strength")
+            thresholds = ("beta_0", "beta_1", "gamma_0", "gamma_1")
+            unused = ("temperature", *thresholds) if self.form == "ntk" else ("strength",)
+            refuse_unused(self, f"with form={self.form}", *unused)
 
     def theta(self, trained: int, tested: int, time: float | None) -> Tensor:
         if tested <= trained:

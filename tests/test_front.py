@@ -270,8 +270,8 @@ def test_the_readme_counts_methods_and_records():
     front = Counter(method for method, _ in seeds)
     assert set(re.findall(r"(?:implements|all)\s\[?(\d+)\s+methods", README)) == {str(len(registry.names()))}
     text = " ".join(README.split())
-    seeded = r"with two or three seeds each, (\d+), among them these, in \[`shapes-long`\]"
-    told = re.search(rf"(\d+) of the methods have records: (\d+) in the table's protocol, {seeded}", text)
+    seeded = r"with two or three seeds each; (\d+), including these, in \[`shapes-long`\]"
+    told = re.search(rf"All (\d+) methods have records: (\d+) in the table's protocol, {seeded}", text)
     assert told is not None
     longer = {path.parent.name for path in paths if path.parent.parent.name == "shapes-long"}
     assert [int(count) for count in told.groups()] == [len(recorded & set(registry.names())), len(front), len(longer)]

@@ -170,6 +170,8 @@ def _judged(board: Table) -> tuple[list[Row], list[Row]]:
 def _inline(row: Row, value: str = "") -> str:
     """A title in a sentence, with its value: "Sin-cos (interpolated, 5.3)" for "Sin-cos, interpolated"."""
     title, _, variant = row.title.partition(", ")
+    if title.endswith(")") and not variant:  # "DyPE (NTK)"
+        title, variant = title[:-1].split(" (", 1)
     inside = ", ".join(filter(None, (variant, value)))
     return f"{title} ({inside})" if inside else title
 

@@ -33,7 +33,7 @@ from benchmark.cli.options import (
 )
 from benchmark.data.card import card_names, load_card
 from benchmark.data.index import manifests
-from benchmark.files import UserError, locked, unknown
+from benchmark.files import UserError, unknown
 from benchmark.identity import reference_ending
 from benchmark.plan import layout
 
@@ -197,7 +197,7 @@ def leaderboards(
             raise UserError(f"{against} is not a folder of records")
         print(ranking.ranking_changes(against, boards.BOARDS / "records"))
         return
-    with contextlib.nullcontext() if check else locked(boards.committed_lock()):
+    with contextlib.nullcontext() if check else boards.changing():
         for path in generation.generate(check=check):
             print(path)
 

@@ -84,10 +84,16 @@ def read_manifest(path: Path | str) -> dict[str, Any]:
 
 def is_shards(folder: Path | str) -> bool:
     """Whether a folder holds shards. Its manifest.json alone does not say so: other data sets have one, too."""
-    folder = Path(folder)
-    if not os.path.isfile(folder / "manifest.json"):
+    path = Path(folder) / "manifest.json"
+    if not os.path.isfile(path):
         return False
-    return os.path.isfile(folder / "index.npy") or any(folder.glob("*.tar"))
+    if os.path.isfile(path.parent / "index.npy"):
+        return True
+    try:
+        value = read_json(path)
+    except UserError:
+        return False
+    return isinstance(value, dict) and {"format", "kind", "fingerprint"} <= value.keys()
 
 
 def manifests(root: Path) -> dict[Path | str, dict[str, Any]]:

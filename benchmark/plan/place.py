@@ -51,8 +51,8 @@ class Run:
             raise UserError(f"workers must be a number of processes, not {self.workers}")
         if not (math.isfinite(self.every_minutes) and 0 < self.every_minutes <= 1e6 and 0 < self.every_steps <= 10**9):
             raise UserError("checkpoint intervals must be 0.01 to 1000000 minutes and 1 to 1000000000 steps")
-        committed = ROOT / "leaderboards"
-        if (self.out / "leaderboards").resolve().is_relative_to(committed):  # the run's own would take their place
+        own, committed = (os.path.realpath(folder / "leaderboards") for folder in (self.out, ROOT))
+        if Path(own).is_relative_to(committed):  # the run's would take the place of the committed ones
             raise UserError(f"OUT is {shown(str(self.out), 300)}: leaderboards/ holds the committed ones; give another folder")
 
     @property

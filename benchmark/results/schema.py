@@ -141,7 +141,7 @@ class _Training(TypedDict):
     lowest: NotRequired[float]  # of that running loss over the training; absent from older records
     machine: NotRequired[Title]  # that it ended on; absent from older records
     precision: NotRequired[Precision]  # in which it ended: float32 where the machine lacks what the protocol asks for
-    compiled: NotRequired[bool]  # whether the core went through torch.compile; absent from older records
+    compiled: NotRequired[bool]  # whether the core went through torch.compile, if only for a part; absent from older records
 
 
 @with_config(STRICT)

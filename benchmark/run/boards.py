@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -80,7 +81,8 @@ def keep_grids(protocol: Protocol, records: Sequence[record.Record], run: Run, t
     """
     written, without = [], []
     wanted = {(item.method, *item.pair, item.seed) for item in records}
-    rows = sorted({(item.method, item.seed) for item in records if item.method in registry.names()}, key=_base_first)
+    known = {name for name in registry.names() if registry.about(name).kind != registry.BROKEN}
+    rows = sorted({(item.method, item.seed) for item in records if item.method in known}, key=_base_first)
     for stage in [stage for method, seed in rows for stage in graph(protocol, [method], seed, run)]:
         if not isinstance(stage, Sample):
             continue
@@ -142,9 +144,19 @@ def _hand_on(protocol: Protocol, picture: Path) -> None:
             shutil.copyfile(picture, own)
 
 
-def committed_lock() -> Path:
-    """The file that is locked while the committed leaderboards change: two at once would leave tables without the other's row."""
-    return BOARDS.parent / ".leaderboards.lock"
+@contextlib.contextmanager
+def changing() -> Iterator[None]:
+    """Held while the committed leaderboards change: two at once would leave tables without each other's row."""
+
+    def busy() -> None:
+        progress.say(f"waiting for another process, which is changing {BOARDS}")
+
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(locked(BOARDS.parent / ".leaderboards.lock", busy))
+        except (UserError, OSError):  # a file system without locks, or a read-only one
+            progress.say(f"{BOARDS} cannot be locked: change it by one command at a time")
+        yield
 
 
 def submit(protocol: Protocol, method: str, seed: int, run: Run) -> tuple[list[Path], str]:
@@ -182,12 +194,13 @@ def submit(protocol: Protocol, method: str, seed: int, run: Run) -> tuple[list[P
         remedy = f"git cannot do so here either ({why})" if why else f"{bench}, which scores it anew"
         raise UserError(f"{row} was made where git could not name the commit, so its code is unknown: {remedy}")
     made = [stage.is_complete() for stage in graph(protocol, [method], seed, run) if isinstance(stage, Score)]
-    trained = {value.train: value.value["training"]["fingerprint"] for value in values}
-    if (any(made) and not all(made)) or any(trained[value.train] != value.value["training"]["fingerprint"] for value in values):
+    commits = {value.value["code"]["commit"] for value in values}
+    trained = {(value.train, value.value["training"]["fingerprint"]) for value in values}
+    if (len(commits) > 1 and any(made) and not all(made)) or len(trained) > len(protocol.cells):
         raise UserError(f"{row} holds cells of different code or trainings: {bench}, which makes the others anew")
     if broken := next((value.broken for value in values if value.broken), ""):
         raise UserError(f"{row} cannot be submitted: {broken}; lower train.lr")
-    with locked(committed_lock()), tempfile.TemporaryDirectory() as folder:
+    with changing(), tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / BOARDS.name
         shutil.copytree(BOARDS, draft)
         before = {path.relative_to(draft.parent) for path in draft.rglob("*") if path.is_file()}

@@ -29,8 +29,9 @@ class Watch(Callback):
 
     every = 16  # steps between two readings of the losses: reading waits for the device
 
-    def __init__(self, stage: progress.Stage, key: str) -> None:
+    def __init__(self, stage: progress.Stage, key: str, compiled: bool = False) -> None:
         self.stage, self.key = stage, key
+        self.compiled = compiled  # in this run or an earlier one
         self.pending: list[tuple[int, torch.Tensor, list[str]]] = []
         self.before, self.devices = 0.0, 1  # device-seconds of earlier runs; devices of this one
         self.over_ranks: Callable[[torch.Tensor], torch.Tensor] = lambda losses: losses  # their mean
@@ -98,11 +99,13 @@ class Watch(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         self.read()  # Lightning asks for this before it says that it saves
-        return {"seconds": self.seconds, "loss": self.loss, "lowest": self.lowest, "skipped": self.skipped}
+        return {"seconds": self.seconds, "loss": self.loss, "lowest": self.lowest, "skipped": self.skipped,
+                "compiled": self.compiled}  # fmt: skip
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.before, self.loss, self.skipped = state_dict["seconds"], state_dict["loss"], state_dict["skipped"]
         self.lowest = state_dict.get("lowest", self.loss)
+        self.compiled |= state_dict.get("compiled", False)
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:

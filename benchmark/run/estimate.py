@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -48,9 +47,6 @@ class Bare(Method):
 
     def encode(self, grid_hw: tuple[int, int], *, time: float | None = None, draws: Draws | None = None) -> Encoding:
         return Encoding()
-
-    def log(self, *_: Any, **__: Any) -> None:
-        """There is no trainer to log to."""
 
 
 def measure(protocol: Protocol, where: str) -> Speed:

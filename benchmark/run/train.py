@@ -218,12 +218,12 @@ def _fit(method: Method, training: Training, source: TrainingData, folder: Path,
     if resumed[1] >= config.steps:  # killed between the last step and the writing of the weights
         content = torch.load(resumed[0], map_location="cpu", weights_only=True, mmap=True)
         method.load_state_dict(content["state_dict"])
-        save(method, folder, key, training.method, source, content["callbacks"][Watch.__qualname__], run)
+        save(method, folder, key, training.method, source, content["callbacks"][Watch.__qualname__])
         if not run.several:  # other ranks may still be reading them
             discard(folder, run)
         return
     with progress.stage(f"train {training}", config.steps, "step", resumed[1]) as stage:
-        watch = Watch(stage, key)
+        watch = Watch(stage, key, run.compile)
         trainer = Trainer(
             max_steps=config.steps,
             max_epochs=-1,
@@ -254,7 +254,7 @@ def _fit(method: Method, training: Training, source: TrainingData, folder: Path,
         reason = f"stopped at step {trainer.global_step} of {config.steps}; run the same command to continue"
         raise Stopped(reason, 128 + (keeper.asked or signal.SIGTERM))
     if trainer.is_global_zero:
-        save(method, folder, key, training.method, source, watch.state_dict(), run)
+        save(method, folder, key, training.method, source, watch.state_dict())
     trainer.strategy.barrier()
     if trainer.is_global_zero:
         discard(folder, run)
@@ -342,7 +342,7 @@ def newest(folder: Path, key: str) -> tuple[str | None, int]:
     return None, 0
 
 
-def save(method: Method, folder: Path, key: str, name: str, source: TrainingData, watched: dict[str, float], run: Run) -> None:
+def save(method: Method, folder: Path, key: str, name: str, source: TrainingData, watched: dict[str, Any]) -> None:
     """Writes the averaged weights (Lightning put them into the module at the end) and the report."""
     state = {key: value.detach().cpu().contiguous() for key, value in method.state_dict().items()}
     about = {"fingerprint": key, "method": name, "train": method.train_size, "seed": str(method.seed)}
@@ -360,7 +360,7 @@ def save(method: Method, folder: Path, key: str, name: str, source: TrainingData
         "autoencoder": source.autoencoder,
         "machine": machine(),
         "precision": effective(method.protocol.train.precision),
-        "compiled": run.compile,
+        "compiled": watched.get("compiled", False),
     }
     write_json(folder / REPORT, report)
 

@@ -19,7 +19,7 @@ def test_peers_have_the_same_distance(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert values[0] > 0
 
 
-def test_images_of_a_file_are_scored_in_little_memory(capsys: pytest.CaptureFixture) -> None:
+def test_the_memory_that_scoring_a_file_takes_is_told(capsys: pytest.CaptureFixture) -> None:
     evaluation.memory(500)
     said = capsys.readouterr().out
     peak, before = (float(value) for value in re.findall(r"(\d+) MiB,", said)[:1] + re.findall(r", (\d+) before", said))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -24,4 +25,6 @@ def test_copies_are_other_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_tables_are_made_of_them(capsys: pytest.CaptureFixture) -> None:
     assert leaderboards.main(["12"]) == 0
-    assert capsys.readouterr().out.startswith("12 records, ")
+    said = re.fullmatch(r"12 records, (\d+) protocols: (\d+) files in .* GiB\n", capsys.readouterr().out)
+    assert int(said[1]) >= 1
+    assert int(said[2]) > 3, "tables and a page"

@@ -463,6 +463,7 @@ def test_a_training_step_compiles_into_one_graph(name):
         ("rope_augmented", {"resize": 0.0, "uncropped": 0.3}, "uncropped has no effect with resize=0"),
         ("dype", {"strength": 9.0}, "strength has no effect with form=yarn"),
         ("dype_ntk", {"temperature": 1.0}, "temperature has no effect with form=ntk"),
+        ("dype_ntk", {"beta_0": 2.0}, "beta_0 has no effect with form=ntk"),
         ("rifle", {"band": 1, "period": 2.0}, "period has no effect with band=1"),
     ],
 )

@@ -43,7 +43,6 @@ def manifests(folder: Path) -> None:
         "latents-strange": latents("9" * 12, "8" * 12, 256),
     }.items():
         write_json(folder / name / "manifest.json", manifest)
-        (folder / name / SHARD["name"]).touch()
 
 
 def test_pictures_have_an_identity_before_they_are_written(tmp_path):
@@ -168,10 +167,11 @@ def test_a_manifest_of_somebody_elses_makes_no_shards(tmp_path):
     for label in ("cats", "dogs"):
         (tmp_path / label).mkdir()
         Image.new("RGB", (80, 80), "red").save(tmp_path / label / "one.png")
+    assert isinstance(reference.open_source(tmp_path), reference.ImageFolder)
+    (tmp_path / "more-0000.tar").touch()
     assert own.default_protocol(str(tmp_path)) == "folder"
     data = DataSet(protocol.load("folder"), Run(tmp_path / "out", data=str(tmp_path)))
     assert data.given is None
-    assert isinstance(reference.open_source(tmp_path), reference.ImageFolder)
 
 
 def test_a_broken_manifest_of_another_data_set_is_passed_over(tmp_path):

@@ -153,13 +153,34 @@ def test_a_row_whose_cells_are_of_two_trainings_is_refused(committed, tmp_path):
 def test_a_row_of_which_only_some_cells_are_of_this_code_is_refused(committed, tmp_path, monkeypatch):
     """The same of a training-free method, whose training is not its own."""
     shapes, run = protocol.load("shapes"), Run(tmp_path / "runs", devices="1")
-    write_row(run, "ntk", shapes.pairs())
     complete = {"48x48"}
     monkeypatch.setattr(stages.Score, "state", lambda self: stages.COMPLETE if self.cell.test in complete else stages.MISSING)
+    for pair in shapes.pairs():
+        value = value_of(shapes, "ntk", pair, 0)
+        value["code"]["commit"] = ("a" if pair[1] in complete else "b") * 40
+        record.write(value, stages.records_folder(shapes, run))
     with pytest.raises(UserError, match="holds cells of different code"):
         boards.submit(shapes, "ntk", 0, run)
     complete = {test for _, test in shapes.pairs()}
+    assert boards.submit(shapes, "ntk", 0, run), "two commits, and no change of what the cells depend on"
+
+
+def test_a_row_of_one_commit_needs_its_samples_no_more(committed, tmp_path, monkeypatch):
+    shapes, run = protocol.load("shapes"), Run(tmp_path / "runs", devices="1")
+    write_row(run, "ntk", shapes.pairs())
+    state = {"48x48": stages.COMPLETE}
+    monkeypatch.setattr(stages.Score, "state", lambda self: state.get(self.cell.test, stages.MISSING))
     assert boards.submit(shapes, "ntk", 0, run)
+
+
+def test_leaderboards_that_cannot_be_locked_can_be_changed(committed, tmp_path, monkeypatch, capsys):
+    def locked(*_):
+        raise UserError("a file system without locks: choose another OUT")
+
+    monkeypatch.setattr(boards, "locked", locked)
+    write_row(run := Run(tmp_path / "runs", devices="1"), "ntk", protocol.load("shapes").pairs())
+    assert boards.submit(protocol.load("shapes"), "ntk", 0, run)
+    assert "cannot be locked: change it by one command at a time" in capsys.readouterr().out
 
 
 def test_a_row_of_an_unknown_commit_is_refused_with_what_git_says(committed, tmp_path, monkeypatch):
@@ -177,16 +198,20 @@ def test_a_row_of_an_unknown_commit_is_refused_with_what_git_says(committed, tmp
             boards.submit(shapes, "ntk", 0, run)
 
 
-def test_the_committed_leaderboards_are_no_place_for_a_run():
+def test_the_committed_leaderboards_are_no_place_for_a_run(tmp_path):
     for out in (boards.BOARDS.parent, boards.BOARDS, boards.BOARDS / "notes"):
         with pytest.raises(UserError, match="leaderboards/ holds the committed ones; give another folder"):
             Run(out)
     assert Run(boards.BOARDS.parent / "runs")
+    (tmp_path / "loop").symlink_to("loop")
+    assert Run(tmp_path / "loop"), "whoever writes there says what is wrong with it"
 
 
 def test_a_broken_file_of_another_method_does_not_stop_the_board(committed, tmp_path, monkeypatch):
+    """Whether its row is committed, or of an earlier run in the same OUT."""
     shapes, run = protocol.load("shapes"), Run(tmp_path / "runs", devices="1")
-    write_row(run, "ntk", shapes.pairs())
+    for method in ("ntk", "yarn"):
+        write_row(run, method, shapes.pairs())
     read = registry.trained_name
 
     def trained_name(name: str) -> str:

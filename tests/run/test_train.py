@@ -284,6 +284,7 @@ def test_throughput_and_utilisation_are_logged(smoke, tmp_path, monkeypatch, cap
             torch.zeros(1, 3, 16, 16), torch.zeros(1), torch.zeros(1, dtype=torch.int64), method.encoding((4, 4)), None
         )
     assert speed > 0
+    assert not json.loads((folder / train.REPORT).read_text())["compiled"]
     assert loss == pytest.approx(json.loads((folder / train.REPORT).read_text())["loss"], rel=1e-5)
     assert used == pytest.approx(speed * 3 * counter.get_total_flops() / 1e9, rel=1e-5)
     assert "mfu" in capsys.readouterr().out
