@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from benchmark.model.method import refuse_unused
 from methods.extrapolation import Extrapolation
 from methods.rpe2d import MicroConditioner, augmentation, check_augmentation
 
@@ -28,9 +27,7 @@ class RoPEAugmented(Extrapolation):
         uncropped: float = 0.5  # probability that a training image is not augmented
 
         def __post_init__(self) -> None:
-            check_augmentation("rope_augmented", self.resize, self.uncropped)
-            if not self.resize:
-                refuse_unused(self, "with resize=0", "uncropped")
+            check_augmentation("rope_augmented", self)
 
     def build(self) -> None:
         self.conditioner = MicroConditioner(self.protocol.core.width, relative=True)

@@ -37,12 +37,14 @@ SPACINGS = ("even", "expected", "random")
 CONDITIONINGS = ("relative", "pixels")
 
 
-def check_augmentation(name: str, resize: float, uncropped: float) -> None:
-    """Raises UserError where the options of the augmentation are out of their ranges."""
-    if resize != 0 and not resize >= 1:
-        raise UserError(f"{name}: resize is {resize:g}, must be 0, for no augmentation, or at least 1")
-    if not 0 <= uncropped <= 1:
-        raise UserError(f"{name}: uncropped is {uncropped:g}, must be a probability from 0 to 1")
+def check_augmentation(name: str, options: Any) -> None:
+    """Raises UserError where the options of the augmentation are out of their ranges, or have no effect."""
+    if options.resize != 0 and not options.resize >= 1:
+        raise UserError(f"{name}: resize is {options.resize:g}, must be 0, for no augmentation, or at least 1")
+    if not 0 <= options.uncropped <= 1:
+        raise UserError(f"{name}: uncropped is {options.uncropped:g}, must be a probability from 0 to 1")
+    if not options.resize:
+        refuse_unused(options, "with resize=0", "uncropped")
 
 
 def augmentation(options: Any) -> tuple[str, dict[str, Any]] | None:
@@ -73,9 +75,7 @@ class RPE2D(Extrapolation):
             for name, value, choices in (("spacing", self.spacing, SPACINGS), ("conditioning", self.conditioning, CONDITIONINGS)):
                 if value not in choices:
                     raise unknown(f"rpe2d {name}", value, choices)
-            check_augmentation("rpe2d", self.resize, self.uncropped)
-            if not self.resize:
-                refuse_unused(self, "with resize=0", "uncropped")
+            check_augmentation("rpe2d", self)
             if not self.micro_conditioning:
                 refuse_unused(self, "with micro_conditioning=false", "conditioning")
 

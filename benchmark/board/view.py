@@ -170,8 +170,8 @@ def _judged(board: Table) -> tuple[list[Row], list[Row]]:
 def _inline(row: Row, value: str = "") -> str:
     """A title in a sentence, with its value: "Sin-cos (interpolated, 5.3)" for "Sin-cos, interpolated"."""
     title, _, variant = row.title.partition(", ")
-    if title.endswith(")") and not variant:  # "DyPE (NTK)"
-        title, variant = title[:-1].split(" (", 1)
+    if not variant and title.endswith(")") and " (" in title:  # "DyPE (NTK)"
+        title, _, variant = title[:-1].partition(" (")
     inside = ", ".join(filter(None, (variant, value)))
     return f"{title} ({inside})" if inside else title
 
@@ -193,10 +193,10 @@ def _verdict(board: Table) -> str:
     value = shown(entries[first.method], places)
     what = f"{'mean ' if column.is_mean else ''}FID {column.group} the training size"
     told = f"{_inline(first)} has the lowest {what} ({' '.join(filter(None, (value.text, value.detail)))})"
-    worse = [row for row in have[1:] if different(entries[row.method], entries[first.method])]
-    if near := [_inline(row) for row in have[1:] if all(row is not other for other in worse)]:
+    differs = {row.method: different(entries[row.method], entries[first.method]) for row in have[1:]}
+    if near := [_inline(row) for row in have[1:] if not differs[row.method]]:
         told += f", not significantly lower than {_series(near)}"
-    if further := [_inline(row, shown(entries[row.method], places).text) for row in worse[:3]]:
+    if further := [_inline(row, shown(entries[row.method], places).text) for row in have[1:] if differs[row.method]][:3]:
         told += f". {_series(further)} {'follow' if len(further) > 1 else 'follows'}"
     compared = (
         f" Only the {len(have)} of {len(complete)} rows with several seeds are compared." if len(have) < len(complete) else ""

@@ -88,10 +88,10 @@ def test_a_verdict_names_what_is_not_shown_to_differ(rules: protocol.Protocol) -
 
 
 def test_a_variant_stands_in_brackets_in_a_sentence(rules: protocol.Protocol, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(synthetic, "TITLES", {"a": "a, large", "b": "b (small)"})
-    rows = {(name, seed): (1, fid + seed, fid) for name, fid in (("a", 20.0), ("b", 50.0)) for seed in range(3)}
+    monkeypatch.setattr(synthetic, "TITLES", {"a": "a, large", "b": "b (small)", "c": "c(2D)"})
+    rows = {(name, seed): (1, fid + seed, fid) for name, fid in (("a", 20.0), ("b", 50.0), ("c", 60.0)) for seed in range(3)}
     assert view.verdict(board_of(rules, rows)) == (
-        "a (large) has the lowest mean FID beyond the training size (20.5 ± 0.5). b (small, 50.5) follows."
+        "a (large) has the lowest mean FID beyond the training size (20.5 ± 0.5). b (small, 50.5) and c(2D) (60.5) follow."
     )
 
 
