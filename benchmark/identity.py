@@ -19,6 +19,7 @@ from benchmark.protocol import Protocol
 
 # What the numbers of a training and of a cell's images run through, besides the method's own file.
 TRAINING = ("benchmark.model.method", "benchmark.model.precision", "benchmark.model.autoencoder", "benchmark.data.batches")
+INITIAL = "benchmark.model.checkpoint"  # and those of a training that starts from a checkpoint
 SAMPLING = ("benchmark.model.method", "benchmark.model.precision", "benchmark.model.autoencoder")
 REFERENCE = "benchmark.evaluate.reference"
 SCORING = ("benchmark.evaluate.score", REFERENCE, "benchmark.evaluate.denoising")
@@ -44,6 +45,7 @@ class Training:
         rules["train"]["lr"] = rates.get(self.method, config.lr)
         if config.optimizer == "muon" and rules["train"]["lr"] != config.lr:  # which Muon's rate follows
             rules["train"]["muon_lr"] = config.muon_lr * (rules["train"]["lr"] / config.lr)
+        modules = [*TRAINING, *([INITIAL] if config.init else []), f"methods.{self.method}"]
         return digest(
             {
                 "rules": rules,
@@ -51,7 +53,7 @@ class Training:
                 "options": self.protocol.options.get(self.method, {}),
                 "seed": self.seed,
                 "data": data,
-                "code": code_key(*TRAINING, f"methods.{self.method}"),
+                "code": code_key(*modules),
             }
         )
 

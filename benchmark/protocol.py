@@ -166,8 +166,26 @@ class Protocol:
 
     def _parts(self, *names: str) -> dict[str, Any]:
         parts = {name: _plain(getattr(self, name)) for name in names}
-        parts["train"]["init"] = identity(self.train.init)
+        parts["train"]["init"] = identity(self.train.init) if self._is_given else self.train.init
         return parts
+
+    @property
+    def _is_given(self) -> bool:
+        """Whether train.init is the place of a file, given with the run, and not what a file of benchmark/protocols/ asks for.
+
+        A file that happens to have that name in the working directory is not what it asks for.
+        """
+        return is_outside(path_of(self.source)) or any(word.startswith("train.init=") for word in self.overrides)
+
+    def checkpoint(self) -> str:
+        """The file that trainings start from; "" for none.
+
+        Raises:
+            UserError: the protocol asks for one, and its place was not given.
+        """
+        if self.train.init and not self._is_given:
+            raise UserError(f"{self.name} starts from a checkpoint ({self.train.init}): give the file as train.init=PATH")
+        return self.train.init
 
     def pairs(self) -> list[tuple[str, str]]:
         """Every (training size, test size), in the order of the file."""
@@ -248,7 +266,7 @@ def ratio(train: str, test: str) -> float:
 
 
 def identity(init: str) -> str:
-    """What the rules say of the checkpoint that a training starts from.
+    """What the rules say of the checkpoint that a training starts from, given as the path of a file.
 
     A file is known by its content, "sha256:<hash>", wherever it lies. A protocol that asks for a checkpoint holds such a hash, or
     a name while nobody has pinned it.
@@ -264,6 +282,15 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
+def path_of(name: str) -> Path:
+    """The file of a protocol: that which a path names, or one of benchmark/protocols/."""
+    return Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+
+
+def is_outside(path: Path) -> bool:
+    return path.parent.resolve() != FOLDER.resolve()
+
+
 def load(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Protocol:
     """Reads, merges and validates a protocol.
 
@@ -274,11 +301,11 @@ def load(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Protocol:
     Raises:
         UserError: unknown protocol or key, a value of the wrong type, or rules that contradict each other.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    path = path_of(name)
     if "\0" in name or not os.path.isfile(path):
         raise unknown("protocol", name, names())
     checked_name(path.stem, "the name of a protocol's file")
-    outside = path.parent.resolve() != FOLDER.resolve()
+    outside = is_outside(path)
     values = functools.reduce(_merged, [*_layers(path), *map(_assigned, overrides)])
     for key in ABOUT:
         if key in values:
@@ -381,6 +408,8 @@ def _check_relations(protocol: Protocol) -> None:
         usual = getattr(protocol.objective, name) == getattr(Objective, name)
         need(usual or protocol.objective.name == "flow", f"objective.{name} is for flow models only")
     need(protocol.train.muon_lr == Train.muon_lr or protocol.train.optimizer == "muon", "train.muon_lr is for Muon only")
+    nulls = protocol.objective.class_dropout > 0 or protocol.sample.guidance == 1 or protocol.train.init
+    need(bool(nulls), "guidance needs a null class: give objective.class_dropout above 0, or sample.guidance=1")
     splits, count = protocol.score.splits, protocol.sample.count
     need(splits <= count, f"score.splits must be 0 (the detector's rule) to {count}: every split needs an image")
     for name, values in protocol.options.items():

@@ -98,7 +98,7 @@ class RPE2D(Extrapolation):
             )
         rows, columns = (self.positions(n, axis, draws) for axis, n in enumerate(grid_hw))
         tables = rotary(rows, columns, self.plain(), self.plain())
-        # One table a sample in training: [B, T, J] -> [B, 1, T, J], shared by the heads.
+        # One table a sample in training: [B, T, K/2] -> [B, 1, T, K/2], shared by the heads.
         return Encoding(rotary=tables if draws is None else tuple(table[:, None] for table in tables))
 
     def positions(self, count: int, axis: int, draws: Draws | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmark import identity, protocol
+from benchmark.evaluate.detectors.base import outputs_of
 from benchmark.files import ROOT
 from benchmark.identity import Cell, Training, code_files
 from benchmark.protocol import Protocol
@@ -78,6 +80,27 @@ def test_an_edit_changes_the_keys_of_what_runs_through_it_and_no_others(copy):
 
     assert edit("methods/rpe2d.py", "methods/yarn.py") == [False, True, True, False]
     assert edit("benchmark/model/dit.py") == [True] * 4
+
+
+def test_what_reads_the_first_weights_is_behind_trainings_that_have_some(copy, tmp_path):
+    (tmp_path / "weights.pt").write_bytes(b"weights")
+    tuned = protocol.load("smoke", [f"train.init={tmp_path / 'weights.pt'}"])
+    trainings = [Training(rules, "nope", "16x16", 0) for rules in (protocol.load("smoke"), tuned)]
+
+    def keys() -> list[str]:
+        identity.code_key.cache_clear()
+        return [one.key("data") for one in trainings]
+
+    before = keys()
+    with (copy / "benchmark/model/checkpoint.py").open("a") as file:
+        file.write("\nMORE = 1\n")
+    assert [one == other for one, other in zip(before, keys(), strict=True)] == [True, False]
+
+
+def test_what_calls_the_detector_is_behind_features():
+    for name in ("shapes", "inception"):
+        files = code_files(identity.detector_module(name), "benchmark.evaluate.spectrum")
+        assert str(Path(inspect.getsourcefile(outputs_of)).relative_to(ROOT)) in files
 
 
 def test_an_import_inside_a_function_counts_and_one_for_annotations_does_not(copy):

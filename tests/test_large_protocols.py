@@ -107,6 +107,23 @@ def test_a_pinned_checkpoint_belongs_to_the_protocol(tmp_path, monkeypatch):
     assert protocol.load("pinned", [f"train.init={weights}"]).custom
 
 
+def test_a_file_that_merely_has_the_name_is_not_the_checkpoint(tmp_path, monkeypatch):
+    """It lies in the working directory, say, where it was downloaded."""
+    name = "imagenet-256-xl2-ft"
+    wanted, asked = protocol.load(name).hash, protocol.load(name).train.init
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / asked).write_bytes(b"anything")
+    found = protocol.load(name)
+    assert (found.hash, found.custom) == (wanted, False)
+    with pytest.raises(UserError, match=rf"{name} starts from a checkpoint \({asked}\): give the file as train.init=PATH"):
+        found.checkpoint()
+    given = protocol.load(name, [f"train.init={asked}"])
+    assert given.custom
+    assert given.hash != wanted
+    assert given.checkpoint() == asked
+    assert protocol.load("shapes").checkpoint() == ""
+
+
 def test_an_absent_checkpoint_is_named():
     with pytest.raises(UserError, match=r"train.init: no/such.pt does not exist"):
         protocol.load("imagenet-256-xl2-ft", ["train.init=no/such.pt"])

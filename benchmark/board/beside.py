@@ -72,7 +72,8 @@ def switches(board: Table, boards: Tables) -> Grid | None:
         have = [set(item.entries["fid", column].by_seed) for item in (row, *counterparts) if item for column in cols]
         seeds = sorted(set.intersection(*have))
         devices |= {
-            record.value["hardware"]["device"] for table in (board, *others) for record in table.records
+            tuple(record.value["hardware"].get(key) for key in ("device", "precision"))
+            for table in (board, *others) for record in table.records
             if record.method == row.method and record.seed in seeds and record.pair in {(c.train, c.test) for c in cols}
         }  # fmt: skip
         cells = [Cell(row.title, marks=row.marks), Cell(", ".join(map(str, seeds)) or "none in common")]
@@ -93,7 +94,10 @@ def switches(board: Table, boards: Tables) -> Grid | None:
         f"{', '.join(other.protocol.name for other in others)}."
     )
     if len(devices) > 1:
-        text += " Off and on were sampled on different devices, which alone moves FID a little: small changes mean nothing."
+        text += (
+            " Off and on were sampled on different devices or in different precision, which alone moves FID a little: small "
+            "changes mean nothing."
+        )
     return Grid("The protocol's switches, off and on", heads, rows, text)
 
 

@@ -235,7 +235,12 @@ def _mean_entry(entries: Sequence[Entry], seeds: Sequence[int]) -> Entry:
     replicates = {}
     if all(set(entry.replicates) == set(seeds) for entry in entries):
         replicates = {seed: sum(entry.replicates[seed] for entry in entries) / len(entries) for seed in seeds}
-    return _summary(by_seed, replicates)
+    found = _summary(by_seed, replicates)
+    ends = [entry.interval for entry in entries if entry.interval]
+    if len(seeds) == 1 and not replicates and len(ends) == len(entries):
+        low, high = zip(*ends, strict=True)
+        found.interval = mean(low), mean(high)  # nothing pairs the sizes here: this is what they allow at most
+    return found
 
 
 def different(a: Entry, b: Entry) -> bool:

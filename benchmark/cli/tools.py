@@ -37,7 +37,9 @@ from benchmark.files import UserError, unknown
 from benchmark.identity import reference_ending
 from benchmark.plan import layout
 
-boards, local, losses, training = (lazy.Module(f"benchmark.run.{name}") for name in ("boards", "local", "loss", "train"))
+boards, local, losses, sampling, training = (
+    lazy.Module(f"benchmark.run.{name}") for name in ("boards", "local", "loss", "sample", "train")
+)
 place, stages = lazy.Module("benchmark.plan.place"), lazy.Module("benchmark.plan.stages")
 classifier, detectors, external, photos, trainings, references, samples_of = (
     lazy.Module(f"benchmark.evaluate.{name}")
@@ -144,8 +146,10 @@ def loss(
 ) -> None:
     """Measure the denoising loss of a trained method at every test size, on held-out images if available, without sampling."""
     run = place.Run(out, data, "auto", 1)
-    cells = chosen_cells(load_with_data(protocol_name, overrides, run), method, seed, train, test)
+    rules = load_with_data(protocol_name, overrides, run)
+    cells = chosen_cells(rules, method, seed, train, test)
     base = registry.check(against) if against else cells[0].training.method
+    sampling.check_settings(rules, [method, base])
     losses.print_losses(losses.compared(cells, run, against, heldout), base, levels, console(160))
 
 
@@ -231,7 +235,9 @@ def weights(
 ) -> None:
     """Export the averaged weights of a trained core in the published DiT layout."""
     run = place.Run(out, data, "1", 1)
-    item = chosen_cells(load(protocol_name, overrides, run), method, seed, train, "")[0].training
+    rules = load(protocol_name, overrides, run)
+    item = chosen_cells(rules, method, seed, train, "")[0].training
+    sampling.check_settings(rules, [method])
     folder, _ = training.trained(item, run)
     built = registry.build(item.method, item.protocol, item.size, item.seed)
     training.load_weights(built, folder)

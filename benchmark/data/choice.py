@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image
 
 from benchmark.data.card import Card
-from benchmark.files import UserError, listed, shown
+from benchmark.data.images import IMAGE_SUFFIXES
+from benchmark.files import UserError, listed, shown, walk
 
 # How the parts of a data set begin in the names of their folders and files.
 SPLITS = {"train": ("train",), "val": ("val", "dev"), "test": ("test",)}
@@ -142,8 +143,11 @@ def split_of(name: str) -> str:
     return next((part for word in words for part, whole in WORDS.items() if word in whole), "")
 
 
-def split_folder(root: Path, split: str) -> Path:
-    """The folder of the split below a root that holds nothing but splits; else the root itself."""
+def split_folder(root: Path, split: str, flat: bool = False) -> Path:
+    """The folder of the split below a root that holds nothing but splits; else the root itself.
+
+    `flat`: whether splits may hold images without class folders; there must be two of them then, as one is a folder's name.
+    """
     with os.scandir(root) as entries:
         folders = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     starts = tuple(start for parts in SPLITS.values() for start in parts)
@@ -151,7 +155,21 @@ def split_folder(root: Path, split: str) -> Path:
     if not chosen or not all(name.startswith(starts) for name in folders):
         return root
     below = root / chosen[0]
+    if flat and sum(any(name.startswith(each) for name in folders) for each in SPLITS.values()) > 1:
+        return below
     return below if (below / ANNOTATIONS).is_file() or any(entry.is_dir() for entry in os.scandir(below)) else root
+
+
+def check_one_form(root: Path, packed: Sequence[Path]) -> None:
+    """Refuses a folder that holds tars or parquet files and folders of images: which of them are meant cannot be told."""
+    with os.scandir(root) as entries:
+        folders = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    for folder in folders if packed else ():
+        if any(name.lower().endswith(IMAGE_SUFFIXES) for _, names in walk(root / folder) for name in names):
+            raise UserError(
+                f"DATA {root} holds {listed(path.name for path in packed)} and a folder of images, {folder}: move one of the two "
+                "elsewhere, or give the path of such a file itself"
+            )
 
 
 def annotated(root: Path) -> dict[str, str]:

@@ -17,6 +17,9 @@ from PIL import Image
 
 from benchmark.files import UserError
 
+MEMBERS = ("jpg", "jpeg", "jpe", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")  # endings of images, anybody's
+IMAGE_SUFFIXES = tuple(f".{member}" for member in MEMBERS)
+
 # Everything that Pillow raises on a damaged file.
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error,
           zlib.error, Image.DecompressionBombError)  # fmt: skip

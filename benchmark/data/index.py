@@ -242,12 +242,32 @@ class Index:
         member = member.decode()
         header = tarfile.BLOCKSIZE
         inside = size >= 0 and header <= offset <= self.manifest["shards"][shard]["bytes"] - size
-        block = os.pread(self._descriptor(shard), header + size, offset - header) if inside else b""
+        block = self._read(shard, header + size, offset - header) if inside else b""
         if not _is_member(block[:header], f"{key}.{member}", size) or len(block) != header + size:
-            raise Damaged(
-                f"{self.folder}/{name}: sample '{key}' is damaged or not where the index says: remove {name} and {self._remedy}"
-            )
+            raise Damaged(f"{self.folder}/{name}: sample '{key}' is damaged or not where the index says: {self._repair(shard)}")
         return Sample(key, label, name, member, block[header:])
+
+    def _read(self, shard: int, size: int, offset: int) -> bytes:
+        """Bytes of a shard; opened again, once, where a network's file system has lost it."""
+        for attempt in range(2):
+            try:
+                return os.pread(self._descriptor(shard), size, offset)
+            except OSError as error:
+                if shard in self._files:
+                    os.close(self._files.pop(shard))
+                if attempt:
+                    name = self.manifest["shards"][shard]["name"]
+                    raise UserError(
+                        f"{self.folder}/{name} cannot be read ({error.strerror}); run the same command again to continue"
+                    ) from None
+        raise AssertionError
+
+    def _repair(self, number: int) -> str:
+        """What to do about a damaged shard: of a remote one, it is the copy."""
+        shard = self.manifest["shards"][number]
+        if self.remote:
+            return f"remove its copy, {self.remote.path(shard['name'], shard['sha256'])}, and run the same command again"
+        return f"move {shard['name']} away and {self._remedy}, with the original images as DATA"
 
     def _descriptor(self, number: int) -> int:
         if number in self._files:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import shutil
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ from benchmark.files import UserError, atomic, digest, file_hash, is_full, locke
 
 REMOTE = re.compile(r"pipe:|[a-z0-9+]+://")
 CACHE_BYTES = 64 << 30
+OWN = "posbench-shards"  # the folder in a cache that is ours alone: what lies beside it is never counted, nor removed
+# Exceptions of the libraries behind fsspec that are no OSError, by module; only those that are loaded can have been raised.
+TROUBLE = {"aiohttp": "ClientError", "botocore.exceptions": "BotoCoreError", "gcsfs.retry": "HttpError"}
 
 
 def cache_folder() -> Path:
@@ -31,7 +35,7 @@ class Remote:
     Args:
         location: of the folder: http(s)://, s3://, gs:// or anything else that fsspec knows, or "pipe:COMMAND" with {} for
             the name of a file, such as "pipe:ssh host cat /shards/{}".
-        cache: local folder, shared by all processes of this machine.
+        cache: local folder, shared by all processes of this machine; shards go into a folder of our own in it.
         limit: bytes of shards in it; the least recently used go first.
         tries: how often a file is asked for, with growing pauses that begin at `pause` seconds.
     """
@@ -44,7 +48,11 @@ class Remote:
 
     @property
     def folder(self) -> Path:
-        return self.cache / digest(self.location)
+        return self.cache / OWN / digest(self.location)
+
+    def path(self, name: str, sha256: str | None = None) -> Path:
+        """Where the copy of a file lies. A shard's has its hash: another of the same size may be at the same address later."""
+        return self.folder / (f"{sha256[:12]}-{name}" if sha256 and name.endswith(".tar") else name)
 
     def fetch(self, name: str, size: int | None = None, sha256: str | None = None) -> Path:
         """A local copy of a file: the cached one if it has the `size`, or else the hash, that is given; or else a new one.
@@ -54,9 +62,9 @@ class Remote:
         Raises:
             UserError: the source is gone or gives something else, after all tries; or no room.
         """
-        path = self.folder / name
+        path = self.path(name, sha256)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(path.parent / f".{name}.lock"):  # one process fetches, the others wait for it
+        with locked(path.parent / f".{path.name}.lock"):  # one process fetches, the others wait for it
             given = size is not None or sha256 is not None
             same = given and path.is_file() and (file_hash(path) == sha256 if size is None else path.stat().st_size == size)
             if same:
@@ -81,11 +89,7 @@ class Remote:
 
     def _errors(self) -> tuple[type[Exception], ...]:
         """What a bad connection raises."""
-        if not self.location.startswith("http"):
-            return (OSError,)
-        import aiohttp  # with the libraries of remote files: only where there are some
-
-        return (OSError, aiohttp.ClientError)
+        return OSError, *(getattr(sys.modules[module], name) for module, name in TROUBLE.items() if module in sys.modules)
 
     def _copy(self, name: str, path: Path) -> None:
         if self.location.startswith("pipe:"):
@@ -94,7 +98,7 @@ class Remote:
             with gopen(self.location.replace("{}", name)) as stream, open(path, "wb") as file:
                 shutil.copyfileobj(stream, file, 1 << 20)
             return
-        import fsspec  # as aiohttp
+        import fsspec  # only where there are remote files
 
         try:
             source = fsspec.open(f"{self.location.rstrip('/')}/{name}", "rb")
@@ -108,7 +112,7 @@ class Remote:
         if size > self.limit:
             raise UserError(f"a shard of {size} bytes does not fit into a cache of {self.limit}")
         found = []
-        for path in self.cache.glob("*/*.tar"):
+        for path in (self.cache / OWN).glob("*/*.tar"):
             with contextlib.suppress(FileNotFoundError):  # another process makes room too
                 state = path.stat()
                 found.append((state.st_mtime_ns, state.st_size, path))

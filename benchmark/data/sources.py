@@ -25,6 +25,7 @@ from benchmark.data.choice import (
     Choice,
     LeftOut,
     annotated,
+    check_one_form,
     check_order,
     class_names,
     columns_of,
@@ -32,13 +33,12 @@ from benchmark.data.choice import (
     split_files,
     split_folder,
 )
-from benchmark.data.images import DAMAGE, check_damage
+from benchmark.data.images import DAMAGE, IMAGE_SUFFIXES, check_damage
 from benchmark.data.pool import parallel
-from benchmark.data.tars import MEMBERS, labelled, unique_keys
+from benchmark.data.tars import labelled, unique_keys
 from benchmark.files import UserError, changed, listed, read_regular, shown, walk
 from benchmark.streams import shuffled
 
-IMAGE_SUFFIXES = tuple(f".{member}" for member in MEMBERS)
 SHUFFLE = 0x5EED  # the key of the one order in which a source's samples are dealt to shards
 
 
@@ -423,12 +423,13 @@ def source(card: Card, path: str | Path | None = None, split: str = "train") -> 
     choice = Choice.of(card)
     if paths[0].is_dir():
         root = paths[0]
-        below = split_folder(root, split)
+        below = split_folder(root, split, choice.own)
         unpacked = below != root and any(name.lower().endswith(IMAGE_SUFFIXES) for _, names in walk(below) for name in names)
         others: list[Path] = []  # of another split
         for ending in () if unpacked else ("tar", "parquet"):  # torchvision leaves ImageNet's tars beside train/ and val/
             packed = sorted(p for p in root.glob(f"*.{ending}") if not p.name.startswith("."))
             if paths := split_files(packed, split):
+                check_one_form(root, paths)
                 break
             others += packed
         else:

@@ -14,10 +14,9 @@ from typing import Any
 from PIL import Image
 
 from benchmark.data.choice import Choice
-from benchmark.data.images import decoded
+from benchmark.data.images import MEMBERS, decoded
 from benchmark.files import UserError, atomic, digest, file_hash, listed, shown, write_json
 
-MEMBERS = ("jpg", "jpeg", "jpe", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")  # endings of images, anybody's
 FORMATS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}  # Pillow's name of a format -> member; otherwise in lower case
 
 

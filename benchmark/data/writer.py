@@ -61,6 +61,15 @@ class Written:
         return f"{self.folder}: {self.count:,} images {state}{f', left out: {lost}' if lost else ''}"
 
 
+SOURCE = "source.json"  # in a folder of shards, from the start: what they are made from
+
+
+def made_from(folder: Path) -> str:
+    """Where the source of a folder's shards lay; "" where it was rendered, or that was not noted."""
+    about = read_json(folder / SOURCE) if (folder / SOURCE).is_file() else {}
+    return str(about.get("where", "")) if isinstance(about, dict) else ""
+
+
 def told(counts: dict[str, int]) -> str:
     """Reasons with their numbers, in one line, but for those without any."""
     return ", ".join(f"{number:,} {reason}" for reason, number in counts.items() if number)
@@ -120,7 +129,7 @@ def write(
     if card.kind == "own":
         tolerance = math.inf  # users' own images: use what is readable, and report what was skipped
     choice = Choice.of(card)
-    with claimed(Path(out), fingerprint(card, source, per_shard), tolerance, progress, choice, source.where) as work:
+    with claimed(Path(out), fingerprint(card, source, per_shard), tolerance, progress, choice, where=source.where) as work:
         if work.done:
             return work.done
         source.ready(workers)
@@ -250,18 +259,23 @@ class _Work:
 
 
 @contextlib.contextmanager
-def claimed(out: Path, key: str, *options: Any) -> Iterator[_Work]:
-    """Makes `out` ours for a while: against a second writer, another source, leftovers of a killed run, and full disks."""
+def claimed(out: Path, key: str, *options: Any, where: str = "") -> Iterator[_Work]:
+    """Makes `out` ours for a while: against a second writer, another source, leftovers of a killed run, and full disks.
+
+    `where` the source lies is noted: names and sizes of its files are its identity, and another's may be the same.
+    """
     out.mkdir(parents=True, exist_ok=True)
     if _belongs(out, key) and (manifest := _complete(out)):
-        yield _Work(out, key, *options, manifest=manifest)  # nothing to write, so any number of processes may read
+        yield _Work(out, key, *options, where=where, manifest=manifest)  # nothing to write, so any number of processes may read
         return
     with locked(out / ".lock", lambda: logging.getLogger(__name__).warning("waiting for another process that writes %s", out)):
         try:
             if not _belongs(out, key):
-                write_json(out / "source.json", {"fingerprint": key, "format": FORMAT})
+                write_json(
+                    out / SOURCE, {"fingerprint": key, "format": FORMAT, "where": os.path.realpath(where) if where else ""}
+                )
             sweep(out)  # of a killed process
-            yield _Work(out, key, *options, manifest=_complete(out))  # another process may have written it meanwhile
+            yield _Work(out, key, *options, where=where, manifest=_complete(out))  # another process may have written it meanwhile
         except OSError as error:
             if is_full(error):
                 raise UserError(f"no space left for {out}: free some and run the same command to continue") from None
@@ -272,8 +286,8 @@ def claimed(out: Path, key: str, *options: Any) -> Iterator[_Work]:
 
 def _belongs(out: Path, key: str) -> bool:
     """Whether the folder belongs to this source; False if to none, and a UserError if to another one."""
-    if (out / "source.json").is_file():
-        about = read_json(out / "source.json")
+    if (out / SOURCE).is_file():
+        about = read_json(out / SOURCE)
         other = about.get("fingerprint") if isinstance(about, dict) else about
         if other != key:
             raise UserError(f"{out} holds the shards of another source ({shown(other)}, not {key}): choose another folder")

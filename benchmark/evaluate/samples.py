@@ -17,8 +17,7 @@ import numpy as np
 from numpy.lib import format as npy
 from PIL import Image
 
-from benchmark.data.images import DAMAGE
-from benchmark.data.sources import IMAGE_SUFFIXES
+from benchmark.data.images import DAMAGE, IMAGE_SUFFIXES
 from benchmark.data.tars import members, write_contents
 from benchmark.files import UserError, atomic, below, digest, listed, read_fields, shown, walk
 from benchmark.protocol import size_name

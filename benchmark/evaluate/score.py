@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from benchmark.evaluate.detectors import Detector
-from benchmark.evaluate.detectors.base import exact_float32
+from benchmark.evaluate.detectors.base import exact_float32, outputs_of
 from benchmark.evaluate.manifold import kernel_distance, precision_recall
 from benchmark.evaluate.metrics import (
     FrechetDistance,
@@ -34,8 +34,8 @@ from benchmark.evaluate.metrics import (
     within_classes,
 )
 from benchmark.evaluate.reference import Reference
-from benchmark.evaluate.samples import Images, Unit, check_layout
-from benchmark.evaluate.spectrum import log_spectrum, spectrum_distance
+from benchmark.evaluate.samples import Images, Unit
+from benchmark.evaluate.spectrum import spectrum_distance
 from benchmark.files import UserError, atomic
 from benchmark.protocol import Protocol, size_name
 from benchmark.streams import balanced_order, subset
@@ -83,18 +83,6 @@ def extract(
         done += unit.count
         report(done, images.count)
     return Extraction(extracted, time.monotonic() - began)
-
-
-def outputs_of(images: np.ndarray, detector: Detector, batch: int = 64) -> dict[str, np.ndarray]:
-    """The detector's outputs for uint8 images [n, H, W, 3], and their log spectra ("spectrum"); float32, on the CPU."""
-    check_layout(images.shape, images.dtype, "a batch of samples")
-    parts: dict[str, list[np.ndarray]] = {}
-    for start in range(0, len(images), batch):
-        tensor = torch.from_numpy(np.array(images[start : start + batch])).permute(0, 3, 1, 2).to(detector.device)
-        outputs = detector(tensor) | {"spectrum": log_spectrum(tensor)}
-        for name, value in outputs.items():
-            parts.setdefault(name, []).append(value.float().cpu().numpy())
-    return {name: np.concatenate(values) for name, values in parts.items()}
 
 
 def unit_file(folder: Path | str, k: int) -> Path:

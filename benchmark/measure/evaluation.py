@@ -23,7 +23,7 @@ import torch
 from safetensors.numpy import save_file
 
 from benchmark.evaluate import detectors, reference, score
-from benchmark.evaluate.detectors.base import at_rest
+from benchmark.evaluate.detectors.base import at_rest, outputs_of
 from benchmark.evaluate.external import score_files
 from benchmark.evaluate.manifold import precision_recall
 from benchmark.evaluate.metrics import FrechetInfluence, Moments, frechet_distance
@@ -199,8 +199,8 @@ def detector_speed() -> None:
         detector = detectors.load(name, "random")
         for size in sizes:
             images = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
-            score.outputs_of(images[:4], detector)
-            seconds, _ = clock(lambda images=images, detector=detector: len(score.outputs_of(images, detector, 16)))
+            outputs_of(images[:4], detector)
+            seconds, _ = clock(lambda images=images, detector=detector: len(outputs_of(images, detector, 16)))
             print(
                 f"detector {name} at {size}: {count / seconds:.1f} images/s on {torch.get_num_threads()} CPU threads", flush=True
             )

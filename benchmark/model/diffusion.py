@@ -265,7 +265,8 @@ def guided(predict: Callable[[Tensor, Tensor, Tensor], Tensor], label: Tensor, n
     both = torch.cat([label, torch.full_like(label, null)])
 
     def step(x: Tensor, time: Tensor) -> Tensor:
-        with_class, without = predict(torch.cat([x, x]), torch.cat([time, time]), both).chunk(2)
+        # In float32: the difference of two rounded predictions, times the scale, would be rounded again at each step.
+        with_class, without = predict(torch.cat([x, x]), torch.cat([time, time]), both).float().chunk(2)
         count = 3 if channels == "three" else x.shape[1]
         result = with_class.clone()
         result[:, :count] = without[:, :count] + scale * (with_class[:, :count] - without[:, :count])

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmark.model.encoding import Encoding, Mask, rotate
+from benchmark.model.precision import full_precision
 
 
 class Core(nn.Module):
@@ -115,7 +116,10 @@ class PatchEmbedder(nn.Module):
 
 
 class TimestepEmbedder(nn.Module):
-    """Noise level -> vector, through 256 sinusoids and an MLP: [B] -> [B, D]."""
+    """Noise level -> vector, through 256 sinusoids and an MLP, in the parameters' precision: [B] -> [B, D].
+
+    In bfloat16 half of the sinusoids of two neighbouring steps would be equal where levels run from 0 to 1, as in SiT.
+    """
 
     def __init__(self, width: int, frequencies: int = 256) -> None:
         super().__init__()
@@ -123,7 +127,8 @@ class TimestepEmbedder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(frequencies, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, time: Tensor) -> Tensor:
-        return self.mlp(sinusoids(time, self.frequencies).to(self.mlp[0].weight.dtype))
+        with full_precision(time.device):
+            return self.mlp(sinusoids(time, self.frequencies).to(self.mlp[0].weight.dtype))
 
 
 class LabelEmbedder(nn.Module):

@@ -140,6 +140,8 @@ class DataSet:
         if self.images is not None:
             manifest = self._manifests[self.images]
             return sum(shard["bytes"] for shard in manifest["shards"]) / max(manifest["count"], 1)
+        if self.source is not None and self.card.kind != "shapes" and len(self.source):
+            return total_bytes(self.source) / len(self.source) + OVERHEAD
         return PACKED * 3 * math.prod(self.card.size) + OVERHEAD if self.card.size else PICTURE + OVERHEAD
 
     def augments(self, method: str) -> bool:
@@ -177,6 +179,14 @@ class DataSet:
         if self.pictures is None or self.fingerprint is None:
             raise UserError(f"the reference of {self.card.name} is made from its images: give their folder as DATA")
         return folder_name(self.pictures, self._manifests.get(self.pictures)), self.fingerprint
+
+
+def total_bytes(source: sources.Source) -> int:
+    """Of a source's images, or of the files that hold them."""
+    if isinstance(source, sources.Folder):
+        return sum(max(size, 0) for *_, size in source.files)
+    assert isinstance(source, sources.Tars | sources.Parquet), "rendered images are no files"
+    return sum(path.stat().st_size for path in source.paths)
 
 
 _walked: dict[tuple, sources.Folder] = {}  # the last one

@@ -74,5 +74,5 @@ def counted(rules: Protocol, run: Run) -> tuple[int, int]:
     source = DataSet(rules, run).source
     if source is None:
         raise UserError(f"{run.data} holds no images: {rules.name} needs a folder of images, or of shards of them")
-    source.ready(run.decoders * run.count)
+    source.ready(run.writers)
     return len(source), source.classes if isinstance(source.classes, int) else len(source.classes)

@@ -81,6 +81,11 @@ class Run:
         return max(1, (self.workers or processors() // 2) // self.count)
 
     @property
+    def writers(self) -> int:
+        """Processes that decode for a stage of one process, whatever devices the run asks for."""
+        return self.workers or max(1, processors() // 2)
+
+    @property
     def several(self) -> bool:
         """Whether a stage runs in several processes."""
         return self.nodes * self.count > 1

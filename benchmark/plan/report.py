@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -164,6 +163,8 @@ def notes(
                 f"{stage.title} augments in pixel space: every image is encoded during training, {show_hours(encoding)} on top "
                 f"of {show_hours(core)} (+{encoding / core:.0%}), and it needs the images' shards."
             )
-    if protocol.train.init and not Path(protocol.train.init).is_file():
-        lines.append(f"Its trainings start from a checkpoint ({protocol.train.init}): give the file as train.init=PATH.")
+    try:
+        protocol.checkpoint()
+    except UserError as error:
+        lines.append(f"{error}.")
     return lines

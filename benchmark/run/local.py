@@ -47,12 +47,10 @@ def bench(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> li
     Raises:
         UserError: the location of the images was not given, a setting is not what it must be, or no method can be tried out.
     """
-    check_single(run)
+    check(run)
     stages = graph(protocol, methods, seed, run)
     stages[0].context.data.require()  # before the machine is measured
     stages[0].context.data.real()  # the references' images, which nothing would ask for before the end of a training
-    if run.deterministic:
-        fix_workspace()
     missing = [stage for stage in stages if stage.distributed and not stage.is_complete()]
     if missing:
         check_ranks(run)
@@ -74,6 +72,17 @@ def bench(protocol: Protocol, methods: Sequence[str], seed: int, run: Run) -> li
     if len(methods) > 1 and run.devices == "auto" and not gpus() and processors() > 1:
         run_in_parallel(stages, methods, seed, run)
     return failures + run_all(stages)
+
+
+def check(run: Run) -> None:
+    """What holds for whole rows, before any stage computes: one process, and the workspace that deterministic products need.
+
+    Raises:
+        UserError: this process is one of several ranks.
+    """
+    check_single(run)
+    if run.deterministic:
+        fix_workspace()
 
 
 def faulty(protocol: Protocol, methods: Sequence[str], seed: int) -> dict[str, str]:

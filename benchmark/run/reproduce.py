@@ -295,6 +295,7 @@ def reproduce(protocol: Protocol, method: str, seed: int | None, run: Run) -> li
     seed = seeds[0] if seed is None else seed
     if seed not in seeds:
         raise UserError(f"{method} has committed records for seed {', '.join(map(str, seeds))}, but none for {seed}")
+    local.check(run)
     committed, usual = committed_of(protocol, method), usual_of(protocol, method)
     progress.say(f"{method}, seed {seed}: the committed row took {spent(committed, seed)}")
     there = all(stage.is_complete() for stage in graph(protocol, [method], seed, run) if stage.kind in ("train", "sample"))

@@ -26,9 +26,9 @@ from benchmark import progress, registry
 from benchmark.board.real import sheet
 from benchmark.data.card import autoencoder_of, load_card
 from benchmark.evaluate import detectors
-from benchmark.evaluate.detectors.base import at_rest
+from benchmark.evaluate.detectors.base import at_rest, outputs_of
 from benchmark.evaluate.samples import Images, Unit, chunk_name, chunk_shape, read_chunk, write_chunk
-from benchmark.evaluate.score import is_done, outputs_of, unit_file
+from benchmark.evaluate.score import is_done, unit_file
 from benchmark.files import UserError, atomic, listed, read_fields, read_json, write_json
 from benchmark.identity import Cell, features_folder
 from benchmark.model.autoencoder import autoencoder_identity, decoder, to_uint8
@@ -39,7 +39,7 @@ from benchmark.plan import cost, needs
 from benchmark.plan.layout import CHUNKS, DONE, GRID, REPORT
 from benchmark.plan.place import Run, check_ranks, device, machine
 from benchmark.plan.stages import features_of, images_folder, is_sampled, kept_images
-from benchmark.protocol import Protocol, size_hw
+from benchmark.protocol import Precision, Protocol, size_hw
 from benchmark.results import record
 from benchmark.run.ranks import environment
 from benchmark.run.train import exclusive, load_weights, quieten, trained
@@ -241,6 +241,7 @@ def generate(cell: Cell, folder: Path, training: Path, report: dict[str, Any], t
                         images = unit.read()
                         stage.advance(config.steps)
                     else:
+                        note_hardware(folder, fabric.global_rank, config.precision)
                         with torch.inference_mode(), autocast(config.precision, fabric.device):
                             numbers = range(unit.start, unit.start + unit.count)
                             images = to_uint8(decode(method.generate(cell.test, cell.seed, numbers, stage.advance)))
@@ -294,6 +295,26 @@ def add_hours(folder: Path, rank: int, hours: float) -> None:
     write_json(path, before + hours)
 
 
+def note_hardware(folder: Path, rank: int, precision: Precision) -> None:
+    """Adds what this rank samples on to what its images were made on: features may be made anew elsewhere, images stay."""
+    path = folder / f"hardware-{rank}.json"
+    before, own = (read_json(path) if path.is_file() else []), this_machine(precision)
+    if own not in before:
+        write_json(path, [*before, own])
+
+
+def this_machine(precision: Precision) -> dict[str, str]:
+    return {"device": device(), "name": machine(), "precision": effective(precision)}
+
+
+def made_on(folder: Path, devices: int, precision: Precision) -> dict[str, Any]:
+    """What all images of a cell were made on, as its record says it; a precision where it is one."""
+    found = [item for path in sorted(folder.glob("hardware-*.json")) for item in read_json(path)] or [this_machine(precision)]
+    names, precisions = (list(dict.fromkeys(item[key] for item in found)) for key in ("name", "precision"))
+    hardware = {"device": found[-1]["device"], "name": " and ".join(names), "count": devices}
+    return hardware | ({"precision": precisions[0]} if len(precisions) == 1 else {})
+
+
 def _hours(path: Path) -> float:
     value = read_json(path)
     if not isinstance(value, float | int):
@@ -315,8 +336,8 @@ def finish(cell: Cell, folder: Path, place: Path, devices: int) -> None:
             break
     save_grid(images[:GRID_IMAGES], folder / GRID)
     config = cell.protocol.sample
-    hardware = {"device": device(), "name": machine(), "count": devices, "precision": effective(config.precision)}
-    write_json(folder / DONE, {"count": config.count, "size": list(size_hw(cell.test)), "hours": hours, "hardware": hardware})
+    about = {"count": config.count, "size": list(size_hw(cell.test)), "hours": hours}
+    write_json(folder / DONE, about | {"hardware": made_on(folder, devices, config.precision)})
 
 
 def save_grid(images: list[np.ndarray], path: Path) -> None:

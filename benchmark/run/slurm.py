@@ -311,15 +311,22 @@ def start(
     if cluster == "local":
         wait_for(todo, queue, every=0.2)
         return todo
-    submit_all(todo, queue)
-    if wait:
-        try:
+    try:
+        submit_all(todo, queue)
+        if wait:
             wait_for(todo, queue, every=30)
-        except Stopped as stopped:  # the same command would submit all of them again
-            numbers = dict.fromkeys(item.job.job_id.partition("_")[0] for item in todo)
-            told = f"stopped waiting; the jobs go on, and `scancel {' '.join(numbers)}` ends them"
-            raise Stopped(told, stopped.code) from None
+    except Stopped as stopped:  # the same command would submit all of them again
+        raise Stopped(told_of(todo), stopped.code) from None
     return todo
+
+
+def told_of(todo: Sequence[Submitted]) -> str:
+    """What to say where a sweep is stopped whose jobs go on: SLURM has all of them, or some."""
+    numbers = " ".join(dict.fromkeys(item.job.job_id.partition("_")[0] for item in todo if item.job is not None))
+    if all(item.job is not None for item in todo):
+        return f"stopped waiting; the jobs go on, and `scancel {numbers}` ends them"
+    before = f"; end the submitted jobs before you submit again: `scancel {numbers}`" if numbers else ""
+    return f"stopped while submitting{before} (`squeue --me` lists what SLURM has)"
 
 
 def groups(todo: Sequence[Submitted]) -> list[list[Submitted]]:

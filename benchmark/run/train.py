@@ -58,7 +58,7 @@ def prepared(protocol: Protocol, run: Run, verbose: bool = True) -> Path | str:
         return data.given
     if data.source is None:
         sources.source(data.card, None)  # says what is missing
-    workers = run.decoders * run.count
+    workers = run.writers
     if data.images is None:
         data.source.ready(workers)
         there = sum(path.stat().st_size for path in Path(data.folder).glob("*.tar"))  # of an interrupted run
@@ -67,13 +67,20 @@ def prepared(protocol: Protocol, run: Run, verbose: bool = True) -> Path | str:
         written = writer.prepare(data.card, data.source, run.out / "data", workers=workers, progress=stage.report)
     if verbose and not (written.skipped and written.folder in _told):  # every stage of a run asks for them
         progress.say(str(written))
-        if written.skipped and data.source.newest > manifest_path(written.folder).stat().st_mtime:
-            progress.say(
-                f"{data.source.where} holds files newer than these shards, made from files of the same names and sizes; if they "
-                f"hold something else, remove {written.folder}"
-            )
+        if written.skipped and (doubt := doubtful(data.source, written.folder)):
+            progress.say(f"{doubt}; if that is something else, remove {written.folder}")
         _told.add(written.folder)
     return written.folder
+
+
+def doubtful(source: sources.Source, folder: Path) -> str:
+    """Why shards that are there may not be those of the source, whose files have the same names and sizes; "" for no doubt."""
+    before = writer.made_from(folder)
+    if before and source.where and before != os.path.realpath(source.where):
+        return f"these shards were made from {before}, whose files have the names and sizes of those in {source.where}"
+    if source.newest > manifest_path(folder).stat().st_mtime:
+        return f"{source.where} holds files newer than these shards, made from files of the same names and sizes"
+    return ""
 
 
 def pictures(protocol: Protocol, run: Run, verbose: bool = False) -> Path | str:
@@ -109,8 +116,9 @@ def open_data(training: Training, run: Run, verbose: bool = False) -> TrainingDa
     """
     protocol, name, train = training.protocol, training.method, training.size
     index = Index(prepared(protocol, run, verbose))
-    if index.classes > protocol.core.classes:
-        raise UserError(f"{index.folder} has {index.classes} classes, but the protocol's core has {protocol.core.classes}")
+    if index.classes != protocol.core.classes:  # classes that the data lack would be sampled all the same, untrained
+        has = f"{index.folder} has {index.classes} classes, but the protocol's core has {protocol.core.classes}"
+        raise UserError(f"{has}: set core.classes={index.classes}")
     if protocol.data.representation == "pixels":
         return TrainingData(index, index.fingerprint)
     if registry.augments(name, protocol.options.get(name, {})):
@@ -167,7 +175,7 @@ def train(training: Training, run: Run) -> Path:
     folder = training.folder(run.out, source.hash)
     if is_trained(folder):
         progress.say(f"train {training}: already complete, skipped ({folder})")
-        if progress.first_rank():
+        if progress.first_rank() and not read_fields(folder / REPORT, "fingerprint").get("kept"):
             discard(folder, run)  # of a run that was killed before it did so
         return folder
     check_ranks(run)
@@ -177,8 +185,8 @@ def train(training: Training, run: Run) -> Path:
     needs.check_disk(needed - there, f"train {training}", run.out)
     with exclusive(folder):
         method = registry.build(training.method, training.protocol, training.size, training.seed)
-        if training.protocol.train.init:
-            checkpoint.initialise(method, training.protocol.train.init)
+        if start := training.protocol.checkpoint():
+            checkpoint.initialise(method, start)
         if source.on_the_way:
             method.to_latents = Autoencoder(source.on_the_way)
         _fit(method, training, source, folder, run)
@@ -218,7 +226,7 @@ def _fit(method: Method, training: Training, source: TrainingData, folder: Path,
     if resumed[1] >= config.steps:  # killed between the last step and the writing of the weights
         content = torch.load(resumed[0], map_location="cpu", weights_only=True, mmap=True)
         method.load_state_dict(content["state_dict"])
-        save(method, folder, key, training.method, source, content["callbacks"][Watch.__qualname__])
+        save(method, folder, key, training.method, source, content["callbacks"][Watch.__qualname__], run.keep)
         if not run.several:  # other ranks may still be reading them
             discard(folder, run)
         return
@@ -254,7 +262,7 @@ def _fit(method: Method, training: Training, source: TrainingData, folder: Path,
         reason = f"stopped at step {trainer.global_step} of {config.steps}; run the same command to continue"
         raise Stopped(reason, 128 + (keeper.asked or signal.SIGTERM))
     if trainer.is_global_zero:
-        save(method, folder, key, training.method, source, watch.state_dict())
+        save(method, folder, key, training.method, source, watch.state_dict(), run.keep)
     trainer.strategy.barrier()
     if trainer.is_global_zero:
         discard(folder, run)
@@ -342,8 +350,13 @@ def newest(folder: Path, key: str) -> tuple[str | None, int]:
     return None, 0
 
 
-def save(method: Method, folder: Path, key: str, name: str, source: TrainingData, watched: dict[str, Any]) -> None:
-    """Writes the averaged weights (Lightning put them into the module at the end) and the report."""
+def save(
+    method: Method, folder: Path, key: str, name: str, source: TrainingData, watched: dict[str, Any], kept: bool = False
+) -> None:
+    """Writes the averaged weights (Lightning put them into the module at the end) and the report.
+
+    `kept`: whether the checkpoints stay, which a later command without --keep must leave, too.
+    """
     state = {key: value.detach().cpu().contiguous() for key, value in method.state_dict().items()}
     about = {"fingerprint": key, "method": name, "train": method.train_size, "seed": str(method.seed)}
     with atomic(folder / WEIGHTS) as draft:
@@ -361,6 +374,7 @@ def save(method: Method, folder: Path, key: str, name: str, source: TrainingData
         "machine": machine(),
         "precision": effective(method.protocol.train.precision),
         "compiled": watched.get("compiled", False),
+        "kept": kept,
     }
     write_json(folder / REPORT, report)
 

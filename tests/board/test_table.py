@@ -206,6 +206,18 @@ def test_without_replicates_intervals_decide_and_without_intervals_every_differe
     assert table.different(three, entry(10 + reach + 0.01, (10 + reach - 0.49, 10 + reach + 0.51)))
 
 
+def test_means_of_one_seed_are_as_uncertain_as_their_sizes_allow() -> None:
+    """sFID has no resamples to pair the sizes by; the means of the intervals' ends hold whatever the sizes have in common."""
+
+    def mean_of(*values: float, half: float) -> table.Entry:
+        return table._mean_entry([table.Entry(one, interval=(one - half, one + half), by_seed={0: one}) for one in values], [0])
+
+    one, other = mean_of(10.4, 13.4, half=0.7), mean_of(10.5, 13.5, half=0.7)
+    assert one.interval == pytest.approx((11.2, 12.6))
+    assert not table.different(one, other)
+    assert table.different(mean_of(10.4, 13.4, half=0.01), mean_of(10.5, 13.5, half=0.01))
+
+
 def test_student_is_that_of_scipy() -> None:
     for freedom in (1, 2, 5, 30, 200):
         assert table.student(freedom) == pytest.approx(scipy.stats.t.ppf(0.975, freedom))

@@ -284,6 +284,16 @@ def test_other_layouts_of_ones_own(tmp_path):
     assert labels(prepare(OWN, tars, tmp_path / "out").folder) == {"x/1": 0, "y/2": 1}
 
 
+def test_splits_without_class_folders_are_splits(tmp_path):
+    root = put(
+        tmp_path / "mine", {f"{split}/{number}.jpg": jpeg(number) for split in ("train", "val", "test") for number in (1, 2)}
+    )
+    assert labels(prepare(OWN, root, tmp_path / "out").folder) == {"1": 0, "2": 0}
+    assert source(OWN, root, "val").root == root / "val"
+    alone = put(tmp_path / "alone", {"train/1.jpg": jpeg(1)})  # a folder's name
+    assert source(OWN, alone).classes == ("train",)
+
+
 def test_the_card_of_a_hundred_classes():
     card = load_card("imagenet-64")
     assert len(set(card.classes)) == 100

@@ -145,6 +145,9 @@ def test_data_of_the_wrong_kind(small, autoencoder, tmp_path, monkeypatch):
     fewer = dataclasses.replace(small, core=dataclasses.replace(small.core, classes=4))
     with pytest.raises(UserError, match="has 8 classes, but the protocol's core has 4"):
         train.open_data(Training(fewer, "nope", "32x32", 0), run)
+    more = dataclasses.replace(small, core=dataclasses.replace(small.core, classes=16))  # half of the samples would be of none
+    with pytest.raises(UserError, match=r"has 8 classes, but the protocol's core has 16: set core\.classes=8"):
+        train.open_data(Training(more, "nope", "32x32", 0), run)
     monkeypatch.delenv("AUTOENCODER")
     with pytest.raises(UserError, match="has no autoencoder; give one as AUTOENCODER=folder"):
         train.open_data(Training(small, "rpe2d", "32x32", 0), run)

@@ -36,6 +36,7 @@ from benchmark.data.latents import (
     prepare_latents,
     write_latents,
 )
+from benchmark.data.remote import Remote
 from benchmark.data.sources import (
     Folder,
     source,
@@ -440,6 +441,18 @@ def test_class_folders_come_before_the_archives_beside_them(tmp_path: Path) -> N
     assert source(FOLDER, tmp_path).kind == "tars"
 
 
+@pytest.mark.parametrize("card", [FOLDER, Card("own", "own")], ids=["folder", "own"])
+def test_folders_of_images_and_a_tar_beside_them_are_ambiguous(card: Card, tmp_path: Path) -> None:
+    """Without splits: the archive that the folders came from, or one without labels, would silently take their place."""
+    (tmp_path / "rose").mkdir()
+    (tmp_path / "rose/1.png").write_bytes(encoded_image(picture(1)))
+    (tmp_path / "flowers.tar").write_bytes(b"-")
+    with pytest.raises(UserError, match=r"holds flowers\.tar and a folder of images, rose: move one of the two elsewhere"):
+        source(card, tmp_path)
+    (tmp_path / "flowers.tar").unlink()
+    assert [path for path, *_ in source(card, tmp_path).files] == ["rose/1.png"]
+
+
 @pytest.mark.parametrize("cut", [0.5, "member", "garbage"])
 def test_truncated_or_corrupt_tar_is_refused(tmp_path: Path, cut) -> None:
     path = tmp_path / "x.tar"
@@ -559,6 +572,37 @@ def test_sample_that_is_not_where_the_index_says(folder: Path) -> None:
         index[23]
 
 
+def test_a_damaged_copy_of_a_remote_shard_is_what_has_to_go(folder: Path, tmp_path: Path) -> None:
+    far = remote(folder, tmp_path)
+    far[0]
+    far.close()
+    (copy,) = tmp_path.glob("posbench-shards/*/*.tar")
+    copy.write_bytes(bytes(copy.stat().st_size))
+    with pytest.raises(UserError, match=f"is damaged .*: remove its copy, {re.escape(str(copy))}, and run"):
+        far[0]
+    copy.unlink()
+    far.close()
+    assert far[0] == Index(folder)[0]
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+def test_a_file_that_a_network_lost_is_opened_again(lost: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index, original, times = Index(folder), os.pread, []
+
+    def stale(*where: int) -> bytes:
+        times.append(where)
+        if len(times) <= lost:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return original(*where)
+
+    monkeypatch.setattr(os, "pread", stale)
+    if lost == 1:
+        assert index[3].key == "00000003"
+    else:
+        with pytest.raises(UserError, match=r"train-000000\.tar cannot be read \(Stale file handle\); run the same"):
+            index[3]
+
+
 def test_few_files_stay_open(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Index, "OPEN_FILES", 2)
     index = Index(folder)
@@ -624,10 +668,36 @@ def test_cache_stays_within_its_limit_and_drops_the_oldest(folder: Path, tmp_pat
     for shard in (0, 1, 0, 2, 1):
         far.close()
         far[20 * shard]
-        held.append(sorted(path.stem[-1] for path in (tmp_path / "cache").glob("*/*.tar")))
+        held.append(sorted(path.stem[-1] for path in (tmp_path / "cache").glob("*/*/*.tar")))
     assert held == [["0"], ["0", "1"], ["0", "1"], ["0", "2"], ["1", "2"]]
     with pytest.raises(UserError, match="does not fit into a cache"):
         remote(folder, tmp_path / "other", size - 1)[0]
+
+
+def test_a_cache_makes_room_among_its_own_files_alone(folder: Path, tmp_path: Path) -> None:
+    """SHARD_CACHE may name a folder in which somebody's data sets lie."""
+    mine = tmp_path / "imagenet" / "train.tar"
+    mine.parent.mkdir()
+    mine.write_bytes(bytes(100))
+    os.utime(mine, (1, 1))
+    size = max(path.stat().st_size for path in folder.glob("*.tar"))
+    far = remote(folder, tmp_path, size)
+    for shard in (0, 1):
+        far[20 * shard]
+    assert mine.is_file()
+    assert len(list(tmp_path.glob("posbench-shards/*/*.tar"))) == 1
+
+
+def test_another_shard_of_the_same_size_at_the_same_address_is_fetched(tmp_path: Path) -> None:
+    """As latents of another autoencoder have it."""
+    (tmp_path / "there").mkdir()
+    contents = [bytes([fill]) * 10_240 for fill in (1, 2)]
+    found = []
+    for content in contents:
+        (tmp_path / "there/a.tar").write_bytes(content)
+        found.append(Remote(f"pipe:cat {tmp_path}/there/{{}}", tmp_path / "cache", 1 << 20).fetch(
+            "a.tar", len(content), file_hash(tmp_path / "there/a.tar")).read_bytes())  # fmt: skip
+    assert found == contents
 
 
 def test_bad_transfers_are_tried_again(folder: Path, tmp_path: Path) -> None:

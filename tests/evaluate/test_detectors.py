@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torchmetrics.image.fid import NoTrainInceptionV3
@@ -133,7 +135,15 @@ def test_dinov2_is_timms(monkeypatch, tmp_path):
     found = detector(x)["features"]
     assert detector.widths == {"features": 384}
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    assert detector(images(1, 60, 300))["features"].shape == (1, 384)
+    for height, width in ((60, 300), (512, 384)):  # and its resize is Pillow's, in floats, so that nothing is cut at 0 and 255
+        y = images(1, height, width)
+        channels = [
+            Image.fromarray(channel.float().numpy(), "F").resize((224, 224), Image.Resampling.BICUBIC) for channel in y[0]
+        ]
+        resized = torch.from_numpy(np.stack([np.asarray(channel) for channel in channels]))[None]
+        with torch.no_grad():
+            expected = peer.forward_features((resized / 255 - mean) / deviation)[:, 0]
+        torch.testing.assert_close(detector(y)["features"], expected, rtol=1e-3, atol=1e-3)
 
 
 def test_shapes_detector_takes_the_bias_off_logits():

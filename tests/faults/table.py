@@ -74,6 +74,7 @@ for override, said in [
     *[(f"data.card={value}", "data.card") for value in ("7", "[a]")],
     *[(f"objective.shift={value}", "objective.shift") for value in ("0", "-1", ".nan", ".inf")],
     *[(f"objective.class_dropout={value}", "class_dropout") for value in ("1", "-0.1", ".nan")],
+    ("objective.class_dropout=0", "guidance needs a null class"),
     *[(f"sample.guidance={value}", "sample.guidance") for value in (".nan", ".inf", "-1", "1e30")],
     *[(f"sample.labels={value}", "sample.labels") for value in ("even", "0", "[balanced]")],
     *[(f"sample.count={value}", "sample.count") for value in ("0", "1", "-5", "100000000000000")],

@@ -262,6 +262,13 @@ def test_guidance_by_hand(channels, guided):
             torch.testing.assert_close(result[i, c], null + 1.5 * (own - null) if c < guided else own)
 
 
+def test_guidance_is_combined_in_float32():
+    """Of predictions in bfloat16, as autocast gives them: they differ by little, and the scale would multiply the rounding."""
+    own, null = (small.normal(seed, 1, 3, 4, 4).bfloat16() for seed in (1, 2))
+    step = diffusion.guided(lambda x, time, label: torch.cat([own, null]), torch.tensor([1]), 9, 1.5, "all")
+    assert torch.equal(step(torch.zeros(1, 3, 4, 4), torch.zeros(1)), null.float() + 1.5 * (own.float() - null.float()))
+
+
 def test_no_guidance_costs_no_second_half():
     sizes = []
 

@@ -217,6 +217,15 @@ def test_the_residual_stream_is_float32_under_autocast():
     assert seen == [torch.float32] * len(model.blocks)
 
 
+def test_noise_levels_are_embedded_in_float32_under_autocast():
+    """Of 250 levels from 0 to 1 two neighbours have half of their sinusoids in common once these have eight bits."""
+    embedder = small.fill(core()).t_embedder
+    time = torch.arange(250) / 250
+    with torch.autocast("cpu", torch.bfloat16):
+        found = embedder(time)
+    torch.testing.assert_close(found, embedder(time), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("tokens", [1, 7, 64])
 def test_attention_in_bfloat16_is_the_fused_kernels_function(tokens, gradients):

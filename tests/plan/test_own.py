@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from PIL import Image
 from benchmark import protocol
 from benchmark.data.index import Index
 from benchmark.files import UserError
-from benchmark.plan import dataset, stages
+from benchmark.plan import dataset, place, stages
 from benchmark.plan.own import default_protocol, fitted
 from benchmark.plan.place import Run
 from benchmark.run import train
@@ -48,6 +49,13 @@ def test_what_the_pictures_decide(tmp_path):
     (shards,) = (tmp_path / "runs/data").glob("own-*")
     assert default_protocol(str(shards)) == "folder"
     assert fitted("folder", [], Run(tmp_path / "runs", str(shards))).core.classes == 3
+
+
+def test_shards_are_written_with_other_devices_than_the_jobs_will_have(tmp_path, monkeypatch):
+    """As on the login node of a cluster."""
+    monkeypatch.setattr(place, "gpus", lambda: 1)
+    rules = fitted("folder", [], Run(tmp_path / "runs", str(pictures(tmp_path / "mine")), devices="4"))
+    assert rules.core.classes == 3
 
 
 def save(path, height: int, width: int, mode: str = "RGB"):
@@ -160,3 +168,22 @@ def test_files_that_have_changed_since_their_shards_were_written_are_told(packed
     os.utime(where / "manifest.json", (time.time() - 100,) * 2)
     os.utime(min(folder.iterdir()), (time.time() - 200,) * 2)  # as by `rsync -a`, which keeps times
     assert prepared() == (where, True)
+
+
+def test_shards_of_the_same_names_and_sizes_elsewhere_are_told(tmp_path, capsys):
+    """Uncompressed files, say, or tars with other labels."""
+    one, other = pictures(tmp_path / "one"), tmp_path / "other"
+    shutil.copytree(one, other)
+    for root in (one, other):
+        train._told.clear()
+        dataset.forget()
+        run = Run(tmp_path / "runs", str(root), "1", workers=1)
+        where = train.prepared(fitted("folder", TINY, run), run)
+        said = f"{one}, whose files have the names and sizes of those in {other}; if that is something else, remove {where}"
+        assert (f"these shards were made from {said}" in " ".join(capsys.readouterr().out.split())) == (root == other)
+
+
+def test_the_disk_that_shards_need_is_that_of_the_images(tmp_path):
+    root = pictures(tmp_path / "mine")
+    mean = sum(path.stat().st_size for path in root.rglob("*.png")) / 12
+    assert dataset.DataSet(protocol.load("folder"), Run(tmp_path / "runs", str(root))).picture_bytes == mean + dataset.OVERHEAD

@@ -20,6 +20,7 @@ from benchmark.plan.layout import DONE, REPORT
 from benchmark.plan.place import Run, check_ranks
 from benchmark.run import ranks
 from benchmark.run.local import bench
+from benchmark.run.reproduce import reproduce
 from benchmark.run.sample import sample
 from benchmark.run.train import strategy, train
 
@@ -125,8 +126,11 @@ def test_processes_that_were_not_started_are_not_waited_for(variables, run, told
 def test_whole_rows_are_not_for_one_of_several_ranks(variables, monkeypatch):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="starts its own processes: run it without srun and torchrun"):
+    told = "starts its own processes: run it without srun and torchrun"
+    with pytest.raises(UserError, match=told):
         bench(protocol.load("smoke"), ["nope"], 0, Run(devices="8"))
+    with pytest.raises(UserError, match=told):
+        reproduce(protocol.load("shapes"), "rpe2d", 0, Run(devices="8"))
 
 
 RANK = """

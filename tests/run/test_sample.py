@@ -218,6 +218,18 @@ def test_the_hours_of_a_cell_are_those_of_all_ranks_and_runs(tmp_path, monkeypat
     assert read_json(tmp_path / DONE)["hours"] == 3.75
 
 
+def test_a_cell_names_all_that_its_images_were_made_on(tmp_path, monkeypatch):
+    """One that was resumed elsewhere; what made the features anew is not among them."""
+    for rank, name, precision in ((0, "GPU", "bf16"), (1, "GPU", "bf16"), (0, "CPU", "float32"), (0, "CPU", "float32")):
+        monkeypatch.setattr(sample, "machine", lambda name=name: name)
+        monkeypatch.setattr(sample, "effective", lambda wanted, precision=precision: precision)
+        sample.note_hardware(tmp_path, rank, "bf16")
+    monkeypatch.setattr(sample, "machine", lambda: "laptop")
+    assert sample.made_on(tmp_path, 2, "bf16") == {"device": "cpu", "name": "GPU and CPU", "count": 2}
+    (tmp_path / "hardware-0.json").unlink()
+    assert sample.made_on(tmp_path, 2, "bf16") == {"device": "cpu", "name": "GPU", "count": 2, "precision": "bf16"}
+
+
 # --- A cell of two batches of 16 -------------------------------------------------------------------------------------
 
 

@@ -229,6 +229,23 @@ def test_who_stops_waiting_is_told_of_the_jobs(fake_slurm, tmp_path, monkeypatch
     assert stopped.value.code == 130
 
 
+def test_who_stops_the_submitting_is_told_what_was_submitted(fake_slurm, tmp_path, monkeypatch):
+    """The same command would submit trainings a second time, and these would find the first ones' locks."""
+    original, groups = slurm.Queue.submit, []
+
+    def stopped_at_third(self, group, after=""):
+        groups.append(group)
+        if len(groups) == 3:
+            raise Stopped("stopped; finished work is kept, run the same command to continue", 129)
+        return original(self, group, after)
+
+    monkeypatch.setattr(slurm.Queue, "submit", stopped_at_third)
+    told = r"^stopped while submitting; end the submitted jobs before you submit again: `scancel 100 101` \(`squeue --me`"
+    with pytest.raises(Stopped, match=told) as stopped:
+        slurm.start(protocol.load("smoke"), SMOKE, 3, Run(tmp_path / "runs", "", "2", 1), "slurm")
+    assert stopped.value.code == 129
+
+
 def test_without_slurm_it_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"cannot submit to slurm: .*srun"):

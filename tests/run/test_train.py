@@ -184,6 +184,14 @@ def test_checkpoints_go_when_a_training_is_complete(smoke, uninterrupted, tmp_pa
     assert train.load_weights(registry.build("extrapolation", smoke, "16x16", 0), folder)["steps"] == STEPS
 
 
+def test_checkpoints_that_were_kept_stay_whatever_comes_next(smoke, tmp_path):
+    folder = train.train(Training(smoke, "extrapolation", "16x16", 0), run(tmp_path, every_steps=8, keep=True))
+    before = sorted((folder / train.CHECKPOINTS).iterdir())
+    assert before
+    train.train(Training(smoke, "extrapolation", "16x16", 0), run(tmp_path))
+    assert sorted((folder / train.CHECKPOINTS).iterdir()) == before
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_the_next_run_continues(number, smoke, uninterrupted, tmp_path, monkeypatch):
     original = Method.training_step

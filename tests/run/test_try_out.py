@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -10,11 +11,12 @@ import small
 import torch
 
 from benchmark import protocol, registry
+from benchmark.__main__ import main
 from benchmark.files import UserError
 from benchmark.model.encoding import Encoding
 from benchmark.model.method import Method
 from benchmark.plan.place import Run
-from benchmark.run import estimate, local, sample, slurm
+from benchmark.run import estimate, local, reproduce, sample, slurm
 from methods.extrapolation import Extrapolation
 
 SMOKE = protocol.load("smoke")  # trains at 16x16, 4 x 4 tokens; two heads of 16 channels, two blocks
@@ -122,6 +124,14 @@ def test_a_setting_of_a_method_that_does_not_run_is_refused(override, told):
     sample.check_settings(protocol.load("smoke", ["train.lr_of.extrapolation=1e-3"]), ["rpe2d", "yarn"])
 
 
+@pytest.mark.parametrize("verb", [["loss", "yarn"], ["weights", "yarn", "yarn.pt"]])
+def test_verbs_for_one_method_refuse_the_settings_of_others(verb, tmp_path, monkeypatch, capsys):
+    words = [*verb, "options.rpe2d.resize=2", "--protocol", "smoke", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["posbench", *words])
+    assert main() == 2
+    assert "options.rpe2d.resize=2: rpe2d is not among the methods of this run (yarn" in capsys.readouterr().err
+
+
 def test_of_several_methods_the_faulty_ones_are_left_out(monkeypatch, tmp_path):
     def try_out(rules, name, seed):
         if name in broken:
@@ -160,6 +170,16 @@ def test_deterministic_products_have_their_workspace_before_the_first_product(mo
     for wanted in (False, True):
         local.bench(SMOKE, ["yarn"], 0, Run(tmp_path, deterministic=wanted))
     assert seen == [None, ":4096:8"]
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+
+    def first(*_):
+        seen.append(os.environ.get("CUBLAS_WORKSPACE_CONFIG"))
+        raise UserError("enough")
+
+    monkeypatch.setattr(reproduce, "run_row", first)
+    with pytest.raises(UserError, match="enough"):
+        reproduce.reproduce(protocol.load("shapes"), "yarn", 0, Run(tmp_path, deterministic=True))
+    assert seen == [None, *[":4096:8"] * 2]
 
 
 def test_positions_are_made_in_full_precision_under_autocast():

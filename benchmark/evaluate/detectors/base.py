@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmark.evaluate.spectrum import log_spectrum
 from benchmark.files import UserError
 
 
@@ -68,6 +69,17 @@ def exact_float32() -> Iterator[None]:
             yield
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
+
+
+def outputs_of(images: np.ndarray, detector: Detector, batch: int = 64) -> dict[str, np.ndarray]:
+    """The detector's outputs for uint8 images [n, H, W, 3], and their log spectra ("spectrum"); float32, on the CPU."""
+    parts: dict[str, list[np.ndarray]] = {}
+    for start in range(0, len(images), batch):
+        tensor = torch.from_numpy(np.array(images[start : start + batch])).permute(0, 3, 1, 2).to(detector.device)
+        outputs = detector(tensor) | {"spectrum": log_spectrum(tensor)}
+        for name, value in outputs.items():
+            parts.setdefault(name, []).append(value.float().cpu().numpy())
+    return {name: np.concatenate(values) for name, values in parts.items()}
 
 
 def at_rest(outputs: dict[str, np.ndarray], detector: Detector, half: bool) -> dict[str, np.ndarray]:
