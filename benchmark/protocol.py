@@ -154,6 +154,9 @@ class Protocol:
     custom: bool = False  # made with overrides: never written into leaderboards/
     source: str = ""  # what `load` was given, and the overrides: enough to load the same rules in another process
     overrides: list[str] = field(default_factory=list)
+    # Whether train.init is the place of a file, given with the run or in a protocol of one's own, and not what a protocol asks
+    # for: a file that happens to have that name in the working directory is not what it asks for.
+    init_given: bool = False
 
     @property
     def hash(self) -> str:
@@ -166,25 +169,19 @@ class Protocol:
 
     def _parts(self, *names: str) -> dict[str, Any]:
         parts = {name: _plain(getattr(self, name)) for name in names}
-        parts["train"]["init"] = identity(self.train.init) if self._is_given else self.train.init
+        parts["train"]["init"] = identity(self.train.init) if self.init_given else self.train.init
         return parts
-
-    @property
-    def _is_given(self) -> bool:
-        """Whether train.init is the place of a file, given with the run, and not what a file of benchmark/protocols/ asks for.
-
-        A file that happens to have that name in the working directory is not what it asks for.
-        """
-        return is_outside(path_of(self.source)) or any(word.startswith("train.init=") for word in self.overrides)
 
     def checkpoint(self) -> str:
         """The file that trainings start from; "" for none.
 
         Raises:
-            UserError: the protocol asks for one, and its place was not given.
+            UserError: the protocol asks for one, and its place was not given; or there is none at that place.
         """
-        if self.train.init and not self._is_given:
+        if self.train.init and not self.init_given:
             raise UserError(f"{self.name} starts from a checkpoint ({self.train.init}): give the file as train.init=PATH")
+        if self.train.init and not os.path.isfile(self.train.init):
+            raise UserError(f"train.init: {self.train.init} does not exist; give the path of a checkpoint")
         return self.train.init
 
     def pairs(self) -> list[tuple[str, str]]:
@@ -310,20 +307,21 @@ def load(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Protocol:
     for key in ABOUT:
         if key in values:
             raise UserError(f"protocol {path.stem}: {key} cannot be set in a file; it follows from how a protocol is loaded")
+    given = [assignment for assignment in overrides if assignment.startswith("train.init=")]
     about = {"name": path.stem, "custom": bool(overrides) or outside, "source": name, "overrides": list(overrides)}
+    about["init_given"] = bool(given) or (outside and "init" in (_layers(path)[-1].get("train") or {}))
     values = {"title": "", **values, **about}
     protocol = parsed(_model(), values, f"protocol {path.stem}", SETTINGS, "the protocol")
     _check_relations(protocol)
-    given = [assignment for assignment in overrides if assignment.startswith("train.init=")]
-    if given and protocol.train.init and not os.path.isfile(protocol.train.init):
-        raise UserError(f"train.init: {protocol.train.init} does not exist; give the path of a checkpoint")
+    if given:
+        protocol.checkpoint()
     if given and len(given) == len(overrides) and not outside:
         # Where the very file lies that the rules ask for is no rule.
         protocol.custom = protocol.hash != load(name).hash
     return protocol
 
 
-ABOUT = ("name", "custom", "source", "overrides")
+ABOUT = ("name", "custom", "source", "overrides", "init_given")
 
 
 def _merged(below: Any, above: Any) -> Any:

@@ -11,6 +11,7 @@ from benchmark import protocol, registry
 from benchmark.board.beside import PARTS
 from benchmark.files import UserError
 from benchmark.identity import methods_of
+from benchmark.run.sample import check_settings
 
 IMAGENET = [name for name in protocol.names() if re.fullmatch(r"imagenet-(256|512)-(s2|b2|xl2)(-ft|-10k)?", name)]
 
@@ -122,6 +123,20 @@ def test_a_file_that_merely_has_the_name_is_not_the_checkpoint(tmp_path, monkeyp
     assert given.hash != wanted
     assert given.checkpoint() == asked
     assert protocol.load("shapes").checkpoint() == ""
+    (tmp_path / "own.yaml").write_text(f"base: {name}\ntrain: {{steps: 5}}\n")  # which asks for what its base asks for
+    with pytest.raises(UserError, match=r"give the file as train\.init=PATH"):
+        protocol.load("own.yaml").checkpoint()
+    (tmp_path / "own.yaml").write_text(f"base: {name}\ntrain: {{init: {asked}}}\n")
+    assert protocol.load("own.yaml").checkpoint() == asked
+    (tmp_path / asked).unlink()
+    with pytest.raises(UserError, match=rf"train.init: {asked} does not exist"):
+        protocol.load("own.yaml").checkpoint()
+
+
+def test_a_checkpoint_that_was_not_given_is_told_before_any_work():
+    for name in ("imagenet-256-xl2-ft", "imagenet-512-xl2-ft"):
+        with pytest.raises(UserError, match=r"give the file as train\.init=PATH"):
+            check_settings(protocol.load(name), ["extrapolation"])
 
 
 def test_an_absent_checkpoint_is_named():

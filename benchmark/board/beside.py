@@ -72,9 +72,9 @@ def switches(board: Table, boards: Tables) -> Grid | None:
         have = [set(item.entries["fid", column].by_seed) for item in (row, *counterparts) if item for column in cols]
         seeds = sorted(set.intersection(*have))
         devices |= {
-            tuple(record.value["hardware"].get(key) for key in ("device", "precision"))
-            for table in (board, *others) for record in table.records
+            (key, record.value["hardware"][key]) for table in (board, *others) for record in table.records
             if record.method == row.method and record.seed in seeds and record.pair in {(c.train, c.test) for c in cols}
+            for key in ("device", "precision") if key in record.value["hardware"]  # older records lack the second
         }  # fmt: skip
         cells = [Cell(row.title, marks=row.marks), Cell(", ".join(map(str, seeds)) or "none in common")]
         for column in cols:
@@ -93,7 +93,7 @@ def switches(board: Table, boards: Tables) -> Grid | None:
         "comparisons; about one in forty would be bold by chance. At the training size switches have no effect. Protocols: "
         f"{', '.join(other.protocol.name for other in others)}."
     )
-    if len(devices) > 1:
+    if len(devices) > len(dict(devices)):
         text += (
             " Off and on were sampled on different devices or in different precision, which alone moves FID a little: small "
             "changes mean nothing."

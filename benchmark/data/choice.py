@@ -146,7 +146,8 @@ def split_of(name: str) -> str:
 def split_folder(root: Path, split: str, flat: bool = False) -> Path:
     """The folder of the split below a root that holds nothing but splits; else the root itself.
 
-    `flat`: whether splits may hold images without class folders; there must be two of them then, as one is a folder's name.
+    `flat`: whether splits may hold images without class folders. Then all must be called what splits are called, and be two or
+    more: other names that begin so, or one alone, are classes.
     """
     with os.scandir(root) as entries:
         folders = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
@@ -155,8 +156,9 @@ def split_folder(root: Path, split: str, flat: bool = False) -> Path:
     if not chosen or not all(name.startswith(starts) for name in folders):
         return root
     below = root / chosen[0]
-    if flat and sum(any(name.startswith(each) for name in folders) for each in SPLITS.values()) > 1:
-        return below
+    parts = [next((part for part, words in WORDS.items() if name.lower() in words), "") for name in folders]
+    if flat and all(parts) and len(set(parts)) > 1 and parts.count(split) == 1:
+        return root / folders[parts.index(split)]
     return below if (below / ANNOTATIONS).is_file() or any(entry.is_dir() for entry in os.scandir(below)) else root
 
 

@@ -267,7 +267,8 @@ class Index:
         shard = self.manifest["shards"][number]
         if self.remote:
             return f"remove its copy, {self.remote.path(shard['name'], shard['sha256'])}, and run the same command again"
-        return f"move {shard['name']} away and {self._remedy}, with the original images as DATA"
+        images = ", with the original images as DATA" if self.manifest.get("source") != "shapes" else ""
+        return f"move {shard['name']} away and {self._remedy}{images}"
 
     def _descriptor(self, number: int) -> int:
         if number in self._files:

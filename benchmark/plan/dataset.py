@@ -141,7 +141,7 @@ class DataSet:
             manifest = self._manifests[self.images]
             return sum(shard["bytes"] for shard in manifest["shards"]) / max(manifest["count"], 1)
         if self.source is not None and self.card.kind != "shapes" and len(self.source):
-            return total_bytes(self.source) / len(self.source) + OVERHEAD
+            return mean_bytes(self.source) + OVERHEAD
         return PACKED * 3 * math.prod(self.card.size) + OVERHEAD if self.card.size else PICTURE + OVERHEAD
 
     def augments(self, method: str) -> bool:
@@ -181,12 +181,12 @@ class DataSet:
         return folder_name(self.pictures, self._manifests.get(self.pictures)), self.fingerprint
 
 
-def total_bytes(source: sources.Source) -> int:
-    """Of a source's images, or of the files that hold them."""
+def mean_bytes(source: sources.Source) -> float:
+    """Of a source's images; of those in tars and parquet files by the files' size, which is that of all they hold."""
     if isinstance(source, sources.Folder):
-        return sum(max(size, 0) for *_, size in source.files)
+        return sum(max(size, 0) for *_, size in source.files) / len(source)
     assert isinstance(source, sources.Tars | sources.Parquet), "rendered images are no files"
-    return sum(path.stat().st_size for path in source.paths)
+    return sum(path.stat().st_size for path in source.paths) / (len(source) + source.dropped)
 
 
 _walked: dict[tuple, sources.Folder] = {}  # the last one

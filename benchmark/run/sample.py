@@ -146,8 +146,9 @@ def check_settings(protocol: Protocol, methods: Sequence[str]) -> None:
 
     Raises:
         UserError: the options, the title or the note of a method, or the file of the detector's weights, are not what they must
-            be.
+            be; or a checkpoint that trainings start from was not given.
     """
+    protocol.checkpoint()
     trained = set(map(registry.trained_name, methods))
     for words in protocol.overrides:
         parts = words.partition("=")[0].split(".")
@@ -241,10 +242,10 @@ def generate(cell: Cell, folder: Path, training: Path, report: dict[str, Any], t
                         images = unit.read()
                         stage.advance(config.steps)
                     else:
-                        note_hardware(folder, fabric.global_rank, config.precision)
                         with torch.inference_mode(), autocast(config.precision, fabric.device):
                             numbers = range(unit.start, unit.start + unit.count)
                             images = to_uint8(decode(method.generate(cell.test, cell.seed, numbers, stage.advance)))
+                        note_hardware(folder, fabric.global_rank, config.precision)
                         if unit.start < kept:
                             write_chunk(chunk_path(folder, k), images, unit.start)
                     with atomic(unit_file(place, k)) as draft:

@@ -71,10 +71,13 @@ def test_switches_off_and_on_stand_side_by_side(tmp_path: Path, monkeypatch: pyt
         [("YaRN", "", False), ("0", "", False), *[("40.0", False), ("30.0", "-10.0", True)] * 2],
     ]
     assert all(" to " in row[place][1] for row in texts(side) for place in (2, 4))
-    assert "in different precision" not in side.text
-    for item in boards["shapes-on"].records:
-        item.value["hardware"]["precision"] = "float32"
-    assert "in different precision, which alone moves FID" in beside.switches(boards["shapes-off"], boards).text
+    for there, said in (("float32", False), ("bf16", True)):  # older records do not say: then nothing is known to differ
+        assert "in different precision" not in beside.switches(boards["shapes-off"], boards).text
+        for item in boards["shapes-on"].records:
+            item.value["hardware"]["precision"] = "float32"
+        for item in boards["shapes-off"].records:
+            item.value["hardware"]["precision"] = there
+        assert ("in different precision, which alone moves" in beside.switches(boards["shapes-off"], boards).text) == said
     assert beside.switches(boards["shapes-on"], boards) is None
     assert beside.switches(boards["shapes-other"], boards) is None
 

@@ -290,8 +290,9 @@ def test_splits_without_class_folders_are_splits(tmp_path):
     )
     assert labels(prepare(OWN, root, tmp_path / "out").folder) == {"1": 0, "2": 0}
     assert source(OWN, root, "val").root == root / "val"
-    alone = put(tmp_path / "alone", {"train/1.jpg": jpeg(1)})  # a folder's name
-    assert source(OWN, alone).classes == ("train",)
+    for names in (["train"], ["trains", "valleys"], ["test_cats", "test_dogs", "train_cats", "train_dogs"], ["train", "valley"]):
+        classes = put(tmp_path / "-".join(names), {f"{name}/1.jpg": jpeg(1) for name in names})
+        assert source(OWN, classes).classes == tuple(names)
 
 
 def test_the_card_of_a_hundred_classes():

@@ -572,6 +572,16 @@ def test_sample_that_is_not_where_the_index_says(folder: Path) -> None:
         index[23]
 
 
+def test_the_advice_about_a_damaged_shard_can_be_followed(folder: Path, tmp_path: Path) -> None:
+    """Rendered scenes have no original images; others are written again from these."""
+    photos = prepare(FOLDER, tree(tmp_path / "tree"), tmp_path / "out").folder
+    for shards, ending in ((folder, "again"), (photos, "again, with the original images as DATA")):
+        (tar, *_) = sorted(shards.glob("*.tar"))
+        tar.write_bytes(bytes(tar.stat().st_size))
+        with pytest.raises(UserError, match=rf": move {tar.name} away and run `python -m benchmark shards` {ending}$"):
+            Index(shards)[0]
+
+
 def test_a_damaged_copy_of_a_remote_shard_is_what_has_to_go(folder: Path, tmp_path: Path) -> None:
     far = remote(folder, tmp_path)
     far[0]

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from benchmark import protocol
+from benchmark.data import sources
 from benchmark.data.index import Index
 from benchmark.files import UserError
 from benchmark.plan import dataset, place, stages
@@ -187,3 +188,6 @@ def test_the_disk_that_shards_need_is_that_of_the_images(tmp_path):
     root = pictures(tmp_path / "mine")
     mean = sum(path.stat().st_size for path in root.rglob("*.png")) / 12
     assert dataset.DataSet(protocol.load("folder"), Run(tmp_path / "runs", str(root))).picture_bytes == mean + dataset.OVERHEAD
+    packed = sources.Parquet([root / "0" / "0.png"])
+    packed.total, packed.dropped, packed._ready = 2, 8, True  # of classes that the card leaves out
+    assert dataset.mean_bytes(packed) == (root / "0" / "0.png").stat().st_size / 10

@@ -230,6 +230,28 @@ def test_a_cell_names_all_that_its_images_were_made_on(tmp_path, monkeypatch):
     assert sample.made_on(tmp_path, 2, "bf16") == {"device": "cpu", "name": "GPU", "count": 2, "precision": "bf16"}
 
 
+def test_a_machine_that_made_nothing_is_not_named(made, tmp_path, monkeypatch):
+    """One that ran out of memory, say."""
+    cell, run, _ = made
+    shutil.copytree(run.out / "trainings", tmp_path / "trainings")
+    elsewhere = Run(tmp_path, devices="1", workers=1)
+
+    def fails(self, *_):
+        raise UserError("out of memory")
+
+    with monkeypatch.context() as context:
+        context.setattr(sample, "machine", lambda: "small GPU")
+        context.setattr(type(registry.build("nope", cell.protocol, "16x16", 0)), "generate", fails)
+        with pytest.raises(UserError, match="out of memory"):
+            sample.sample(cell, elsewhere)
+    monkeypatch.setattr(sample, "machine", lambda: "large GPU")
+    folder = sample.sample(cell, elsewhere)
+    assert read_json(folder / DONE)["hardware"]["name"] == "large GPU"
+    shutil.rmtree(folder / "features")
+    monkeypatch.setattr(sample, "machine", lambda: "laptop")
+    assert read_json(sample.sample(cell, elsewhere) / DONE)["hardware"]["name"] == "large GPU"
+
+
 # --- A cell of two batches of 16 -------------------------------------------------------------------------------------
 
 
