@@ -309,9 +309,9 @@ def load(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Protocol:
             raise UserError(f"protocol {path.stem}: {key} cannot be set in a file; it follows from how a protocol is loaded")
     given = [assignment for assignment in overrides if assignment.startswith("train.init=")]
     about = {"name": path.stem, "custom": bool(overrides) or outside, "source": name, "overrides": list(overrides)}
-    about["init_given"] = bool(given) or (outside and "init" in (_layers(path)[-1].get("train") or {}))
     values = {"title": "", **values, **about}
     protocol = parsed(_model(), values, f"protocol {path.stem}", SETTINGS, "the protocol")
+    protocol.init_given = bool(given) or (outside and "init" in _layers(path)[-1].get("train", {}))
     _check_relations(protocol)
     if given:
         protocol.checkpoint()
