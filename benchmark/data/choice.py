@@ -143,14 +143,19 @@ def split_of(name: str) -> str:
     return next((part for word in words for part, whole in WORDS.items() if word in whole), "")
 
 
+def subfolders(root: Path) -> list[str]:
+    """The names of the folders in a folder, but for hidden ones."""
+    with os.scandir(root) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
 def split_folder(root: Path, split: str, flat: bool = False) -> Path:
     """The folder of the split below a root that holds nothing but splits; else the root itself.
 
     `flat`: whether splits may hold images without class folders. Then all must be called what splits are called, and be two or
     more: other names that begin so, or one alone, are classes.
     """
-    with os.scandir(root) as entries:
-        folders = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    folders = subfolders(root)
     starts = tuple(start for parts in SPLITS.values() for start in parts)
     chosen = [name for name in folders if name.startswith(SPLITS[split])]
     if not chosen or not all(name.startswith(starts) for name in folders):
@@ -164,9 +169,7 @@ def split_folder(root: Path, split: str, flat: bool = False) -> Path:
 
 def check_one_form(root: Path, packed: Sequence[Path]) -> None:
     """Refuses a folder that holds tars or parquet files and folders of images: which of them are meant cannot be told."""
-    with os.scandir(root) as entries:
-        folders = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    for folder in folders if packed else ():
+    for folder in subfolders(root):
         if any(name.lower().endswith(IMAGE_SUFFIXES) for _, names in walk(root / folder) for name in names):
             raise UserError(
                 f"DATA {root} holds {listed(path.name for path in packed)} and a folder of images, {folder}: move one of the two "

@@ -32,6 +32,7 @@ from benchmark.data.choice import (
     expanded,
     split_files,
     split_folder,
+    subfolders,
 )
 from benchmark.data.images import DAMAGE, IMAGE_SUFFIXES, check_damage
 from benchmark.data.pool import parallel
@@ -141,8 +142,7 @@ class Folder(Source):
         self.root, self.choice, self.where = root, choice, str(root)
         self.walked = {str(root): changed(root)}  # folders, and when they changed last
         named = annotated(root)
-        with os.scandir(root) as entries:
-            folders = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+        folders = subfolders(root)
         found: list[tuple[str, str, int]] = []  # (path below root, class, bytes)
         self.ignored = 0
         for name in folders:
