@@ -1,36 +1,37 @@
 # PosBench's entry point. `make` lists the commands; each one first installs what it needs into .venv.
+# Set on the command line; exported variables are not read, but for PYTHON.
 PYTHON    ?= python3
-METHOD    ?= rpe2d
+METHOD    = rpe2d
 # Several, for sweep and plan: METHODS="rpe2d yarn"; empty means all methods of the protocol.
-METHODS   ?=
+METHODS   =
 # Empty: shapes (a rehearsal of shapes-long), or folder if DATA is a folder of images; imagenet-256-xl2 for latents.
-PROTOCOL  ?=
-DATA      ?=
-DEVICES   ?= auto
-NODES     ?= 1
+PROTOCOL  =
+DATA      =
+DEVICES   = auto
+NODES     = 1
 # Submit jobs instead of running here: slurm, or local; RESOURCES is a YAML file of submitit's parameters (cluster.example.yaml).
-CLUSTER   ?=
-RESOURCES ?=
+CLUSTER   =
+RESOURCES =
 # The device that `plan` estimates hours for, and the price of an hour.
-DEVICE    ?= h100
-PRICE     ?=
+DEVICE    = h100
+PRICE     =
 # Empty: 0; for `reproduce`, the first recorded seed.
-SEED      ?=
-OUT       ?= runs
+SEED      =
+OUT       = runs
 # 1 keeps all images of a cell and the checkpoints of finished trainings.
-KEEP      ?=
+KEEP      =
 # For `loss`: a method to compare with, and a folder of held-out shards.
-AGAINST   ?=
-HELDOUT   ?=
+AGAINST   =
+HELDOUT   =
 # Overrides, which make a run custom: SET="train.steps=200"; also any further option of a command.
-SET       ?=
+SET       =
 
 VENV := .venv
 PY   := $(VENV)/bin/python
 RUN  := $(PY) -m benchmark
 # Command-line arguments for the variables that were given.
 quote = '$(subst ','\'',$1)'
-opt   = $(if $($1),--$(if $2,$2,$(shell echo $1 | tr A-Z a-z)) $(call quote,$($1)))
+opt   = $(if $(value $1),--$(shell echo $1 | tr A-Z a-z) $(call quote,$(value $1)))
 WHERE = $(call opt,PROTOCOL) $(call opt,OUT) $(call opt,DATA)
 ON    = $(call opt,DEVICES) $(call opt,NODES)
 MORE  = $(call opt,SEED) $(SET)
@@ -74,7 +75,7 @@ help: ## show this list
 	@echo '  AGAINST HELDOUT SET="section.key=value --option ..."'
 	@echo '$(RUN) VERB --help lists all options.'
 
-# The stamp is newer than the lock exactly when the lock is installed, so a second make installs nothing.
+# The stamp is newer than the lock when what the lock names is installed, so a second make installs nothing. Other packages stay.
 $(VENV)/.installed: requirements.txt requirements-uv.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "PosBench needs Python 3.11 or newer: set PYTHON=python3.x" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
@@ -85,22 +86,22 @@ $(VENV)/.installed: requirements.txt requirements-uv.txt
 install: $(VENV)/.installed ## set up .venv from the locked, hashed requirements
 
 bench: $(VENV)/.installed ## METHOD: shards, train, sample, score, leaderboard
-	@$(RUN) bench $(call quote,$(METHOD)) $(WHERE) $(ON) $(KEPT) $(MORE)
+	@$(RUN) bench $(call quote,$(value METHOD)) $(WHERE) $(ON) $(KEPT) $(MORE)
 
 sweep: $(VENV)/.installed ## METHODS of a PROTOCOL; shared trainings run once
 	@$(RUN) sweep $(call opt,METHODS) $(WHERE) $(ON) $(call opt,CLUSTER) $(call opt,RESOURCES) $(KEPT) $(MORE)
 
 plan: $(VENV)/.installed ## estimate what is missing: DEVICE hours, PRICE, disk
-	@$(RUN) plan $(call quote,$(PROTOCOL)) $(call opt,METHODS) $(call opt,DEVICE) $(call opt,PRICE) $(call opt,OUT) $(call opt,DATA) $(KEPT) $(MORE)
+	@$(RUN) plan $(call quote,$(value PROTOCOL)) $(call opt,METHODS) $(call opt,DEVICE) $(call opt,PRICE) $(call opt,OUT) $(call opt,DATA) $(KEPT) $(MORE)
 
 reproduce: $(VENV)/.installed ## rerun METHOD's committed row and compare
-	@$(RUN) reproduce $(call quote,$(METHOD)) $(WHERE) $(ON) $(MORE)
+	@$(RUN) reproduce $(call quote,$(value METHOD)) $(WHERE) $(ON) $(MORE)
 
 submit: $(VENV)/.installed ## copy METHOD's row from OUT into leaderboards/
-	@$(RUN) submit $(call quote,$(METHOD)) $(WHERE) $(call opt,SEED)
+	@$(RUN) submit $(call quote,$(value METHOD)) $(WHERE) $(call opt,SEED)
 
 loss: $(VENV)/.installed ## METHOD's denoising loss at every test size
-	@$(RUN) loss $(call quote,$(METHOD)) $(WHERE) $(call opt,AGAINST) $(call opt,HELDOUT) $(MORE)
+	@$(RUN) loss $(call quote,$(value METHOD)) $(WHERE) $(call opt,AGAINST) $(call opt,HELDOUT) $(MORE)
 
 shards: $(VENV)/.installed ## DATA (folders, tars, parquet) -> indexed shards
 	@$(RUN) shards $(WHERE) $(SET)
@@ -144,6 +145,6 @@ lock: $(VENV)/.installed ## update the lock file from pyproject.toml
 	$(VENV)/bin/uv pip compile --system-certs pyproject.toml --group dev --universal --generate-hashes --no-emit-index-url --upgrade -o requirements.txt
 	echo uv | $(VENV)/bin/uv pip compile --system-certs - --universal --generate-hashes --no-header --no-emit-index-url -o requirements-uv.txt
 
-CLEANED := runs .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis
+CLEANED := runs $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis
 clean: ## remove runs/ (trainings too!), .venv and caches
 	@for path in $(wildcard $(CLEANED)); do echo "removing $$(du -sh $$path | tr '\t' ' ')"; rm -rf $$path; done

@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 import io
 import json
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from types import SimpleNamespace
 
 import matplotlib
 import pytest
+import typer
 import yaml
 from PIL import Image
 from rich.console import Console
@@ -39,10 +42,25 @@ TEXTS = sorted(str(path.relative_to(ROOT)) for folder in (protocol.FOLDER, card.
 MAKE = shutil.which("make")
 
 
-def make(*words: str) -> subprocess.CompletedProcess[str]:
-    """A dry run of make with this environment's Python: nothing is installed and nothing runs."""
-    command = [MAKE, "-n", "-o", ".venv/.installed", *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+TAKES = {verb: names.split() for verb, names in re.findall(r"^TAKES_(\w+) *:= (.*)$", MAKEFILE, re.MULTILINE)}
+GIVEN = {"KEEP": "1", "DEVICES": "2", "NODES": "2", "SEED": "1", "PRICE": "2.5", "DEVICE": "h200", "SET": ""}
+
+
+def make(*words: str, dry: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A dry run of make with this environment's Python, unless told otherwise: nothing is installed and nothing runs.
+
+    An outer make hands down its own variables by the environment, so nothing but what programs are found by is kept.
+    """
+    command = [MAKE, *(["-n", "-o", ".venv/.installed"] if dry else []), *words]
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, env=kept | environment)
+
+
+def parse(line: str) -> dict[str, object]:
+    """The parameters that a command line gives to its verb of `python -m benchmark`, which has to know every option."""
+    verb, *words = shlex.split(line.split("-m benchmark ", 1)[1])
+    return typer.main.get_command(app).commands[verb].make_context(verb, words).params
 
 
 def commands(text: str) -> list[str]:
@@ -71,6 +89,34 @@ def test_make_understands_every_command_of_the_guides(line):
     words = subprocess.run(["bash", "-c", f"P=shapes; printf '%s\\n' {line[5:]}"], capture_output=True, text=True, check=True)
     result = make(*words.stdout.splitlines())
     assert result.returncode == 0, result.stderr
+    for command in result.stdout.splitlines():
+        if "-m benchmark " in command:
+            parse(command)
+
+
+@pytest.mark.parametrize("file", GUIDES)
+def test_python_understands_every_command_of_the_guides(file):
+    lines = [line for line in commands((ROOT / file).read_text(encoding="utf-8")) if "-m benchmark " in line]
+    assert lines or file not in ("README.md", "datasets/README.md")
+    for line in lines:
+        parse(line)
+
+
+@pytest.mark.skipif(not MAKE, reason="there is no make")
+@pytest.mark.parametrize("verb", [verb for verb in TAKES if verb not in ("test", "goldens", "faults")])
+def test_every_variable_that_a_verb_reads_reaches_it(verb):
+    given = {name: GIVEN.get(name, f"a {name.lower()}") for name in TAKES[verb]}
+    result = make(verb, *(f"{name}={value}" for name, value in given.items()))
+    assert result.returncode == 0, result.stderr
+    seen = {str(value) for value in parse(result.stdout.splitlines()[-1]).values()}
+    assert not {"True" if name == "KEEP" else value for name, value in given.items() if value} - seen
+
+
+@pytest.mark.skipif(not MAKE, reason="there is no make")
+def test_exported_variables_change_no_run():
+    """A job script's SEED or DATA would otherwise make another run of the README's command."""
+    plain = make("bench", "METHOD=ntk").stdout
+    assert make("bench", "METHOD=ntk", SEED="7", DATA="/elsewhere", OUT="there", KEEP="0", SET="train.steps=1").stdout == plain
 
 
 @pytest.mark.skipif(not MAKE, reason="there is no make")
@@ -95,6 +141,7 @@ def test_variables_reach_the_command_line():
     for words in ("--methods 'rpe2d yarn'", "--seed '2'", "--keep", "train.steps=5 sample.count=8"):
         assert words in line
     assert """--data '/o'\\''brien/a b'""" in make("bench", "DATA=/o'brien/a b").stdout
+    assert "--data '/a/$x'" in make("bench", "DATA=/a/$x").stdout
     line = make("reproduce", "METHOD=yarn").stdout
     assert "--seed" not in line  # a recorded one is taken
     assert "--protocol" not in line  # the data say which
@@ -105,9 +152,9 @@ def test_variables_reach_the_command_line():
 
 @pytest.mark.skipif(not MAKE, reason="there is no make")
 def test_help_lists_every_verb_in_80_columns():
-    text = subprocess.run([MAKE, "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    text = make("help", dry=False).stdout
     assert max(map(len, text.splitlines())) <= 80
-    phony = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    phony = re.findall(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)
     for verb in " ".join(phony).split():
         assert f"make {verb} " in text, verb
 

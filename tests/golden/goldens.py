@@ -2,6 +2,7 @@
 
     make goldens                compare, and say what moved
     make goldens SET=--write   write the goldens that moved
+    make goldens SET="--base FOLDER"   of another commit's golden files, name those that have moved since under the same revisions
 
 Weights, data and the random numbers of training come from numpy's Philox, so that no version of torch changes them. A refactor
 moves none of these. A change that is meant to move one has to raise the revision of its part first, and says why in its commit.
@@ -40,6 +41,7 @@ LOSSES = {name: (name, {}, FLOW) for name in TRAINED} | {
     "ledit_finetune": ("ledit_finetune", {"dilated": 0.5}, FLOW),
 }
 GRIDS = ("32x48", "24x20")  # beyond the trained 16x24 on both axes, and beyond it on one of them
+PARTS = ("train", "sample", "score")
 PROBES = 8  # values of a tensor that are kept, evenly spaced, beside its mean and deviation
 
 
@@ -185,8 +187,8 @@ def stored(part: str) -> dict[str, Any]:
     return {name: value for name, (_, value) in _stored(part).items()}
 
 
-def _stored(part: str) -> dict[str, list[Any]]:
-    path = FOLDER / f"{part}.json"
+def _stored(part: str, folder: Path = FOLDER) -> dict[str, list[Any]]:
+    path = folder / f"{part}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
@@ -201,6 +203,19 @@ def unannounced(part: str, found: dict[str, Any]) -> list[str]:
     return [name for name in moved(part, found) if name in before and before[name][0] == revision_of(part, name)]
 
 
+def rewritten(base: Path, folder: Path = FOLDER) -> list[str]:
+    """The goldens whose recorded numbers are not those in a base's folder, although the revisions recorded with them are."""
+    found = []
+    for part in PARTS:
+        before, now = _stored(part, base), _stored(part, folder)
+        found += [
+            f"{part}: {name}"
+            for name in sorted(before.keys() & now.keys())
+            if before[name][0] == now[name][0] and not close(now[name][1], before[name][1])
+        ]
+    return found
+
+
 def write(part: str, found: dict[str, Any]) -> None:
     before = _stored(part)
     kept = {name: before[name][1] for name in found if name in before and name not in moved(part, found)}
@@ -211,6 +226,13 @@ def write(part: str, found: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    if "--base" in sys.argv:
+        base = Path(sys.argv[sys.argv.index("--base") + 1])
+        if not all((base / f"{part}.json").is_file() for part in PARTS):
+            sys.exit(f"{base} does not hold the goldens of {', '.join(PARTS)}")
+        if silent := rewritten(base):
+            sys.exit(f"recorded numbers moved under the same revisions: {', '.join(silent)}; raise one of them")
+        sys.exit()
     torch.set_num_threads(1)
     changed = []
     for part, compute in parts().items():

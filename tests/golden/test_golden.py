@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import goldens
 import pytest
 
@@ -13,7 +16,21 @@ def test_losses_are_those_recorded(case):
     assert goldens.losses(*goldens.LOSSES[case]) == pytest.approx(goldens.stored("train")[case], rel=1e-4)
 
 
-@pytest.mark.parametrize("part", ["train", "sample", "score"])
+def test_numbers_rewritten_under_the_same_revision_are_told(tmp_path):
+    """As CI asks of a pull request: a file that was edited, or deleted and written anew, agrees with its own code."""
+    for part in goldens.PARTS:
+        shutil.copy(goldens.FOLDER / f"{part}.json", tmp_path)
+    assert goldens.rewritten(tmp_path) == []
+    entries = json.loads((tmp_path / "train.json").read_text())
+    entries["ledit"][1][-1] *= 1.01  # its revision stays
+    entries["rpe2d"][1][-1] *= 1.01
+    entries["rpe2d"][0][0] += 1
+    del entries["learned"]
+    (tmp_path / "train.json").write_text(json.dumps(entries))
+    assert goldens.rewritten(tmp_path) == ["train: ledit"]
+
+
+@pytest.mark.parametrize("part", goldens.PARTS)
 def test_goldens_have_the_revisions_of_today(part):
     """Or a change would count as announced by a revision that was raised before."""
     for name, (revisions, _) in goldens._stored(part).items():
