@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmark.data.batches import Reader
+from benchmark.data.index import Index
 from benchmark.model.method import Method
 from benchmark.protocol import Core, Objective, Protocol, Sample, Switches, Train, size_hw
 
@@ -51,6 +54,24 @@ def batch(protocol: Protocol, train: str, step: int, count: int = 4) -> dict[str
     label = torch.arange(count) % protocol.core.classes
     return {"image": image, "label": label, "crop": crop, "key": [str(i) for i in range(count)], "step": step,
             "rows": (0, count)}  # fmt: skip
+
+
+def reader(
+    index: Index,
+    protocol: Protocol,
+    train: str,
+    start: int = 0,
+    seed: int = 0,
+    augmentation: tuple[str, dict[str, Any]] = ("center_crop", {}),
+    rank: int = 0,
+    world: int = 1,
+) -> Reader:
+    """What one rank of a training reads, of a method with an augmentation."""
+    trainer = SimpleNamespace(global_rank=rank, world_size=world)
+    method = SimpleNamespace(
+        protocol=protocol, train_size=train, augmentation=augmentation, seed=seed, device=torch.device("cpu"), trainer=trainer
+    )
+    return Reader(method, index, start, workers=0)
 
 
 def loss(method: Method, step: int = 0, count: int = 4, **changes: Any) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,20 @@ def protocols(folder: Path, patch: pytest.MonkeyPatch, **texts: str) -> None:
     for name, text in texts.items():
         (folder / f"{name.replace('_', '-')}.yaml").write_text(text)
     patch.setattr(protocol, "FOLDER", folder)
+
+
+def detectors(folder: Path, patch: pytest.MonkeyPatch, **texts: str) -> None:
+    """Makes `folder` the place of all detectors, those there are and {name: code}, and the folder around it that of weights."""
+    folder.mkdir(parents=True)
+    for path in registry.DETECTORS.glob("*.py"):
+        (folder / path.name).write_text(path.read_text())
+    for name, text in texts.items():
+        (folder / f"{name}.py").write_text(text)
+        module = f"benchmark.evaluate.detectors.{name}"
+        patch.setitem(sys.modules, module, None)  # so that it is forgotten with the rest
+        del sys.modules[module]
+    patch.setattr(registry, "DETECTORS", folder)
+    patch.setattr("benchmark.evaluate.detectors.__path__", [str(folder)])
 
 
 def value_of(

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -200,6 +201,33 @@ def test_list_says_of_every_method_what_it_is():
 
 
 @pytest.mark.parametrize(
+    ("words", "called", "seed"),
+    [
+        (("bench", "nope", "--protocol", "smoke"), "run.local.bench", itemgetter(2)),
+        (("sweep", "--protocol", "smoke"), "run.local.bench", itemgetter(2)),
+        (("sweep", "--protocol", "smoke", "--cluster", "local"), "run.slurm.start", itemgetter(2)),
+        (("plan", "smoke"), "plan.stages.graph", itemgetter(2)),
+        (("reproduce", "nope"), "run.reproduce.reproduce", itemgetter(2)),
+        (("submit", "nope"), "run.boards.submit", itemgetter(2)),
+        (("loss", "nope", "--protocol", "smoke"), "run.loss.compared", lambda arguments: arguments[0][0].seed),
+        (("weights", "nope", "w.pt", "--protocol", "smoke"), "run.train.trained", lambda arguments: arguments[0].seed),
+    ],
+)
+def test_a_command_hands_its_seed_on(words, called, seed, monkeypatch, tmp_path):
+    """To what is called with it; the commands of single stages are followed to their files."""
+    asked = []
+
+    def remember(*arguments: object) -> None:
+        asked.append(seed(arguments))
+        raise UserError("far enough")
+
+    monkeypatch.setattr(f"benchmark.{called}", remember)
+    result = CliRunner().invoke(app, [*words, "--seed", "3", "--out", str(tmp_path)])
+    assert str(result.exception) == "far enough"
+    assert asked == [3]
+
+
+@pytest.mark.parametrize(
     ("words", "code"), [(("identical", "reproduced", "within the seeds' spread"), 0), (("reproduced", "differs"), 1)]
 )
 def test_a_row_that_differs_fails_the_command(words, code, monkeypatch, tmp_path):
@@ -321,12 +349,12 @@ def test_the_readme_counts_methods_and_records():
     front = Counter(method for method, _ in seeds)
     assert set(re.findall(r"(?:implements|all)\s\[?(\d+)\s+methods", README)) == {str(len(registry.names()))}
     text = " ".join(README.split())
-    seeded = r"with two or three seeds each; (\d+), including these, in \[`shapes-long`\]"
+    seeded = r"with three seeds each; (\d+), including these, in \[`shapes-long`\]"
     told = re.search(rf"All (\d+) methods have records: (\d+) in the table's protocol, {seeded}", text)
     assert told is not None
     longer = {path.parent.name for path in paths if path.parent.parent.name == "shapes-long"}
     assert [int(count) for count in told.groups()] == [len(recorded & set(registry.names())), len(front), len(longer)]
-    assert set(front.values()) <= {2, 3}
+    assert set(front.values()) == {3}
 
 
 PAGES = [

@@ -25,11 +25,13 @@ from benchmark.data.card import Card, card_names, load_card
 from benchmark.data.images import center_crop, decoded
 from benchmark.data.index import Index
 from benchmark.files import UserError
+from benchmark.protocol import Data
 from benchmark.streams import uniforms
 
 COUNT, SIZE = 103, (24, 16)
 FIRST_OF_0 = [40, 70, 32, 29, 33, 76, 44, 24]
 FIRST_OF_7 = [49, 18, 21, 14, 51, 54, 60, 55]
+UNIFORMS_OF_5 = [0.07082628388443701, 0.6756608758961902, 0.2229927802581121]  # sample 5 in epoch 7 under seed 3
 UNIFORMS = [0.011546754286331562, 0.24154919656271812, 0.11142585551493822, 0.5644146216071337]
 PLAIN = Transform((12, 8), flip=True)
 RANDOM = Transform((12, 8), "random_resize_crop", {"largest": 1.5})
@@ -148,6 +150,7 @@ def test_order_is_fixed_for_ever(index: Index) -> None:
     assert order(index, 0, 0)[:8].tolist() == FIRST_OF_0
     assert order(index, 7, 3)[:8].tolist() == FIRST_OF_7
     np.testing.assert_allclose(uniforms(0, 0, 0, 4), UNIFORMS, rtol=0, atol=0)
+    np.testing.assert_allclose(uniforms(3, 7, 5, 3), UNIFORMS_OF_5, rtol=0, atol=0)
 
 
 def test_uniforms_of_several_threads_do_not_mix() -> None:
@@ -214,14 +217,15 @@ def test_workers_share_the_bytes_of_kept_pictures(index: Index, workers: int, ke
     assert len(reader._kept) == kept
 
 
-def test_the_reader_has_the_seed_of_the_training(index: Index) -> None:
-    rules = small.protocol(train={"flip": False})
-    method = SimpleNamespace(
-        protocol=rules, train_size="16x24", augmentation=("center_crop", {}), seed=5, device=torch.device("cpu"),
-        trainer=SimpleNamespace(global_rank=0, world_size=1),
-    )  # fmt: skip
-    expected = Batches(index, rules.train.batch, 5, transform=Transform((16, 24), flip=False))
-    assert same(next(iter(batches.Reader(method, index, 3, 0))), expected[3])
+@pytest.mark.parametrize("augmentation", [("center_crop", {}), ("random_resize_crop", {"largest": 2.0, "uncropped": 0.25})])
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize(("rank", "world"), [(0, 1), (1, 2)])
+def test_the_reader_has_the_seed_and_rank_of_the_training_and_the_augmentation_of_its_method(
+    index: Index, augmentation: tuple[str, dict], flip: bool, rank: int, world: int
+) -> None:
+    rules = small.protocol(train={"batch": 12, "flip": flip})
+    expected = Batches(index, 12, 5, rank, world, transform=Transform((16, 24), *augmentation, flip=flip))
+    assert same(next(iter(small.reader(index, rules, "16x24", 3, 5, augmentation, rank, world))), expected[3])
 
 
 def test_what_a_batch_holds(index: Index) -> None:
@@ -365,6 +369,17 @@ def test_corrupt_sample_can_be_skipped_and_is_counted(
     assert skips == (key in sequence[:100])
     assert skips == 1, "choose another sample for this test"
     assert key in caplog.text
+
+
+def test_a_training_leaves_out_what_is_damaged_if_its_protocol_says_so(damaged: tuple[Index, str]) -> None:
+    rules = [small.protocol(data=Data(on_corrupt=what), train={"batch": 10, "steps": 10}) for what in ("skip", "error")]
+    found = list(small.reader(damaged[0], rules[0], "16x24"))
+    expected = Batches(damaged[0], 10, transform=Transform((16, 24)), on_corrupt="skip")
+    for step, batch in enumerate(found):  # what is said of the sample aside
+        assert same(batch | {"skipped": None}, expected[step] | {"skipped": None})
+    assert [len(batch["skipped"]) for batch in found if "skipped" in batch] == [1], "choose another sample for this test"
+    with pytest.raises(UserError, match="is damaged"):
+        list(small.reader(damaged[0], rules[1], "16x24"))
 
 
 def test_all_samples_corrupt_ends(damaged: tuple[Index, str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from small import reader
 
 from benchmark import protocol
 from benchmark.data import batches
@@ -82,6 +83,17 @@ def test_encoding_on_the_way_gives_the_stored_latents(small, autoencoder, tmp_pa
         for name in ("image", "std"):
             torch.testing.assert_close(made[name], expected[name], rtol=2e-3, atol=2e-3)
     assert expected["image"].std() > 0.05, "the comparison is of something"
+
+
+def test_a_training_reads_mirrored_latents_if_its_protocol_says_so(small, autoencoder, tmp_path):
+    index, found = Index(encode(small, Run(tmp_path / "runs"), autoencoder)), []
+    for flip in (True, False):
+        rules = dataclasses.replace(small, train=dataclasses.replace(small.train, batch=12, flip=flip))
+        found.append(next(iter(reader(index, rules, "32x32", start=1, seed=3))))
+        expected = batches.Batches(index, 12, 3, flip=flip)[1]
+        assert found[-1]["key"] == expected["key"]
+        assert all(torch.equal(found[-1][name], expected[name]) for name in ("image", "std"))
+    assert 0 < sum(map(torch.equal, found[0]["image"], found[1]["image"])) < 12
 
 
 def test_latents_decode_to_the_pictures_of_the_library(autoencoder):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import synthetic
 import timm
 import torch
 from PIL import Image
@@ -270,9 +270,7 @@ def test_wrong_shapes_weights(tmp_path):
 
 def test_a_new_detector_is_one_file(monkeypatch, tmp_path):
     """Protocols, plans and records know it by its FACTS, which are read without importing it."""
-    for path in registry.DETECTORS.glob("*.py"):
-        (tmp_path / path.name).write_text(path.read_text())
-    (tmp_path / "means.py").write_text(
+    means = (
         "import torch\n"
         "from benchmark.evaluate.detectors.base import Detector\n"
         "FACTS = {'flops': 2e6, 'numbers': 4, 'classes': 4, 'split_images': 100}\n"
@@ -284,8 +282,7 @@ def test_a_new_detector_is_one_file(monkeypatch, tmp_path):
         "        means = images.float().mean((2, 3))\n"
         "        return {'features': means, 'logits': self.network(means)}\n"
     )
-    monkeypatch.setattr(registry, "DETECTORS", tmp_path)
-    monkeypatch.setattr(detectors, "__path__", [str(tmp_path)])
+    synthetic.detectors(tmp_path / "detectors", monkeypatch, means=means)
     assert registry.detectors() == ["dinov2", "inception", "means", "photos", "shapes"]
     rules = protocol.load("smoke", ["score.detector=means", "score.splits=0", "sample.count=512"])
     assert rules.splits == 5
@@ -295,7 +292,6 @@ def test_a_new_detector_is_one_file(monkeypatch, tmp_path):
         record._fit_scores(scores, 1, registry.detector_facts("means").classes)
     found = detectors.load("means")(torch.full((2, 3, 8, 8), 9, dtype=torch.uint8))
     assert torch.equal(found["features"], torch.full((2, 3), 9.0))
-    sys.modules.pop("benchmark.evaluate.detectors.means")
 
 
 @pytest.mark.parametrize(

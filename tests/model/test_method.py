@@ -72,6 +72,20 @@ def test_guidance_asks_for_the_null_class(monkeypatch):
     assert [call["label"].tolist() for call in seen] == [[1, 2, null, null]] * method.protocol.sample.steps
 
 
+def test_an_image_of_ddpm_has_noise_and_guidance_of_its_own():
+    """Whatever it is made with; and DiT's code guides three of four channels."""
+
+    def made(channels: str, numbers):
+        core, sample = {"channels": 4}, {"solver": "ddpm", "guidance_channels": channels}
+        method = small.fill(build(core=core, objective={"name": "ddpm"}, sample=sample)).eval()
+        return method.generate("32x48", 1, numbers)
+
+    together = made("three", range(4))
+    torch.testing.assert_close(made("three", [3, 1]), together[[3, 1]], rtol=1e-4, atol=1e-4 * float(together.abs().max()))
+    changed = (made("all", range(4)) - together).abs().amax(dim=(0, 2, 3)) / together.abs().amax(dim=(0, 2, 3))
+    assert changed[3] > 1e-2
+
+
 def test_a_generated_image_is_told_to_be_whole(monkeypatch):
     method = small.fill(build()).eval()
     seen = told(method, monkeypatch)

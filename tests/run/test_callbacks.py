@@ -105,11 +105,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_a_training_that_goes_on_adds_the_seconds_of_each_of_its_devices(clock: Clock) -> None:
-    watch = Watch(Stage("train", 10, "step"), "key")
+    watch, compiled = Watch(Stage("train", 10, "step"), "key"), Watch(Stage("train", 10, "step"), "key", compiled=True)
     state = {"seconds": 100.0, "loss": 0.5, "lowest": 0.4, "skipped": 3, "compiled": True}
     watch.load_state_dict(state)
     watch.devices, clock.now = 4, 10.0
     assert watch.state_dict() == state | {"seconds": 140.0}
+    compiled.load_state_dict(state | {"compiled": False})
+    assert compiled.state_dict()["compiled"], "now, if not before"
 
 
 def started(keeper: Keeper, trainer: Ranks) -> Keeper:

@@ -16,19 +16,23 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 
 from benchmark import progress, protocol, registry
 from benchmark.__main__ import app, main
+from benchmark.data.batches import Batches, Transform
+from benchmark.data.index import Index
 from benchmark.evaluate.samples import read_chunk
 from benchmark.files import ROOT, UserError
 from benchmark.identity import Cell, Training
 from benchmark.measure import levels
 from benchmark.model import checkpoint
+from benchmark.model.autoencoder import to_uint8
 from benchmark.model.encoding import Encoding
-from benchmark.model.precision import effective
+from benchmark.model.method import Method
+from benchmark.model.precision import has_bf16
 from benchmark.plan import stages
-from benchmark.plan.layout import WEIGHTS
+from benchmark.plan.layout import REPORT, WEIGHTS
 from benchmark.plan.place import Run
 from benchmark.plan.stages import Stage
 from benchmark.results import record
@@ -248,7 +252,7 @@ def test_methods_of_the_same_encodings_share_images(out, monkeypatch):
     other = json.loads((out / "records" / smoke.hash / "smoke/extrapolation/16x16-16x16-s0.json").read_text())
     assert own["scores"] == other["scores"]
     assert own["training"]["machine"] == own["hardware"]["name"]
-    assert own["training"]["precision"] == own["hardware"]["precision"] == effective(smoke.train.precision)
+    assert own["training"]["precision"] == own["hardware"]["precision"] == ("bf16" if has_bf16() else "float32")
     assert other["hours"]["sample"] == own["hours"]["sample"] > 0  # what the shared images took
     # It shares where its encodings are the same, and there alone, whatever its grid.
     cells = [Cell(smoke, "yarn", "16x16", test, 0) for test in ("16x16", "32x32", "32x24")]
@@ -301,7 +305,7 @@ def test_under_nohup_a_terminal_may_close():
     assert process.returncode == 0
 
 
-def test_two_processes_make_the_same_images(first, out):
+def test_two_processes_make_the_same_images_and_features(first, out):
     (cell,) = out.glob("cells/smoke/rpe2d-16x16-32x32-s0-*")
     complete = content(cell)
     (cell / "samples.json").unlink()
@@ -311,7 +315,52 @@ def test_two_processes_make_the_same_images(first, out):
     assert again.returncode == 0, again.stderr
     made = content(cell)
     assert made.keys() == complete.keys()
-    assert all(made[name] == complete[name] for name in made if name.startswith("chunk"))
+    for name, value in made.items():
+        if name.startswith("chunk"):
+            assert value == complete[name]
+        else:  # from which all scores come
+            torch.testing.assert_close(load(value), load(complete[name]), rtol=1e-5, atol=1e-5)
+
+
+def test_a_seed_reaches_every_stage(tmp_path, monkeypatch):
+    """The first weights, the order of the data, the noise of a step, the places of tokens, the images and the record's name."""
+    settings = ["train.steps=2", "sample.count=16", "train.precision=float32", "sample.precision=float32"]
+    settings += ["options.rpe2d.spacing=random"]  # places at test are drawn from the seed, too
+    rules, run = protocol.load("smoke", settings), Run(tmp_path)
+    step, generate, started, asked = Method.training_step, Method.generate, [], []
+
+    def remember(self, batch, batch_index=0):
+        weights = {key: value.cpu().clone() for key, value in self.state_dict().items()}
+        loss = step(self, batch, batch_index)
+        started.append((weights, batch["key"], loss.item()))
+        return loss
+
+    monkeypatch.setattr(Method, "training_step", remember)
+    monkeypatch.setattr(
+        Method, "generate", lambda self, size, seed, *rest: asked.append((self.seed, seed)) or generate(self, size, seed, *rest)
+    )
+    for verb, *words in (["train"], ["sample", "--test", "16x16"], ["score", "--test", "16x16"]):
+        here(verb, "rpe2d", *settings, *words, "--protocol", "smoke", "--seed", "3", out=tmp_path)
+    (folder,), (shards,) = tmp_path.glob("trainings/*"), tmp_path.glob("data/*")
+    assert folder.name.startswith("rpe2d-16x16-s3-")
+    assert json.loads((folder / REPORT).read_text())["seed"] == 3
+    weights, keys, loss = started[0]
+    for seed in (3, 0):
+        method = registry.build("rpe2d", rules, "16x16", seed)
+        first = Batches(Index(shards), 8, seed, transform=Transform((16, 16), *method.augmentation))[0]
+        assert all(torch.equal(weights[key], value) for key, value in method.state_dict().items()) == (seed == 3)
+        assert (first["key"] == keys) == (seed == 3)
+        assert (method.loss(first).item() == pytest.approx(loss, rel=1e-4)) == (seed == 3)
+    assert asked == [(3, 3)]
+    (cell,) = tmp_path.glob("cells/smoke/*")
+    images, made = read_chunk(cell / "chunks" / "chunk-00000.tar"), sample.built(Cell(rules, "rpe2d", "16x16", "16x16", 3), run)
+    assert made.seed == 3
+    for seed in (3, 0):
+        expected = to_uint8(generate(made, "16x16", seed, range(16)))
+        assert (np.abs(images.astype(int) - expected).max() <= 1) == (seed == 3)
+    (path,) = tmp_path.glob("records/**/*.json")
+    assert path.name == "16x16-16x16-s3.json"
+    assert json.loads(path.read_text())["seed"] == 3
 
 
 def test_sweep_trains_shared_checkpoints_once_and_custom_runs_stay_apart(out, monkeypatch, capsys):

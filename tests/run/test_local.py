@@ -94,8 +94,9 @@ def test_cells_of_one_checkpoint_wait_for_the_first(tmp_path, monkeypatch):
     monkeypatch.setattr(local, "side_by_side", lambda jobs, run: started.append(list(jobs)))
     monkeypatch.setattr(local, "run_one", lambda stage: None)
     names, run = ["yarn", "ntk", "extrapolation", "nope"], Run(tmp_path)
-    local.run_in_parallel(graph(protocol.load("smoke"), names, 0, run), names, 0, run)
+    local.run_in_parallel(graph(protocol.load("smoke"), names, 3, run), names, 3, run)
     trainings, cells = started
+    assert {job.words[job.words.index("--seed") + 1] for job in trainings + cells} == {"3"}
     assert sorted(job.title for job in trainings) == ["train extrapolation at 16x16", "train nope at 16x16"]
     assert all(job.words[-2:] == ["--workers", "1"] for job in trainings), "a decoder each, not half of the processors"
     waits = {job.title: job.after for job in cells}

@@ -88,7 +88,7 @@ def test_a_method_with_its_own_checkpoint_stands_alone_unless_asked(run):
 
 def test_a_record_holds_the_loss_with_its_levels(run, monkeypatch):
     """The whole stage, on fewer images."""
-    monkeypatch.setattr(denoising.heldout, "__defaults__", (16, "", "cpu"))
+    monkeypatch.setattr(loss.heldout_images, "__defaults__", (16, ""))
     small = dataclasses.replace(RULES, cells={"16x16": ["32x32"]})
     stages = graph(small, ["yarn"], 0, run)
     assert not local.run_all(stages)

@@ -8,9 +8,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import synthetic
 import torch
 from PIL import Image
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
+from scipy.special import log_softmax
 from scipy.stats import chisquare
 
 from benchmark import protocol, registry, streams
@@ -250,6 +252,59 @@ def test_a_machine_that_made_nothing_is_not_named(made, tmp_path, monkeypatch):
     shutil.rmtree(folder / "features")
     monkeypatch.setattr(sample, "machine", lambda: "laptop")
     assert read_json(sample.sample(cell, elsewhere) / DONE)["hardware"]["name"] == "large GPU"
+
+
+QUARTERS = """\
+import torch
+from safetensors.torch import load_file
+
+from benchmark import registry
+from benchmark.evaluate.detectors.base import Detector
+from benchmark.files import file_hash
+
+FACTS = {"flops": 1e6, "numbers": 12, "bytes": 2, "classes": 6, "weights": "quarters.safetensors"}
+
+
+class Quarters(Detector):
+    name, widths = "quarters", {"features": 12, "logits": 6}
+
+    def __init__(self, weights, device):
+        path = registry.weights_file(self.name)
+        self.hash, self.head, self.network = file_hash(path)[:12], load_file(path)["head"], torch.nn.Linear(1, 1)
+
+    def outputs(self, images):
+        features = torch.nn.functional.adaptive_avg_pool2d(images / 12.75 - 10, 2).flatten(1)
+        return {"features": features, "logits": features @ self.head.T}
+"""
+
+
+def test_a_cell_is_scored_by_logits_that_were_not_stored(made, tmp_path, monkeypatch):
+    """As with Inception: features of two bytes, of which the detector's head makes the logits of the inception score."""
+    cell, run, _ = made
+    head = 2 * np.random.default_rng(0).normal(size=(6, 12)).astype(np.float32)
+    save_file({"head": head}, tmp_path / "quarters.safetensors")
+    synthetic.detectors(tmp_path / "detectors", monkeypatch, quarters=QUARTERS)
+    monkeypatch.setattr(scoring.heldout_images, "__defaults__", (4, ""))  # the denoising loss on a few images
+    rules = protocol.load("smoke", [*cell.protocol.overrides, "score.detector=quarters", "score.splits=1"])
+    elsewhere = Run(tmp_path / "runs", devices="1", workers=1)
+    shutil.copytree(run.out / "trainings", elsewhere.out / "trainings")
+    folder = sample.sample(dataclasses.replace(cell, protocol=rules), elsewhere)
+    stored = [load_file(path) for path in folder.glob("features/quarters-*/*.safetensors")]
+    kept = {"features": np.float16, "spectrum": np.float16}
+    assert [{name: value.dtype for name, value in unit.items()} for unit in stored] == [kept, kept]
+    (stage,) = (
+        stage
+        for stage in stages.graph(rules, ["nope"], 0, elsewhere)
+        if isinstance(stage, stages.Score) and stage.cell.test == cell.test
+    )
+    stage.run()
+    images = np.concatenate([read_chunk(path) for path in chunks(folder)]) / 12.75 - 10
+    features = images.reshape(32, 2, 16, 2, 12, 3).mean(axis=(2, 4)).transpose(0, 3, 1, 2).reshape(32, 12)
+    log_p = log_softmax(features @ head.T, axis=1)
+    own = (np.exp(log_p) * (log_p - np.log(np.exp(log_p).mean(axis=0)))).sum(axis=1)
+    expected = np.exp(own.mean())
+    assert expected > 1.1
+    assert read_json(stage.file)["scores"]["is"]["value"] == pytest.approx(expected, rel=2e-3)
 
 
 # --- A cell of two batches of 16 -------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+import small
 import torch
 from safetensors.torch import load_file
 
@@ -23,6 +24,7 @@ from benchmark.evaluate import reference
 from benchmark.files import ROOT, Stopped, UserError
 from benchmark.identity import Training
 from benchmark.model import flops
+from benchmark.model.dit import Core
 from benchmark.model.method import Method
 from benchmark.plan import layout, needs, stages
 from benchmark.plan.dataset import DataSet
@@ -105,6 +107,18 @@ def test_ema_is_the_average_of_the_weights(smoke, tmp_path, monkeypatch):
     assert not torch.equal(saved["core.final_layer.linear.weight"], raw[-1]["core.final_layer.linear.weight"])
 
 
+def test_a_training_starts_from_the_checkpoint_that_its_protocol_names(smoke, tmp_path):
+    """After one step of no length, the average is what it started from: its first update copies the weights."""
+    given, file = small.fill(registry.build("nope", smoke, "16x16", 0)).core.state_dict(), tmp_path / "core.pt"
+    torch.save(given, file)
+    for init in ([f"train.init={file}"], []):
+        rules = protocol.load("smoke", ["train.precision=float32", "train.steps=1", "train.lr=1e-12", *init])
+        state = load_file(train.train(Training(rules, "nope", "16x16", 0), run(tmp_path / "runs")) / train.WEIGHTS)
+        assert state.keys() == {f"core.{key}" for key in given}
+        same = [torch.allclose(state[f"core.{key}"], value, rtol=0, atol=1e-6) for key, value in given.items()]
+        assert all(same) == bool(init)
+
+
 def test_a_trainings_gradients_are_clipped(smoke, tmp_path, monkeypatch):
     """By Lightning's loop, not by a call of our own."""
     norms = []
@@ -121,7 +135,8 @@ def test_a_trainings_gradients_are_clipped(smoke, tmp_path, monkeypatch):
     assert len(norms) >= 3
 
 
-def test_resume_after_a_crash_is_bit_equal(smoke, uninterrupted, tmp_path, monkeypatch, capsys):
+def crash(training: Training, where: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trains until the middle of step 13."""
     original = Method.training_step
 
     def failing(self, batch, batch_index=0):
@@ -129,10 +144,14 @@ def test_resume_after_a_crash_is_bit_equal(smoke, uninterrupted, tmp_path, monke
             raise RuntimeError("pulled the plug")
         return original(self, batch, batch_index)
 
-    monkeypatch.setattr(Method, "training_step", failing)
-    with pytest.raises(RuntimeError, match="plug"):
-        train.train(Training(smoke, "extrapolation", "16x16", 0), run(tmp_path, every_steps=5))
-    monkeypatch.undo()
+    with monkeypatch.context() as context:
+        context.setattr(Method, "training_step", failing)
+        with pytest.raises(RuntimeError, match="plug"):
+            train.train(training, where)
+
+
+def test_resume_after_a_crash_is_bit_equal(smoke, uninterrupted, tmp_path, monkeypatch, capsys):
+    crash(Training(smoke, "extrapolation", "16x16", 0), run(tmp_path, every_steps=5), monkeypatch)
     folder = next(tmp_path.glob("trainings/*"))
     assert not layout.is_trained(folder)
     # The newest checkpoints are torn, as by a kill while they were written: the one before is used.
@@ -144,6 +163,24 @@ def test_resume_after_a_crash_is_bit_equal(smoke, uninterrupted, tmp_path, monke
     assert "step=10.ckpt is damaged" in said
     assert "step=12.ckpt is damaged" in said
     assert "continuing from step 5" in said
+    assert same_weights(folder, uninterrupted)
+
+
+def test_a_core_that_is_compiled_trains_to_the_same_weights(smoke, uninterrupted, tmp_path, monkeypatch):
+    """And the report says so, if only of a part. That cores compile is the contract's matter: here the compiler only counts."""
+    compiled, calls, training = [], [], Training(smoke, "extrapolation", "16x16", 0)
+
+    def compiler(call, **_):
+        compiled.append(type(call.__self__))
+        return lambda *given: calls.append(None) or call(*given)
+
+    monkeypatch.setattr(torch, "compile", compiler)  # which a module's `compile` asks
+    crash(training, run(tmp_path, every_steps=5, compile=True), monkeypatch)
+    assert compiled == [Core]
+    assert len(calls) == 13
+    folder = train.train(training, run(tmp_path))
+    assert len(calls) == 13
+    assert json.loads((folder / train.REPORT).read_text())["compiled"]
     assert same_weights(folder, uninterrupted)
 
 
