@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from benchmark.files import UserError
 
@@ -37,7 +37,10 @@ def check_damage(error: Exception, path: Path | str) -> None:
 
 def decoded(data: bytes, extension: str) -> Image.Image:
     """The picture in `data` as RGB, by webdataset's decoder. Orientation tags are not applied (nor does ADM)."""
-    return _decoder()(extension, data)
+    try:
+        return _decoder()(extension, data)
+    except UnidentifiedImageError:  # which names the buffer by its address
+        raise UnidentifiedImageError("cannot be identified as an image") from None
 
 
 @functools.cache

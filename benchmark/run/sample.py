@@ -122,7 +122,9 @@ def sample(cell: Cell, run: Run) -> Path:
 
 def same_encodings(cell: Cell) -> bool:
     """Whether a method's encodings at a cell's grid equal those of its base bit by bit, at every noise level of the sampler."""
-    method, base = (registry.build(name, shallow(cell.protocol), cell.train, 0) for name in (cell.method, cell.training.method))
+    method, base = (
+        registry.build(name, shallow(cell.protocol), cell.train, cell.seed) for name in (cell.method, cell.training.method)
+    )
     grid_hw, times = cell.protocol.grid(cell.test), [None]
     if method.timed:
         times = method.sampling_times(grid_hw)
