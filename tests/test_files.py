@@ -131,3 +131,13 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
         files.locked(tmp_path / ".lock"),
     ):
         pass
+
+
+def test_a_file_is_replaced_whole_and_flushed_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, seen, fsync, replace = tmp_path / "a", [], os.fsync, os.replace
+    files.write_text(path, "old")
+    os.link(path, tmp_path / "held")  # as one who reads it holds it
+    monkeypatch.setattr(os, "fsync", lambda handle: seen.append("fsync") or fsync(handle))
+    monkeypatch.setattr(os, "replace", lambda *paths: seen.append("replace") or replace(*paths))
+    files.write_text(path, "new")
+    assert ((tmp_path / "held").read_text(), path.read_text(), seen[:2]) == ("old", "new", ["fsync", "replace"])

@@ -79,6 +79,7 @@ def test_an_edit_changes_the_keys_of_what_runs_through_it_and_no_others(copy):
         return [one != other for one, other in zip(before, keys(), strict=True)]
 
     assert edit("methods/rpe2d.py", "methods/yarn.py") == [False, True, True, False]
+    assert edit("benchmark/data/batches.py") == [True, True, False, False]
     assert edit("benchmark/model/dit.py") == [True] * 4
 
 
@@ -95,6 +96,44 @@ def test_what_reads_the_first_weights_is_behind_trainings_that_have_some(copy, t
     with (copy / "benchmark/model/checkpoint.py").open("a") as file:
         file.write("\nMORE = 1\n")
     assert [one == other for one, other in zip(before, keys(), strict=True)] == [True, False]
+
+
+def test_the_code_behind_each_key():
+    """An edit of what crops, rounds, measures or scores makes weights, images and records anew."""
+    model = {f"benchmark/model/{name}.py" for name in ("autoencoder", "diffusion", "dit", "draws", "encoding", "precision")}
+    data = {f"benchmark/data/{name}.py" for name in ("batches", "choice", "images")}
+    assert model | data | {"benchmark/model/optimizers.py"} <= set(code_files(*identity.TRAINING))
+    assert model <= set(code_files(*identity.SAMPLING))
+    scores = {f"benchmark/evaluate/{name}.py" for name in ("denoising", "manifold", "metrics", "reference", "score")}
+    assert scores <= set(code_files(*identity.SCORING))
+
+
+def test_a_training_follows_all_that_it_is_made_of():
+    def key(*settings: str, method: str = "rpe2d", data: str = "a") -> str:
+        return Training(protocol.load("smoke", list(settings)), method, "16x16", 0).key(data)
+
+    assert key(data="b") != key()
+    for word in ("options.rpe2d.h_max=24", "objective.shift=2", "objective.class_dropout=0.2", "core.rope_base=50",
+                 "data.on_corrupt=skip", "train.flip=false", "train.ema=0.8", "train.lr_of.rpe2d=1e-4"):  # fmt: skip
+        assert key(word) != key(), word
+    for word in ("options.yarn.temperature=0.2", "sample.guidance=3", "score.splits=1", "train.lr_of.ledit=1e-4"):
+        assert key(word) == key(), word
+
+
+def test_images_follow_all_that_they_are_made_by():
+    def key(*settings: str) -> str:
+        return Cell(protocol.load("smoke", list(settings)), "yarn", "16x16", "32x24", 0).key("weights")
+
+    for word in ("sample.guidance=3", "sample.steps=5", "sample.solver=heun", "sample.labels=random",
+                 "switches.attention_scale=jin", "switches.timestep_shift=sqrt_area", "options.yarn.beta_slow=2"):  # fmt: skip
+        assert key(word) != key(), word
+    assert key("score.splits=1") == key()
+
+
+def test_a_reference_follows_all_that_it_is_made_of():
+    usual, other = ["shapes", "c", "16x16", "shapes", "w", 10, 5], ["x", "d", "16x24", "inception", "v", 11, 6]
+    keys = {identity.reference_key(*usual[:k], other[k], *usual[k + 1 :]) for k in range(7)}
+    assert len(keys | {identity.reference_key(*usual)}) == 8
 
 
 def test_what_calls_the_detector_is_behind_features():

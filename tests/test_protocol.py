@@ -300,3 +300,15 @@ def test_a_bad_override_is_refused_in_one_line(override: str, message: str) -> N
         protocol.load("smoke", [override])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "options.yarn.temperature=0.2", "cells.16x16=[16x16]", "switches.attention_scale=jin", "score.splits=1",
+        "score.nearest=8", "objective.shift=2", "core.rope_base=50", "data.count=65", "train.lr_of.ledit=1e-4", "train.ema=0.8",
+    ],
+)  # fmt: skip
+def test_every_rule_is_in_the_hash(word):
+    """Or a custom run's records would lie among those of the protocol, and could be submitted."""
+    assert protocol.load("smoke", [word]).hash != protocol.load("smoke").hash

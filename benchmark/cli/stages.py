@@ -122,7 +122,10 @@ def show_board(protocol: Protocol, run) -> None:
         committed = boards.BOARDS / "records" / protocol.name
         paths = {path.relative_to(committed): path for path in committed.glob("*/*.json")} | paths
     values = [record.read(path, protocol) for _, path in sorted(paths.items())]
-    console(160).print(rankings.rich_table(protocol, values, new))
+    if problems := record.disagreements(values):
+        progress.say(f"no table: these records cannot share one ({'; '.join(problems[:2])}); choose another OUT for each")
+    else:
+        console(160).print(rankings.rich_table(protocol, values, new))
     progress.say(f"records  {own}")
     progress.say(f"samples  {run.out / 'cells' / protocol.name} ({layout.GRID} in each)")
     if made:

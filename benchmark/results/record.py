@@ -13,6 +13,7 @@ import json
 import math
 import re
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -394,7 +395,7 @@ def read_all(folder: Path | str = FOLDER) -> list[Record]:
             found.append(record)
         except UserError as error:
             problems.append(str(error).replace("\n", "\\n"))  # a file's name may hold a line end
-    problems += _disagreements(found)
+    problems += disagreements(found)
     if problems:
         more = f"; and {len(problems) - files.SHOWN} more" if len(problems) > files.SHOWN else ""
         raise UserError(f"{len(problems)} refused: {'; '.join(problems[: files.SHOWN])}{more}")
@@ -402,7 +403,7 @@ def read_all(folder: Path | str = FOLDER) -> list[Record]:
     return sorted(found, key=lambda r: (r.protocol, r.method, order[r.protocol][r.pair], r.seed))
 
 
-def _disagreements(records: list[Record]) -> list[str]:
+def disagreements(records: Sequence[Record]) -> list[str]:
     """Records that may not share a table with the others of their protocol, in the words of a refusal.
 
     The side with fewer records is named (the later in the order of paths where both have as many).

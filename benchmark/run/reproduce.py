@@ -19,7 +19,7 @@ from rich.console import Console
 
 from benchmark import progress
 from benchmark.board import published, table
-from benchmark.files import UserError, listed, read_json
+from benchmark.files import UserError, below, listed, read_json, write_text
 from benchmark.identity import Cell, cells_of
 from benchmark.plan import report as plan
 from benchmark.plan.place import Run
@@ -279,6 +279,20 @@ def spent(committed: Committed, seed: int) -> str:
     return f"{plan.show_hours(training['hours'])} to train{where} and {told}"
 
 
+def reuses(protocol: Protocol, method: str, seed: int, run: Run) -> bool:
+    """Whether a row's weights are of a training that was not begun, or at least not finished, by a reproduction in OUT.
+
+    Which a file there remembers, so that a reproduction that was stopped late still verifies the row once it goes on.
+    """
+    begun = below(run.out, "reproductions", f"{protocol.name}-{protocol.hash}-{method}-s{seed}")
+    if begun.is_file():
+        return False
+    if all(stage.is_complete() for stage in graph(protocol, [method], seed, run) if stage.kind == "train"):
+        return True
+    write_text(begun, "")
+    return False
+
+
 def reproduce(protocol: Protocol, method: str, seed: int | None, run: Run) -> list[Line]:
     """Runs or resumes a row and prints the comparison.
 
@@ -298,7 +312,7 @@ def reproduce(protocol: Protocol, method: str, seed: int | None, run: Run) -> li
     local.check(run)
     committed, usual = committed_of(protocol, method), usual_of(protocol, method)
     progress.say(f"{method}, seed {seed}: the committed row took {spent(committed, seed)}")
-    there = all(stage.is_complete() for stage in graph(protocol, [method], seed, run) if stage.kind in ("train", "sample"))
+    given = reuses(protocol, method, seed, run)
     values, failures = run_row(protocol, method, seed, run)
     cells = cells_of(protocol, [method], seed)
     lines = compare_row(protocol, values, cells, committed, published.load(), usual)
@@ -306,10 +320,8 @@ def reproduce(protocol: Protocol, method: str, seed: int | None, run: Run) -> li
     console.print(show(lines, protocol, method, seed))
     for text in summary(lines):
         console.print(text, highlight=False)
-    if there:
-        console.print(
-            f"Its weights and images already existed in {run.out} and were reused; choose another OUT to make new ones."
-        )
+    if given:
+        console.print(f"Its weights already existed in {run.out} and were reused; choose another OUT to make new ones.")
     elif text := entry(lines, values, committed, seed):
         console.print(f"Not your own row? Add this to leaderboards/{verified.NAME}, with your name, and open a pull request:")
         print(f"\n{text}")

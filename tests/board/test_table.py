@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -379,3 +380,15 @@ def test_ranks_are_of_complete_rows_by_each_measure(rules: protocol.Protocol) ->
     board = board_of(rules, {("a", 0): (1, 2, 3), ("b", 0): (1, 1, 1), ("c", 0): (1, 1, None)})
     assert board.ranks("fid") == {"b": 1, "a": 2}
     assert board.ranks("is") == {"b": 1, "a": 2}
+
+
+def test_one_cell_of_another_kind_marks_its_row(rules: protocol.Protocol) -> None:
+    def marks(**change: Any) -> str:
+        values = [value_of(rules, "yarn", pair, 0, 20.0) for pair in rules.pairs()]
+        for section, fields in change.items():
+            values[0][section].update(fields)
+        return table.build(rules, [record.from_value(value, rules) for value in values]).rows[0].marks
+
+    assert marks() == "¹"
+    assert marks(revisions={"train": 7}) == "†¹"
+    assert marks(method={"options": {"factor": 3.0}}) == "§¹"

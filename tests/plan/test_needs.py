@@ -67,3 +67,10 @@ def test_decoders_are_of_the_processors_that_are_ours(tasks, own, workers, expec
         if value is not None:
             monkeypatch.setenv(f"SLURM_{name}", str(value))
     assert Run(devices="2", workers=workers).decoders == expected
+
+
+def test_a_batch_is_shared_by_devices() -> None:
+    """So are its activations; the weights are not."""
+    rules = protocol.load("imagenet-256-xl2")
+    (same, one), (weights, two) = (list(needs.training(rules, "256x256", Run(devices=n)).values())[:2] for n in ("1", "2"))
+    assert (weights, one) == (same, 2 * two)

@@ -351,3 +351,20 @@ def test_a_record_stays_whatever_way_the_path_of_the_data_is_written(tmp_path):
 
     assert len(set(keys(str(folder)))) == 1
     assert keys(str(folder)) == keys(f"{folder}/") == keys(f"{folder}/../{folder.name}") != keys("")
+
+
+def test_a_record_follows_the_rules_of_scoring(tmp_path):
+    keys = {
+        graph(protocol.load("smoke", words), ["nope"], tmp_path)[-1].key()
+        for words in ([], ["score.splits=1"], ["score.reference=32"], ["score.nearest=8"])
+    }
+    assert len(keys) == 4
+
+
+def test_commands_say_where_the_data_lie(tmp_path):
+    """Jobs and processes of several devices know nothing else of them."""
+    test_dataset.manifests(tmp_path / "data")
+    data = str(tmp_path / "data" / "pictures")
+    for stage in graph(protocol.load("imagenet-256-s2"), ["nope"], tmp_path, data=data):
+        words = stage.command()
+        assert stage.kind == "reference" or words[words.index("--data") + 1] == data

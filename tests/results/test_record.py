@@ -328,3 +328,31 @@ def test_the_code_of_a_record_is_that_which_the_process_began_with(tmp_path: Pat
     monkeypatch.setenv("PATH", "")
     assert record.git_state("methods") == (None, False, "git is not installed")
     record.git_state.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["benchmark/a.py", "methods/new.py", "datasets/x.yaml"])
+def test_code_that_no_commit_holds_is_dirty(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it is new or was edited; what lies elsewhere makes no numbers."""
+    monkeypatch.setattr(record.files, "ROOT", tmp_path)
+
+    def git(*arguments: str) -> None:
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=tmp_path, check=True)
+
+    def dirty() -> bool:
+        record.git_state.cache_clear()
+        return record.git_state(*record.CODE).dirty
+
+    git("init", "-q")
+    for folder in record.CODE:
+        files.write_text(tmp_path / folder / "old", "1")
+    git("add", "-A")
+    git("commit", "-q", "-m", "first")
+    files.write_text(tmp_path / name, "1")
+    assert dirty()
+    git("add", "-A")
+    git("commit", "-q", "-m", "second")
+    files.write_text(tmp_path / "notes.md", "1")
+    assert not dirty()
+    files.write_text(tmp_path / name, "2")
+    assert dirty()
+    record.git_state.cache_clear()

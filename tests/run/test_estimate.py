@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from benchmark import protocol
+from benchmark.model import flops
 from benchmark.plan import stages
 from benchmark.plan.place import Run
 from benchmark.run import estimate
@@ -37,6 +38,10 @@ def test_a_measurement_uses_the_core_and_leaves_random_numbers_alone(smoke, monk
     assert speed.training > 1e6
     assert speed.sampling > 1e6
     assert torch.equal(torch.get_rng_state(), state)
+    monkeypatch.setattr(estimate, "seconds", lambda work, where: 2.0)
+    speed = estimate.measure(smoke[0], "cpu")
+    assert speed.training == pytest.approx(flops.training_flops(smoke[0], "16x16") * 8 / 2), "of batches of 8"
+    assert speed.sampling == pytest.approx(flops.forward_flops(smoke[0].core, 1, (4, 4)) * 2 * 16 / 2), "of 16, with guidance"
 
 
 def test_a_large_core_is_measured_by_two_blocks_and_few_images(monkeypatch):

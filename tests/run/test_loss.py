@@ -97,6 +97,7 @@ def test_a_record_holds_the_loss_with_its_levels(run, monkeypatch):
     assert len(entry["replicates"]) == 200
     assert entry["low"] < entry["value"] < entry["high"]
     assert len(entry["levels"]) == len(entry["times"]) == denoising.LEVELS
+    assert entry["images"] == loss.heldout_images(small, "32x32", run, "cpu").hash, "of the test size"
     assert sum(entry["levels"]) / 8 == pytest.approx(entry["value"], rel=1e-4)
     place = record.write(value, run.out / "again")
     assert record.read(place, small).scores["loss"] == entry

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import io
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -297,6 +299,37 @@ def test_without_a_record_nothing_runs(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=f"nope has no committed record for {kind}, so there is nothing to reproduce"):
             reproduce.reproduce(found, "nope", None, run)
     assert not (tmp_path / "runs").exists()
+
+
+def test_weights_that_were_there_verify_nothing(tmp_path, monkeypatch, capsys):
+    """But those of a reproduction that was stopped and goes on do."""
+    shapes = protocol.load("shapes")
+    committed, trained = committed_row(shapes, "yarn"), [True]
+    values = {cell: committed[cell.train, cell.test, 0].value for cell in cells_of(shapes, ["yarn"], 0)}
+    monkeypatch.setattr(stages.Stage, "is_complete", lambda stage: trained[-1])
+    monkeypatch.setattr(reproduce, "committed_of", lambda *_: committed)
+    monkeypatch.setattr(reproduce, "usual_of", lambda *_: {})
+
+    def said(before: bool, *, stopped: bool = False) -> tuple[bool, bool]:
+        trained.append(before)
+
+        def run_row(*_):
+            trained.append(True)
+            if stopped:
+                raise KeyboardInterrupt
+            return values, []
+
+        monkeypatch.setattr(reproduce, "run_row", run_row)
+        with pytest.raises(KeyboardInterrupt) if stopped else contextlib.nullcontext():
+            reproduce.reproduce(shapes, "yarn", 0, Run(tmp_path, "", "1", 1))
+        text = capsys.readouterr().out
+        return "already existed" in text, "verified.yaml" in text
+
+    assert said(before=True) == (True, False)
+    assert said(before=False, stopped=True) == (False, False)
+    assert said(before=True) == (False, True)
+    shutil.rmtree(tmp_path / "reproductions")
+    assert said(before=False) == (False, True)
 
 
 def test_the_seed_is_one_that_is_recorded(tmp_path, monkeypatch, capsys):

@@ -492,3 +492,25 @@ def test_a_whole_sweep_as_jobs(tmp_path, monkeypatch, capsys):
     assert len(list(out.glob("references/*.npz"))) == 1, "scoring used the reference that its own job had made"
     app(arguments, standalone_mode=False)
     assert "1 done" in capsys.readouterr().out, "nothing but the closing plan was left to run"
+
+
+@pytest.mark.parametrize(("rank", "seen"), [(0, "ab"), (1, "a")])
+def test_the_first_process_alone_goes_on_after_what_all_do(rank, seen, monkeypatch, tmp_path):
+    """A cell is sampled by all processes and scored by one."""
+    submitit = pytest.importorskip("submitit")
+    monkeypatch.setattr(submitit, "JobEnvironment", lambda: SimpleNamespace(global_rank=rank))
+    Commands([[sys.executable, "-c", f"open({str(tmp_path / 'x')!r}, 'a').write({letter!r})"] for letter in "ab"])()
+    assert (tmp_path / "x").read_text() == seen
+
+
+def test_where_jobs_are_placed(fake_slurm, tmp_path):
+    queue = slurm.Queue("slurm", tmp_path, slurm.resources(None), devices=4, nodes=2, gpus=True)
+
+    def placed(kind: str, distributed: bool) -> tuple[int, ...]:
+        """Nodes, processes on each, GPUs of each."""
+        return tuple(queue.placement(Task("x", kind, (), distributed=distributed)).values())
+
+    assert placed("train", True) == placed("cell", True) == (2, 4, 4)
+    assert placed("latents", True) == (1, 1, 4)
+    assert placed("reference", False) == placed("cell", False) == (1, 1, 1)
+    assert placed("data", False) == placed("end", False) == (1, 1, 0)
