@@ -39,7 +39,16 @@ def test_large_protocols_are_the_papers(name):
     assert found.objective == protocol.Objective(name="ddpm")
     assert (sample.solver, sample.steps, sample.guidance, sample.guidance_channels) == ("ddpm", 250, 1.5, "three")
     assert (found.train.batch, found.train.lr, found.train.ema, found.train.weight_decay) == (256, 1e-4, 0.9999, 0.0)
-    assert found.score.detector == "inception"
+    assert (sample.labels, found.train.warmup, found.train.decay, found.train.clip) == ("balanced", 0, 0, 0)
+    assert list(found.train.betas) == [0.9, 0.999]
+    assert found.switches == protocol.Switches(attention_scale="jin")
+    nearest = 1_000 if train == "512x512" else 10_000
+    assert (found.score.detector, found.score.reference, found.score.nearest, found.score.splits) == (
+        "inception",
+        50_000,
+        nearest,
+        0,
+    )
     tuned = name.endswith("-ft")
     assert found.train.steps == (100_000 if tuned else 400_000)
     assert bool(found.train.init) == tuned
@@ -51,6 +60,16 @@ def test_large_protocols_are_the_papers(name):
     assert sample.count == (10_000 if name.endswith("10k") or train == "512x512" else 50_000)
     for method, options in found.options.items():
         registry.load(method).make_options(options)
+
+
+def test_sit_is_fine_tuned_as_dit_is_but_for_what_a_flow_needs():
+    sit, dit = (protocol.load(f"imagenet-256-{name}-ft").rules() for name in ("sit", "xl2"))
+    assert sit["switches"] == {"attention_scale": "none", "timestep_shift": "none"} != dit["switches"]
+    assert sit["objective"] == dit["objective"] | {"name": "flow", "time": "uniform", "convention": "sit"}
+    assert sit["sample"] == dit["sample"] | {"solver": "euler"}
+    for section in ("core", "data", "score", "cells", "options"):
+        assert sit[section] == dit[section], section
+    assert sit["train"] | {"init": ""} == dit["train"] | {"init": ""}
 
 
 @pytest.mark.parametrize("name", protocol.names())

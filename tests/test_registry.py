@@ -10,6 +10,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import small
 
 from benchmark import registry
 from benchmark.files import ROOT, UserError
@@ -184,3 +185,10 @@ def test_torch_is_not_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_method_is_built_with_the_protocols_options() -> None:
+    rules = small.protocol(options={"rpe2d": {"h_max": 20}, "ledit": {"recipe": "finetune"}})
+    assert registry.build("rpe2d", rules, "16x24", 0).options.h_max == 20
+    assert registry.build("ledit", rules, "16x24", 0).options.recipe == "finetune"
+    assert registry.build("ledit_finetune", rules, "16x24", 0).options.dilated == 0.1

@@ -79,6 +79,8 @@ def write_tar(path: Path, samples: Iterable[tuple[str, int, str, bytes]], failur
 
     def contents() -> Iterator[dict[str, Any]]:
         for key, label, member, data in samples:
+            if key in labels:
+                raise UserError(f"{path.name}: two of its images have the key '{key}'")
             labels[key] = label
             yield {"__key__": key, "cls": str(label).encode(), member: data}
 

@@ -205,7 +205,7 @@ class _Work:
 
     def finish(self, about: dict[str, Any], left_out: Iterable[tuple[str, str]] = ()) -> Written:
         """Joins the shards' indexes into one that loads at once, and writes the manifest, which makes the folder complete."""
-        rows, shards, failures = [], [], [list(entry) for entry in left_out]
+        rows, shards, failures = [], [], []
         for name in self.names:
             entry = _entry(self.out, name)
             assert entry is not None
@@ -213,6 +213,12 @@ class _Work:
             failures += entry["failures"]
             about_shard = {key: entry[key] for key in ("bytes", "sha256")}
             shards.append({"name": f"{name}.tar", "count": len(entry["samples"]), **about_shard})
+        if len(rows) + len(failures) != self.total:
+            raise UserError(
+                f"{self.where or self.out}: of {self.total:,} images {len(rows):,} were read and {len(failures):,} could not be; "
+                f"the others changed meanwhile: remove {self.out} and run the command again"
+            )
+        failures = [*map(list, left_out), *failures]
         if not rows:
             raise self.empty(failures)
         keys = [row[0].encode("utf-8", "surrogateescape") for row in rows]

@@ -414,6 +414,31 @@ def test_parquet_is_dealt_anew(tmp_path: Path) -> None:
     assert pixels(tmp_path / "flat") == sorted(truth)
 
 
+def test_more_rows_and_scenes_than_are_read_at_once(tmp_path: Path) -> None:
+    truth = [(encoded_image(picture(number, (8, 8))), number % 4) for number in range(150)]
+    (tmp_path / "in").mkdir()
+    rows = {"jpg": [data for data, _ in truth], "label": [label for _, label in truth]}
+    pq.write_table(pa.table(rows), tmp_path / "in" / "x.parquet")  # in one group
+    assert write(FOLDER, source(FOLDER, tmp_path / "in"), tmp_path / "out", per_shard=70).count == 150
+    read = read_with_webdataset(tmp_path / "out")
+    assert sorted((sample["jpg"], int(sample["cls"])) for sample in read.values()) == sorted(truth)
+    card = dataclasses.replace(DRAWN, count=150)
+    assert write(card, source(card), tmp_path / "drawn").count == 150
+    assert sorted(read_with_webdataset(tmp_path / "drawn")) == [f"{number:08d}" for number in range(150)]
+
+
+@pytest.mark.parametrize("change", [lambda items: items[:-1], lambda items: [*items, items[0]]])
+def test_a_source_that_gives_other_images_than_it_counted_is_told(change, tmp_path: Path) -> None:
+    class Changing(Folder):
+        def part(self, start: int, stop: int) -> list:
+            items = list(super().part(start, stop))
+            return change(items) if start else items
+
+    with pytest.raises(UserError, match=r"of 21 images 18 were read and 0 .*changed meanwhile|two of its images have the key"):
+        write(FOLDER, Changing(tree(tmp_path / "in")), tmp_path / "out", per_shard=6)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
 def test_parquet_sorted_by_class_is_refused(tmp_path: Path) -> None:
     """However large its row groups are; where they are so small that as many as a reader mixes hold all classes, it is taken."""
     labels = np.arange(100).repeat(300)
@@ -760,15 +785,15 @@ def test_latents_are_the_posteriors_of_both_mirror_images(folder: Path, tmp_path
 
     index = Index(folder)
     calls: list[tuple[int, int]] = []
-    done = write_latents(index, tmp_path / "out", autoencoder, (16, 8), batch=6, progress=lambda *c: calls.append(c))
+    done = write_latents(index, tmp_path / "out", autoencoder, (16, 8), batch=2, progress=lambda *c: calls.append(c))
     assert (done.count, calls[0], calls[-1]) == (50, (0, 50), (50, 50))
     model = AutoencoderKL.from_pretrained(autoencoder).eval()
     read = read_with_webdataset(tmp_path / "out")
     assert sorted(read) == [f"{n:08d}" for n in range(50)]
-    for number in (0, 23, 49):
+    assert all(int(sample["cls"]) == shapes.label("train", int(key)) for key, sample in read.items())
+    for number in (0, 19, 23, 49):
         value = np.load(io.BytesIO(read[f"{number:08d}"]["npy"]))
         assert (value.shape, value.dtype) == ((2, 2, 4, 4, 2), np.float16)
-        assert int(read[f"{number:08d}"]["cls"]) == shapes.label("train", number)
         picture = Image.fromarray(shapes.render("train", number, (24, 16))).resize((11, 16), Image.Resampling.BICUBIC)
         pixels = np.asarray(picture.crop((1, 0, 9, 16))).astype(np.float32) / 127.5 - 1
         for flipped in (0, 1):

@@ -159,6 +159,13 @@ def test_shapes_detector_takes_the_bias_off_logits():
     }
 
 
+def test_photos_detector_takes_the_bias_off_logits():
+    detector = detectors.load("photos", "random")
+    torch.nn.init.normal_(detector.network.head.bias.data)
+    x = torch.from_numpy(shapes.render_batch("heldout", range(3), (40, 64))).permute(0, 3, 1, 2)
+    torch.testing.assert_close(detector(x)["logits"] + detector.network.head.bias, detector.network(x)["logits"])
+
+
 def test_untrained_detectors_are_reproducible():
     state = torch.get_rng_state()
     assert detectors.load("shapes", "random").hash == detectors.load("shapes", "random").hash

@@ -7,6 +7,7 @@ import math
 import shutil
 import tracemalloc
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from benchmark import protocol
 from benchmark.data import shapes
 from benchmark.data.tars import write_contents
-from benchmark.evaluate import detectors, samples
+from benchmark.evaluate import detectors, external, samples
 from benchmark.evaluate.external import score_files
 from benchmark.evaluate.manifold import kernel_distance
 from benchmark.evaluate.metrics import Moments, frechet_distance, infinity_sizes, with_interval, within_classes
@@ -377,6 +378,18 @@ def test_anybodys_files(tmp_path, monkeypatch):
         assert {"fid", "sfid", "is", "precision", "recall"} <= set(result["scores"])
         for name, expected in found[0]["scores"].items():
             assert result["scores"][name]["value"] == pytest.approx(expected["value"], rel=1e-6, abs=1e-9)
+
+
+def test_files_are_scored_as_the_fields_evaluator_scores_them(tmp_path, monkeypatch):
+    """Splits of the inception score by their number, and precision and recall over all of them."""
+    seen = []
+    monkeypatch.setattr(detectors, "load", lambda *_: Grid())
+    monkeypatch.setattr(external, "score", lambda features, real, labels, options, device: seen.append(options) or {})
+    monkeypatch.setattr(external.registry, "detector_facts", lambda name: SimpleNamespace(splits=lambda count: count // 20))
+    for name in "ab":
+        pngs(tmp_path / name, scenes(40))
+    assert score_files(tmp_path / "a", tmp_path / "b", "grid")["splits"] == 2
+    assert [(options.splits, options.all_samples, options.balanced) for options in seen] == [(2, True, False)]
 
 
 def test_files_however_they_are_named(tmp_path, monkeypatch):

@@ -119,10 +119,10 @@ def scenes() -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def detector(size_hw: tuple[int, int]) -> dict[str, list[float]]:
-    """What the shapes detector returns for held-out scenes of a size."""
+def detector(name: str, size_hw: tuple[int, int]) -> dict[str, list[float]]:
+    """What a detector whose weights are committed returns for held-out scenes of a size."""
     images = torch.from_numpy(shapes.render_batch("heldout", range(16), size_hw)).permute(0, 3, 1, 2)
-    return {name: summary(value) for name, value in detectors.load("shapes")(images).items()}
+    return {output: summary(value) for output, value in detectors.load(name)(images).items()}
 
 
 def scores() -> dict[str, Any]:
@@ -156,7 +156,11 @@ def parts() -> dict[str, Callable[[], dict[str, Any]]]:
             for name in registry.names()
             for size in GRIDS
         },
-        "score": lambda: {f"detector {h}x{w}": detector((h, w)) for h, w in ((24, 24), (64, 48))} | {"scores": scores()},
+        "score": lambda: (
+            {f"detector {h}x{w}": detector("shapes", (h, w)) for h, w in ((24, 24), (64, 48))}
+            | {f"photos {h}x{w}": detector("photos", (h, w)) for h, w in ((24, 24), (96, 128))}
+            | {"scores": scores()}
+        ),
     }
 
 

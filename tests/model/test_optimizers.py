@@ -156,3 +156,14 @@ def test_trainings_whose_rates_differ_have_different_keys() -> None:
     assert len(keys("ledit", muon | own, muon | shared)) == 2
     assert len(keys("sincos", muon | {"lr": 1e-3, "lr_of": {"ledit": 1e-4}}, muon | shared)) == 1
     assert len(keys("ledit", {"muon_lr": 0.02} | own, shared)) == 1, "AdamW has its own rate alone"
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_betas_and_weight_decay_are_the_protocols(optimizer: str) -> None:
+    """Those of torch's AdamW are others."""
+    rules = small.protocol(train={"optimizer": optimizer, "betas": [0.8, 0.95], "weight_decay": 0.03})
+    groups = registry.build("nope", rules, "16x24", 0).optimizer().param_groups
+    assert {group["weight_decay"] for group in groups} == {0.03}
+    assert [tuple(group["betas"]) for group in groups if "betas" in group] == [(0.8, 0.95)]
+    plain = registry.build("nope", small.protocol(train={"optimizer": optimizer}), "16x24", 0).optimizer().param_groups
+    assert {group["weight_decay"] for group in plain} == {0}

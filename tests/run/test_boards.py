@@ -12,6 +12,7 @@ from synthetic import value_of
 
 from benchmark import protocol, registry
 from benchmark.board import generate, plots, published, view
+from benchmark.cli import stages as verbs
 from benchmark.files import UserError, write_json
 from benchmark.plan import layout, stages
 from benchmark.plan.place import Run
@@ -473,3 +474,21 @@ def test_the_band_is_that_of_the_family_and_leaves_the_row_itself_out(committed,
     assert changes.splitlines()[-1].startswith(
         "- FID 20 at the training size 32x32 is outside the reference band of Extrapolation"
     )
+
+
+def test_a_runs_table_does_not_mix_what_cannot_be_compared(tmp_path, capsys):
+    """As two runs of a protocol of one's own in one OUT, on other images."""
+    smoke, run = protocol.load("smoke"), Run(tmp_path)
+    values = [value_of(smoke, name, pair, 0, 20.0) for name in ("nope", "yarn") for pair in smoke.pairs()]
+    for value in values:
+        record.write(value, stages.records_folder(smoke, run))
+    verbs.show_board(smoke, run)
+    assert "YaRN" in capsys.readouterr().out
+    for value in values:
+        if value["method"]["name"] == "yarn":
+            record.write(value | {"data": value["data"] | {"hash": "e" * 12}}, stages.records_folder(smoke, run))
+    verbs.show_board(smoke, run)
+    said = capsys.readouterr()
+    assert "YaRN" not in said.out
+    assert "cannot share" in said.out + said.err
+    assert "data.hash is" in said.out + said.err

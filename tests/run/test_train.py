@@ -119,6 +119,19 @@ def test_a_training_starts_from_the_checkpoint_that_its_protocol_names(smoke, tm
         assert all(same) == bool(init)
 
 
+def test_the_learning_rate_of_a_training_moves_at_every_step(smoke, tmp_path, monkeypatch):
+    """By Lightning's loop, whose epoch here is the whole training."""
+    rates = []
+    monkeypatch.setattr(
+        Method, "on_before_optimizer_step", lambda self, optimizer: rates.append(optimizer.param_groups[0]["lr"]), raising=False
+    )
+    rules = protocol.load(
+        "smoke", ["train.precision=float32", "train.steps=8", "train.warmup=4", "train.decay=3", "train.lr=1e-3"]
+    )
+    train.train(Training(rules, "nope", "16x16", 0), run(tmp_path))
+    assert rates == pytest.approx([1e-3 * min(1, (step + 1) / 4) * min(1, (8 - step) / 3) for step in range(8)])
+
+
 def test_a_trainings_gradients_are_clipped(smoke, tmp_path, monkeypatch):
     """By Lightning's loop, not by a call of our own."""
     norms = []
