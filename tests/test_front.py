@@ -45,7 +45,7 @@ MAKE = shutil.which("make")
 
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 TAKES = {verb: names.split() for verb, names in re.findall(r"^TAKES_(\w+) *:= (.*)$", MAKEFILE, re.MULTILINE)}
-GIVEN = {"KEEP": "1", "DEVICES": "2", "NODES": "2", "SEED": "1", "PRICE": "2.5", "DEVICE": "h200", "SET": ""}
+GIVEN = {"KEEP": "1", "DEVICES": "3", "NODES": "2", "SEED": "1", "PRICE": "2.5", "DEVICE": "h200", "SET": ""}
 
 
 def make(*words: str, dry: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -109,8 +109,9 @@ def test_every_variable_that_a_verb_reads_reaches_it(verb):
     given = {name: GIVEN.get(name, f"a {name.lower()}") for name in TAKES[verb]}
     result = make(verb, *(f"{name}={value}" for name, value in given.items()))
     assert result.returncode == 0, result.stderr
-    seen = {str(value) for value in parse(result.stdout.splitlines()[-1]).values()}
-    assert not {"True" if name == "KEEP" else value for name, value in given.items() if value} - seen
+    seen = {name.removesuffix("_name"): str(value) for name, value in parse(result.stdout.splitlines()[-1]).items()}
+    wanted = {name.lower(): "True" if name == "KEEP" else value for name, value in given.items() if value}
+    assert {name: seen.get(name) for name in wanted} == wanted
 
 
 @pytest.mark.skipif(not MAKE, reason="there is no make")

@@ -5,12 +5,13 @@ Legend: [h, w] pixels, y before x.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
@@ -35,12 +36,19 @@ def check_damage(error: Exception, path: Path | str) -> None:
         raise UserError(f"{path}: {error.strerror}; run the command again to continue") from None
 
 
+@contextlib.contextmanager
+def identified() -> Iterator[None]:
+    """Pillow's error for what is no image, without the address of the buffer that it was in, which differs from run to run."""
+    try:
+        yield
+    except UnidentifiedImageError:
+        raise UnidentifiedImageError("cannot be identified as an image") from None
+
+
 def decoded(data: bytes, extension: str) -> Image.Image:
     """The picture in `data` as RGB, by webdataset's decoder. Orientation tags are not applied (nor does ADM)."""
-    try:
+    with identified():
         return _decoder()(extension, data)
-    except UnidentifiedImageError:  # which names the buffer by its address
-        raise UnidentifiedImageError("cannot be identified as an image") from None
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from benchmark.data.choice import Choice
-from benchmark.data.images import MEMBERS, decoded
+from benchmark.data.images import MEMBERS, decoded, identified
 from benchmark.files import UserError, atomic, digest, file_hash, listed, shown, write_json
 
 FORMATS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}  # Pillow's name of a format -> member; otherwise in lower case
@@ -60,7 +60,7 @@ def members(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
 
 def member_name(data: bytes, choice: Choice) -> str:
     """The member name that fits what `data` really is; raises one of DAMAGE unless every pixel can be read and is taken."""
-    with Image.open(io.BytesIO(data)) as image:
+    with identified(), Image.open(io.BytesIO(data)) as image:
         choice.check(image)
         name = FORMATS.get(image.format, image.format.lower())
     if name not in MEMBERS:
@@ -80,7 +80,9 @@ def write_tar(path: Path, samples: Iterable[tuple[str, int, str, bytes]], failur
     def contents() -> Iterator[dict[str, Any]]:
         for key, label, member, data in samples:
             if key in labels:
-                raise UserError(f"{path.name}: two of its images have the key '{key}'")
+                raise UserError(
+                    f"{path.parent}: two images of one shard have the key '{key}'; remove the folder and run the command again"
+                )
             labels[key] = label
             yield {"__key__": key, "cls": str(label).encode(), member: data}
 

@@ -213,10 +213,10 @@ class _Work:
             failures += entry["failures"]
             about_shard = {key: entry[key] for key in ("bytes", "sha256")}
             shards.append({"name": f"{name}.tar", "count": len(entry["samples"]), **about_shard})
-        if len(rows) + len(failures) != self.total:
+        if (given := len(rows) + len(failures)) != self.total:
             raise UserError(
-                f"{self.where or self.out}: of {self.total:,} images {len(rows):,} were read and {len(failures):,} could not be; "
-                f"the others changed meanwhile: remove {self.out} and run the command again"
+                f"{self.where or self.out} held {self.total:,} images when they were counted and gave {given:,}: it changed "
+                f"while it was read, or a shard is of older code; remove {self.out} and run the command again"
             )
         failures = [*map(list, left_out), *failures]
         if not rows:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.lib import format as npy
 from PIL import Image
 
-from benchmark.data.images import DAMAGE, IMAGE_SUFFIXES
+from benchmark.data.images import DAMAGE, IMAGE_SUFFIXES, identified
 from benchmark.data.tars import members, write_contents
 from benchmark.files import UserError, atomic, below, digest, listed, read_fields, shown, walk
 from benchmark.protocol import size_name
@@ -316,7 +316,7 @@ def file_list_hash(folder: Path, files: list[Path]) -> str:
 def open_image(file: Path | io.BytesIO, name: str | None = None) -> Image.Image:
     """A decoded RGB image; a UserError names the file that cannot be read."""
     try:
-        with Image.open(file) as image:
+        with identified(), Image.open(file) as image:
             mode, picture = image.mode, image.convert("RGB")
     except DAMAGE as error:
         raise UserError(f"{name or file} is not a readable image ({error})") from None

@@ -207,7 +207,8 @@ def git_state(*folders: str) -> GitState:
         return done.stdout.strip(), ""
 
     commit, why = git("rev-parse", "--verify", "HEAD")
-    return GitState(commit, commit is not None and git("status", "--porcelain", "--", *folders)[0] != "", why)
+    changed, _ = git("status", "--porcelain", "--untracked-files=normal", "--", *folders)  # whatever the user's settings
+    return GitState(commit, commit is not None and changed != "", why)
 
 
 def is_committed() -> bool:

@@ -23,7 +23,7 @@ from benchmark.files import UserError, below, listed, read_json, write_text
 from benchmark.identity import Cell, cells_of
 from benchmark.plan import report as plan
 from benchmark.plan.place import Run
-from benchmark.plan.stages import Score, Stage, graph
+from benchmark.plan.stages import Score, Stage, Train, graph
 from benchmark.protocol import Protocol
 from benchmark.results import compare, record, verified
 from benchmark.results.verified import IDENTICAL, REPRODUCED, SPREAD
@@ -280,17 +280,23 @@ def spent(committed: Committed, seed: int) -> str:
 
 
 def reuses(protocol: Protocol, method: str, seed: int, run: Run) -> bool:
-    """Whether a row's weights are of a training that was not begun, or at least not finished, by a reproduction in OUT.
+    """Whether a row's weights lay in OUT before any reproduction there.
 
-    Which a file there remembers, so that a reproduction that was stopped late still verifies the row once it goes on.
+    A file notes every training that a reproduction finds unfinished. So one that was stopped late still verifies the row when
+    it goes on, and so do the rows of other methods that use the same weights.
     """
-    begun = below(run.out, "reproductions", f"{protocol.name}-{protocol.hash}-{method}-s{seed}")
-    if begun.is_file():
-        return False
-    if all(stage.is_complete() for stage in graph(protocol, [method], seed, run) if stage.kind == "train"):
-        return True
-    write_text(begun, "")
-    return False
+    given = False
+    for stage in graph(protocol, [method], seed, run):
+        if isinstance(stage, Train):
+            item = stage.training
+            noted = below(run.out, "reproductions", f"{item.method}-{item.size}-s{item.seed}-{item.key(data='')}")
+            if noted.is_file():
+                continue
+            if stage.is_complete():
+                given = True
+            else:
+                write_text(noted, "")
+    return given
 
 
 def reproduce(protocol: Protocol, method: str, seed: int | None, run: Run) -> list[Line]:

@@ -331,9 +331,12 @@ def test_the_code_of_a_record_is_that_which_the_process_began_with(tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", ["benchmark/a.py", "methods/new.py", "datasets/x.yaml"])
-def test_code_that_no_commit_holds_is_dirty(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_that_no_commit_holds_is_dirty(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     """Whether it is new or was edited; what lies elsewhere makes no numbers."""
     monkeypatch.setattr(record.files, "ROOT", tmp_path)
+    request.addfinalizer(record.git_state.cache_clear)
 
     def git(*arguments: str) -> None:
         subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=tmp_path, check=True)
@@ -355,4 +358,3 @@ def test_code_that_no_commit_holds_is_dirty(name: str, tmp_path: Path, monkeypat
     assert not dirty()
     files.write_text(tmp_path / name, "2")
     assert dirty()
-    record.git_state.cache_clear()

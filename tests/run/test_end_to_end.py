@@ -319,7 +319,7 @@ def test_two_processes_make_the_same_images_and_features(first, out):
         if name.startswith("chunk"):
             assert value == complete[name]
         else:  # from which all scores come
-            torch.testing.assert_close(load(value), load(complete[name]), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(load(value), load(complete[name]), rtol=1e-4, atol=1e-4)
 
 
 def test_a_seed_reaches_every_stage(tmp_path, monkeypatch):

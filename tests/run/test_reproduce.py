@@ -7,7 +7,6 @@ import copy
 import dataclasses
 import io
 import math
-import shutil
 
 import numpy as np
 import pytest
@@ -302,34 +301,33 @@ def test_without_a_record_nothing_runs(tmp_path, monkeypatch):
 
 
 def test_weights_that_were_there_verify_nothing(tmp_path, monkeypatch, capsys):
-    """But those of a reproduction that was stopped and goes on do."""
-    shapes = protocol.load("shapes")
-    committed, trained = committed_row(shapes, "yarn"), [True]
-    values = {cell: committed[cell.train, cell.test, 0].value for cell in cells_of(shapes, ["yarn"], 0)}
+    """But those of a reproduction do: of one that was stopped and goes on, and of another row's."""
+    shapes, trained = protocol.load("shapes"), []
     monkeypatch.setattr(stages.Stage, "is_complete", lambda stage: trained[-1])
-    monkeypatch.setattr(reproduce, "committed_of", lambda *_: committed)
+    monkeypatch.setattr(reproduce, "committed_of", lambda _, method: committed_row(shapes, method))
     monkeypatch.setattr(reproduce, "usual_of", lambda *_: {})
 
-    def said(before: bool, *, stopped: bool = False) -> tuple[bool, bool]:
+    def said(method: str, before: bool, *, stopped: bool = False) -> tuple[bool, bool]:
         trained.append(before)
+        committed = committed_row(shapes, method)
+        values = {cell: committed[cell.train, cell.test, 0].value for cell in cells_of(shapes, [method], 0)}
 
         def run_row(*_):
-            trained.append(True)
             if stopped:
                 raise KeyboardInterrupt
             return values, []
 
         monkeypatch.setattr(reproduce, "run_row", run_row)
         with pytest.raises(KeyboardInterrupt) if stopped else contextlib.nullcontext():
-            reproduce.reproduce(shapes, "yarn", 0, Run(tmp_path, "", "1", 1))
+            reproduce.reproduce(shapes, method, 0, Run(tmp_path, "", "1", 1))
         text = capsys.readouterr().out
         return "already existed" in text, "verified.yaml" in text
 
-    assert said(before=True) == (True, False)
-    assert said(before=False, stopped=True) == (False, False)
-    assert said(before=True) == (False, True)
-    shutil.rmtree(tmp_path / "reproductions")
-    assert said(before=False) == (False, True)
+    assert said("yarn", before=True) == (True, False)
+    assert said("yarn", before=False, stopped=True) == (False, False)
+    assert said("yarn", before=True) == (False, True)
+    assert said("ntk", before=True) == (False, True), "with the same weights"
+    assert said("ledit", before=True) == (True, False)
 
 
 def test_the_seed_is_one_that_is_recorded(tmp_path, monkeypatch, capsys):
