@@ -11,9 +11,10 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 for name in [name for name in os.environ if name.startswith("GIT_")]:
     del os.environ[name]
 os.environ |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
-# What a script starts in the background ignores Ctrl-C, and so would every process that a test starts and then stops.
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# What a script starts in the background ignores Ctrl-C, and what nohup starts a terminal's end; so would what a test starts.
+for ignored, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(ignored) == signal.SIG_IGN:
+        signal.signal(ignored, handler)
 
 settings.register_profile("suite", derandomize=True, deadline=None)  # the same cases every time
 settings.load_profile("suite")

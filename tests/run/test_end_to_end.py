@@ -271,8 +271,8 @@ def test_methods_of_the_same_encodings_share_images(out, monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_reaches_the_processes_of_a_stage_which_save(number, tmp_path):
     told = signal.SIGTERM if number == signal.SIGHUP else number  # a terminal that closes
-    child = "import signal, sys, time\n"
-    child += f"signal.signal({int(told)}, lambda *_: (print('saved', flush=True), sys.exit(7)))\n"
+    child = "import os, signal, sys, time\n"  # os.write, since the signal may come before print has returned
+    child += f"signal.signal({int(told)}, lambda *_: (os.write(1, b'saved\\n'), sys.exit(7)))\n"
     child += "print('ready', flush=True)\ntime.sleep(60)"
     parent = f"import sys; from benchmark.run.local import run_group; sys.exit(run_group([sys.executable, '-c', {child!r}]))"
     process = subprocess.Popen([sys.executable, "-c", parent], cwd=ROOT, stdout=subprocess.PIPE, text=True)
