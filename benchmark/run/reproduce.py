@@ -288,8 +288,7 @@ def reuses(protocol: Protocol, method: str, seed: int, run: Run) -> bool:
     given = False
     for stage in graph(protocol, [method], seed, run):
         if isinstance(stage, Train):
-            item = stage.training
-            noted = below(run.out, "reproductions", f"{item.method}-{item.size}-s{item.seed}-{item.key(data='')}")
+            noted = below(run.out, "reproductions", stage.training.folder(run.out, data="").name)
             if noted.is_file():
                 continue
             if stage.is_complete():

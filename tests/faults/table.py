@@ -303,6 +303,8 @@ case("pictures: a decompression bomb", "unreadable", shards_of(tree(("a/1.png", 
 case("pictures: a truncated JPEG", "unreadable", shards_of(tree(("a/1.jpg", picture("JPEG", (200, 200))[:400]))))
 case("pictures: text", "unreadable", shards_of(tree(("a/1.png", b"hello"))))
 case("pictures: empty", "unreadable", shards_of(tree(("a/1.png", b""))))
+DEEP = picture(mode="I;16")
+case("pictures: all of 16 bits", "more than 8 bits a channel", shards_of(tree(("a/0.png", DEEP), ("b/0.png", DEEP))))
 case("pictures: none", "holds no images", shards_of(lambda data: None))
 case("pictures: more classes than the card says", "the card says", shards_of(tree(), "kind: folder\nclasses: 3\n"))
 case("tar: an absolute path", "points outside", shards_of(tar(*PAIR, ("/tmp/evil.png", picture()))))

@@ -41,7 +41,6 @@ LOSSES = {name: (name, {}, FLOW) for name in TRAINED} | {
     "ledit_finetune": ("ledit_finetune", {"dilated": 0.5}, FLOW),
 }
 GRIDS = ("32x48", "24x20")  # beyond the trained 16x24 on both axes, and beyond it on one of them
-PARTS = ("train", "sample", "score")
 PROBES = 8  # values of a tensor that are kept, evenly spaced, beside its mean and deviation
 
 
@@ -210,7 +209,7 @@ def unannounced(part: str, found: dict[str, Any]) -> list[str]:
 def rewritten(base: Path, folder: Path = FOLDER) -> list[str]:
     """The goldens whose recorded numbers are not those in a base's folder, although the revisions recorded with them are."""
     found = []
-    for part in PARTS:
+    for part in parts():
         before, now = _stored(part, base), _stored(part, folder)
         found += [
             f"{part}: {name}"
@@ -232,8 +231,8 @@ def write(part: str, found: dict[str, Any]) -> None:
 if __name__ == "__main__":
     if "--base" in sys.argv:
         base = Path(sys.argv[sys.argv.index("--base") + 1])
-        if not all((base / f"{part}.json").is_file() for part in PARTS):
-            sys.exit(f"{base} does not hold the goldens of {', '.join(PARTS)}")
+        if not all((base / f"{part}.json").is_file() for part in parts()):
+            sys.exit(f"{base} does not hold the goldens of {', '.join(parts())}")
         if silent := rewritten(base):
             sys.exit(f"recorded numbers moved under the same revisions: {', '.join(silent)}; raise one of them")
         sys.exit()
